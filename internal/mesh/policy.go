@@ -1,0 +1,86 @@
+package mesh
+
+import "net/netip"
+
+// Policy is one L4 authorization policy as data (istio.security.Authorization); package authz compiles it.
+//
+// It matches a connection when any of its Groups does; a Group when all of its Clauses do; a Clause when it is empty or
+// any of its Matches does.
+type Policy struct {
+	Namespace string
+	Name      string
+	Scope     PolicyScope
+	Action    PolicyAction
+	Groups    []Group
+	DryRun    bool
+
+	// Invalid says why the policy could not be understood. Such a policy denies everything in its scope: an
+	// unreadable rule must not become an open door.
+	Invalid string
+}
+
+// Key names the policy in the mesh: namespace/name.
+func (p *Policy) Key() string { return p.Namespace + "/" + p.Name }
+
+// Group is a conjunction of clauses.
+type Group struct{ Clauses []Clause }
+
+// Clause is a disjunction of matches.
+type Clause struct{ Matches []Match }
+
+// Match holds when every kind of field that is set does: one of the listed values matches, and none of the Not ones.
+type Match struct {
+	Namespaces, NotNamespaces           []StringMatch
+	Principals, NotPrincipals           []StringMatch // without spiffe://
+	SourceIPs, NotSourceIPs             []netip.Prefix
+	DestinationIPs, NotDestinationIPs   []netip.Prefix
+	DestinationPorts, NotDestPorts      []uint16
+	ServiceAccounts, NotServiceAccounts []ServiceAccount
+}
+
+// ServiceAccount is an account of a namespace, in whatever trust domain.
+type ServiceAccount struct{ Namespace, Name string }
+
+// StringMatch is a test on one string.
+type StringMatch struct {
+	Kind  MatchKind
+	Value string
+}
+
+// MatchKind is how a StringMatch reads its value.
+type MatchKind uint8
+
+// The kinds of string match.
+const (
+	MatchNever    MatchKind = iota // the zero value matches nothing
+	MatchExact                     // the whole string
+	MatchPrefix                    // how it begins
+	MatchSuffix                    // how it ends
+	MatchPresence                  // any string but ""
+)
+
+// PolicyScope is which workloads a policy is for.
+type PolicyScope uint8
+
+// The scopes, with Istio's numbers.
+const (
+	ScopeGlobal    PolicyScope = iota // every workload
+	ScopeNamespace                    // those of the policy's namespace
+	ScopeWorkload                     // those that name the policy
+)
+
+// PolicyAction is what a policy that matches does.
+type PolicyAction uint8
+
+// The actions, with Istio's numbers.
+const (
+	Allow PolicyAction = iota
+	Deny
+)
+
+func (a PolicyAction) String() string {
+	if a == Deny {
+		return "DENY"
+	}
+	return "ALLOW"
+}
