@@ -1,0 +1,104 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"os"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// ErrDrained is the cause with which the connections that outlive the grace period are cancelled.
+var ErrDrained = errors.New("drain period ended")
+
+// Serve accepts connections until ctx is done, each on a goroutine of its own, then stops accepting and waits. After
+// grace the context given to handle is cancelled with ErrDrained; Serve returns when every handle has. It closes ln.
+//
+// A failing accept (out of file descriptors, say) is retried with a growing pause. A panic in handle ends its
+// connection, not the program.
+func Serve(ctx context.Context, ln net.Listener, grace time.Duration, handle func(context.Context, net.Conn)) error {
+	connCtx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
+	unlink := context.AfterFunc(ctx, func() { ln.Close() })
+	defer unlink()
+	defer ln.Close()
+
+	var conns sync.WaitGroup
+	err := accept(ctx, ln, func(c net.Conn) {
+		conns.Go(func() {
+			defer recoverConn(c)
+			handle(connCtx, c)
+		})
+	})
+	force := time.AfterFunc(grace, func() { cancel(ErrDrained) })
+	defer force.Stop()
+	conns.Wait()
+	return err
+}
+
+func accept(ctx context.Context, ln net.Listener, start func(net.Conn)) error {
+	pause := time.Duration(0)
+	for {
+		c, err := ln.Accept()
+		if ctx.Err() != nil {
+			if err == nil {
+				c.Close()
+			}
+			return nil
+		}
+		if errors.Is(err, net.ErrClosed) {
+			return fmt.Errorf("accept on %s: %w", ln.Addr(), err)
+		}
+		if err != nil {
+			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+			select {
+			case <-ctx.Done():
+			case <-time.After(pause):
+			}
+			continue
+		}
+		pause = 0
+		start(c)
+	}
+}
+
+func recoverConn(c net.Conn) {
+	r := recover()
+	if r == nil {
+		return
+	}
+	c.Close()
+	fmt.Fprintf(os.Stderr, "panic while serving %s: %v\n%s", c.RemoteAddr(), r, debug.Stack())
+}
+
+// ServeHTTP serves h on ln until ctx is done.
+func ServeHTTP(ctx context.Context, ln net.Listener, h http.Handler) error {
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute}
+	unlink := context.AfterFunc(ctx, func() { srv.Close() })
+	defer unlink()
+	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// Metrics answers with the registry's metrics, in text or OpenMetrics form as the caller accepts.
+func Metrics(reg *prometheus.Registry) http.Handler {
+	return promhttp.HandlerFor(reg, promhttp.HandlerOpts{EnableOpenMetrics: true})
+}
+
+// HandlePprof adds Go's profiles below /debug/pprof/.
+func HandlePprof(mux *http.ServeMux) {
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+}
