@@ -1,0 +1,316 @@
+// Package apply puts the rules of package rules into a network namespace, and takes them out again.
+//
+// It hides the iptables programs (run through go-iptables on a thread inside the namespace), netlink, and the order of
+// steps that keeps a half-made rule set from ever steering a packet. It does not decide what the rules are or whose
+// namespace gets them.
+package apply
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/coreos/go-iptables/iptables"
+
+	"github.com/mistnet/mistnet/cni/rules"
+)
+
+// Namespace is where rules go. Do runs fn on a thread inside it; *linux.NetNS is one, and its nil value is the caller's
+// own namespace.
+type Namespace interface {
+	Do(fn func() error) error
+}
+
+// lockSeconds is how long an iptables program waits for another one to finish.
+const lockSeconds = 5
+
+// IPTables applies rules with the host's own iptables and ip6tables, of whichever kind (nf_tables or legacy) they are.
+// Its methods may be called at the same time for different namespaces, not for the same one.
+type IPTables struct {
+	v4, v6 *iptables.IPTables
+}
+
+// NewIPTables finds the programs. Path names the IPv4 one, a bare name or a path; "" means "iptables". The IPv6 one is
+// its neighbour whose name begins with ip6tables instead.
+func NewIPTables(path string) (*IPTables, error) {
+	if path == "" {
+		path = "iptables"
+	}
+	dir, name := filepath.Split(path)
+	if !strings.HasPrefix(name, "iptables") {
+		return nil, fmt.Errorf("find iptables: %q is not named iptables…, so its IPv6 twin cannot be found", path)
+	}
+	v4, err := iptables.New(iptables.IPFamily(iptables.ProtocolIPv4), iptables.Timeout(lockSeconds), iptables.Path(path))
+	if err != nil {
+		return nil, fmt.Errorf("find iptables (is the package iptables installed?): %w", err)
+	}
+	path6 := dir + "ip6tables" + strings.TrimPrefix(name, "iptables")
+	v6, err := iptables.New(iptables.IPFamily(iptables.ProtocolIPv6), iptables.Timeout(lockSeconds), iptables.Path(path6))
+	if err != nil {
+		return nil, fmt.Errorf("find ip6tables: %w", err)
+	}
+	return &IPTables{v4: v4, v6: v6}, nil
+}
+
+// Apply makes the namespace hold exactly the rule set's chains, connected first in their built-in chains, and its
+// routes. It reports whether anything had to change. What is right already is not touched, so live traffic does not
+// notice a second Apply.
+//
+// All chains are complete, and the routes in place, before the first jump is inserted; redirections are connected last.
+// A chain that is wrong is replaced by a finished one: the old one steers packets until the new one does. After an error
+// the namespace may hold a part of the rules: call Apply again, or Remove.
+//
+// A namespace without IPv6 in its kernel gets the IPv4 part; one where IPv6 is switched off gets all rules, lest an
+// application that switches it on again escapes.
+func (t *IPTables) Apply(ns Namespace, rs rules.Ruleset) (changed bool, err error) {
+	err = ns.Do(func() error {
+		ipv6 := hasIPv6()
+		var connect []func() error
+		for _, f := range t.families(rs, ipv6) {
+			jumps, did, err := prepare(f)
+			changed = changed || did
+			if err != nil {
+				return err
+			}
+			connect = append(connect, jumps...)
+		}
+		for _, r := range rs.Routes {
+			if r.IPv6 && !ipv6 {
+				continue
+			}
+			did, err := addRoute(r)
+			changed = changed || did
+			if err != nil {
+				return err
+			}
+		}
+		for _, jump := range connect {
+			if err := jump(); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return changed, wrap("apply redirection rules", err)
+}
+
+// Remove takes everything of ours out of the namespace, whichever options it was applied with: redirections first, so
+// that no connection is captured without its exceptions. Other chains and rules stay. Nothing to remove is no error.
+// Connections that ztunnel carries at that moment keep their translation until they end.
+func (t *IPTables) Remove(ns Namespace, rs rules.Ruleset) error {
+	return wrap("remove redirection rules", ns.Do(func() error {
+		ipv6 := hasIPv6()
+		var errs []error
+		for _, f := range t.families(rules.Ruleset{}, ipv6) {
+			for _, table := range []string{"nat", "raw", "mangle"} {
+				errs = append(errs, clear(f.ipt, table))
+			}
+		}
+		for _, r := range rs.Routes {
+			if !r.IPv6 || ipv6 {
+				errs = append(errs, removeRoute(r))
+			}
+		}
+		return errors.Join(errs...)
+	}))
+}
+
+type familyRules struct {
+	ipt    *iptables.IPTables
+	chains []rules.Chain
+}
+
+func (t *IPTables) families(rs rules.Ruleset, ipv6 bool) []familyRules {
+	fs := []familyRules{{t.v4, rs.IPv4}}
+	if ipv6 {
+		fs = append(fs, familyRules{t.v6, rs.IPv6})
+	}
+	return fs
+}
+
+func wrap(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+// prepare makes every chain of a family right and returns what remains to be done to connect those that are not, in
+// order.
+func prepare(f familyRules) (connect []func() error, changed bool, err error) {
+	present := map[string][]string{}
+	for _, c := range f.chains {
+		if _, ok := present[c.Table]; !ok {
+			names, err := f.ipt.ListChains(c.Table)
+			if err != nil {
+				return nil, changed, err
+			}
+			present[c.Table] = names
+		}
+	}
+	for table, names := range present { // a chain the options no longer ask for
+		for _, name := range ours {
+			wanted := slices.ContainsFunc(f.chains, func(c rules.Chain) bool { return c.Table == table && c.Name == name })
+			if !wanted && slices.Contains(names, name) {
+				changed = true
+				if err := clearChain(f.ipt, table, name); err != nil {
+					return nil, changed, err
+				}
+			}
+		}
+	}
+	for _, c := range f.chains {
+		names := present[c.Table]
+		exists := slices.Contains(names, c.Name)
+		if exists {
+			right, err := holds(f.ipt, c)
+			if err != nil {
+				return nil, changed, err
+			}
+			if right {
+				at, err := jumps(f.ipt, c.Table, c.From, c.Name)
+				if err != nil {
+					return nil, changed, err
+				}
+				if !slices.Equal(at, []int{1}) {
+					changed = true
+					connect = append(connect, func() error { return connectChain(f.ipt, c, c.Name) })
+				}
+				continue
+			}
+		}
+		changed = true
+		name := c.Name
+		if exists {
+			name = staged(c.Name)
+			if slices.Contains(names, name) { // an Apply that was interrupted
+				if err := clearChain(f.ipt, c.Table, name); err != nil {
+					return nil, changed, err
+				}
+			}
+		}
+		if err := build(f.ipt, c, name); err != nil {
+			return nil, changed, err
+		}
+		connect = append(connect, func() error { return connectChain(f.ipt, c, name) })
+	}
+	return connect, changed, nil
+}
+
+// ours are the chains a pod's namespace may hold.
+var ours = []string{rules.ChainPrerouting, rules.ChainOutput}
+
+// staged is what a chain is called while it waits to replace one.
+func staged(name string) string { return name + "_NEW" }
+
+func build(ipt *iptables.IPTables, c rules.Chain, name string) error {
+	if err := ipt.NewChain(c.Table, name); err != nil {
+		return err
+	}
+	for _, r := range c.Rules {
+		if err := ipt.Append(c.Table, name, r...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// connectChain makes the jump to the chain called name the first rule of c.From. If that is a staged chain, it then
+// takes the old one's place and name.
+func connectChain(ipt *iptables.IPTables, c rules.Chain, name string) error {
+	if err := ipt.Insert(c.Table, c.From, 1, "-j", name); err != nil {
+		return err
+	}
+	at, err := jumps(ipt, c.Table, c.From, c.Name)
+	if err != nil {
+		return err
+	}
+	for _, position := range slices.Backward(at) {
+		if name == c.Name && position == 1 {
+			continue
+		}
+		if err := ipt.DeleteById(c.Table, c.From, position); err != nil {
+			return err
+		}
+	}
+	if name == c.Name {
+		return nil
+	}
+	if err := ipt.ClearAndDeleteChain(c.Table, c.Name); err != nil {
+		return err
+	}
+	return ipt.RenameChain(c.Table, name, c.Name)
+}
+
+// holds reports whether the chain has the rules it should, in order.
+func holds(ipt *iptables.IPTables, c rules.Chain) (bool, error) {
+	have, err := list(ipt, c.Table, c.Name)
+	return err == nil && slices.EqualFunc(have, c.Rules, rules.Same), err
+}
+
+// jumps returns the positions, from 1, of the rules of chain that jump to target without a condition.
+func jumps(ipt *iptables.IPTables, table, chain, target string) ([]int, error) {
+	have, err := list(ipt, table, chain)
+	var at []int
+	for i, r := range have {
+		if slices.Equal(r, rules.Rule{"-j", target}) {
+			at = append(at, i+1)
+		}
+	}
+	return at, err
+}
+
+func list(ipt *iptables.IPTables, table, chain string) ([]rules.Rule, error) {
+	lines, err := ipt.List(table, chain)
+	if err != nil {
+		return nil, err
+	}
+	var out []rules.Rule
+	for _, line := range lines {
+		if words := strings.Fields(line); len(words) > 2 && words[0] == "-A" && words[1] == chain {
+			out = append(out, words[2:])
+		}
+	}
+	return out, nil
+}
+
+// clear removes our chains, staged ones too, and every jump to them.
+func clear(ipt *iptables.IPTables, table string) error {
+	names, err := ipt.ListChains(table)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, name := range ours {
+		for _, name := range []string{name, staged(name)} {
+			if slices.Contains(names, name) {
+				errs = append(errs, clearChain(ipt, table, name))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func clearChain(ipt *iptables.IPTables, table, name string) error {
+	for _, from := range []string{"PREROUTING", "OUTPUT"} {
+		at, err := jumps(ipt, table, from, name)
+		if err != nil {
+			return err
+		}
+		for _, position := range slices.Backward(at) {
+			if err := ipt.DeleteById(table, from, position); err != nil {
+				return err
+			}
+		}
+	}
+	return ipt.ClearAndDeleteChain(table, name)
+}
+
+// hasIPv6 reports whether the kernel speaks IPv6 in the namespace of the calling thread.
+func hasIPv6() bool {
+	_, err := os.Stat("/proc/thread-self/net/if_inet6")
+	return err == nil
+}
