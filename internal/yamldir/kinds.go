@@ -1,0 +1,81 @@
+package yamldir
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+)
+
+// The kinds that are decoded, as they stand in Key.Kind.
+const (
+	KindNamespace           = "/Namespace"
+	KindNode                = "/Node"
+	KindPod                 = "/Pod"
+	KindService             = "/Service"
+	KindServiceAccount      = "/ServiceAccount"
+	KindConfigMap           = "/ConfigMap"
+	KindEndpointSlice       = "discovery.k8s.io/EndpointSlice"
+	KindAuthorizationPolicy = "security.istio.io/AuthorizationPolicy"
+	KindPeerAuthentication  = "security.istio.io/PeerAuthentication"
+)
+
+// kind is one decodable kind.
+type kind struct {
+	versions []string // newest first; all share one schema and decode into the newest one's type
+	cluster  bool     // lives outside of namespaces
+	make     func() runtime.Object
+}
+
+// kinds lists what is decoded. Versions of a kind that share a row have the same fields.
+var kinds = map[string]kind{
+	KindNamespace:           {versions: []string{"v1"}, cluster: true, make: func() runtime.Object { return &corev1.Namespace{} }},
+	KindNode:                {versions: []string{"v1"}, cluster: true, make: func() runtime.Object { return &corev1.Node{} }},
+	KindPod:                 {versions: []string{"v1"}, make: func() runtime.Object { return &corev1.Pod{} }},
+	KindService:             {versions: []string{"v1"}, make: func() runtime.Object { return &corev1.Service{} }},
+	KindServiceAccount:      {versions: []string{"v1"}, make: func() runtime.Object { return &corev1.ServiceAccount{} }},
+	KindConfigMap:           {versions: []string{"v1"}, make: func() runtime.Object { return &corev1.ConfigMap{} }},
+	KindEndpointSlice:       {versions: []string{"v1"}, make: func() runtime.Object { return &discoveryv1.EndpointSlice{} }},
+	KindAuthorizationPolicy: {versions: []string{"v1", "v1beta1"}, make: func() runtime.Object { return &securityv1.AuthorizationPolicy{} }},
+	KindPeerAuthentication:  {versions: []string{"v1", "v1beta1"}, make: func() runtime.Object { return &securityv1.PeerAuthentication{} }},
+}
+
+// apiVersion is what the newest version is called in YAML.
+func (k kind) apiVersion(group string) string {
+	if group == "" {
+		return k.versions[0]
+	}
+	return group + "/" + k.versions[0]
+}
+
+// findKind says how to decode an object. known is false for kinds that are none of our business; err is set for one
+// that was surely meant to be known: a version we do not read, or a slip of the pen in a group that is ours.
+func findKind(apiVersion, name string) (key string, k kind, known bool, err error) {
+	group, version, found := strings.Cut(apiVersion, "/")
+	if !found {
+		group, version = "", apiVersion
+	}
+	key = group + "/" + name
+	k, known = kinds[key]
+	if known {
+		if !slices.Contains(k.versions, version) {
+			return key, k, true, fmt.Errorf("version %q of %s is not one of %s", version, name, strings.Join(k.versions, ", "))
+		}
+		return key, k, true, nil
+	}
+	var ours []string
+	for _, have := range slices.Sorted(maps.Keys(kinds)) {
+		if g, n, _ := strings.Cut(have, "/"); g == group {
+			ours = append(ours, n)
+		}
+	}
+	if near := nearest(name, ours); near != "" && distance(name, near) <= 2 {
+		return key, k, false, fmt.Errorf("unknown kind %q, did you mean %q?", name, near)
+	}
+	return key, k, false, nil
+}
