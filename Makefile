@@ -1,0 +1,57 @@
+# Mistnet. `make` alone lists what there is.
+SHELL   := /bin/bash
+GO      ?= go
+BIN     := bin
+PROFILE ?= quick
+KEEP    ?=
+PKG     ?= ./...
+export GOTOOLCHAIN ?= local
+export CGO_ENABLED ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help build test demo bench generate generate-check lint fmt fuzz deps-test deps-demo deps-bench clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## Build every program into bin/
+	@mkdir -p $(BIN)
+	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/ ./cmd/...
+
+demo: deps-demo build ## Show a mesh at work on this machine (KEEP=1 leaves it up)
+	@$(BIN)/mistctl demo $(if $(KEEP),-keep)
+
+test: deps-test build ## Prove the code: vet, the generated files, every test with the race detector
+	$(GO) vet ./...
+	$(GO) test -race -timeout 20m $(PKG)
+
+bench: deps-bench build ## Measure against other proxies (PROFILE=quick, about 6 minutes)
+	$(GO) run ./bench -profile $(PROFILE)
+
+generate: ## Make the Go code of api/*.proto anew
+	cd tools && $(GO) run ./protogen ../api
+
+generate-check: generate ## Fail when generated code is not what its .proto says
+	@git diff --exit-code -- api || { echo "api/ is stale: commit the result of make generate" >&2; exit 1; }
+
+lint: ## Look for mistakes: formatting, vet, staticcheck
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo "run make fmt" >&2; exit 1; }
+	$(GO) vet ./...
+	$(GO) build -modfile=tools/go.mod -o $(BIN)/staticcheck honnef.co/go/tools/cmd/staticcheck
+	$(BIN)/staticcheck ./...
+
+fmt: ## Format the code
+	gofmt -w $$(git ls-files '*.go')
+
+FUZZTIME ?= 10s
+fuzz: ## Fuzz everything a peer can send, FUZZTIME (10s) each
+	@for pkg in $$($(GO) list ./...); do \
+	  for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
+	    echo "$$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
+	  done; done
+
+deps-test deps-demo deps-bench: deps-%:
+	@tools/deps.sh $*
+
+clean: ## Remove what was built
+	rm -rf $(BIN)
