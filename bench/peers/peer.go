@@ -1,0 +1,133 @@
+// Package peers puts the contenders of the bench in the path of a connection: other people's proxies as mutual-TLS pairs, our own
+// mesh, and nothing at all. It makes the network they run in, their certificates and their configuration, and starts and stops
+// their processes. It measures nothing.
+//
+// Every contender lives in the same place: a client pod and a server pod on two nodes, a proxy in each pod's network namespace,
+// and a REDIRECT rule in the client's that sends the application's connection to the first proxy. Only the direct contender uses
+// a port that the rule leaves alone.
+package peers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+)
+
+// ErrAbsent says a contender cannot take part because a program it needs is not on this machine. What to install is in the text.
+var ErrAbsent = errors.New("not on this machine")
+
+// Pod is a network namespace with an address in it.
+type Pod struct {
+	NetNS string // path of the namespace
+	Addr  netip.Addr
+}
+
+// Env is what a contender is given to start in.
+type Env struct {
+	Client, Server Pod    // two pods of different nodes, known to no mesh
+	Dir            string // scratch folder for configuration and logs, removed at the end
+	Certs          Certs
+	Workers        int // threads each proxy process may use
+	// EchoPort is where the server pod's load server listens.
+	EchoPort uint16
+	// EnvoyBin, ZTunnelBin and OursDir name programs and may be empty. OursDir holds our own binaries.
+	EnvoyBin, ZTunnelBin, OursDir string
+}
+
+// Running is a contender that is up.
+type Running struct {
+	// Client and Server are the pods that the load runs in: those of Env, unless the contender brought its own.
+	Client, Server Pod
+	// Addr is what the client connects to; the load server listens on the port Listen.
+	Addr   netip.AddrPort
+	Listen uint16
+	// PIDs are the proxies' processes; their descendants count as theirs.
+	PIDs []int
+	// Version and Cipher describe what runs.
+	Version string
+	Cipher  func(context.Context) string
+	// Stop ends everything Start began. It may be called once.
+	Stop func() error
+}
+
+// Contender can take part in a run.
+type Contender interface {
+	// Name is the short name in tables.
+	Name() string
+	// Start brings the contender up. An error that wraps ErrAbsent means: leave it out, and say so.
+	Start(ctx context.Context, env *Env) (*Running, error)
+}
+
+// Direct is the path without a proxy: the floor of every cost.
+type Direct struct{}
+
+// Name implements Contender.
+func (Direct) Name() string { return "direct" }
+
+// Start implements Contender.
+func (Direct) Start(_ context.Context, env *Env) (*Running, error) {
+	return &Running{
+		Client: env.Client, Server: env.Server, Listen: env.EchoPort,
+		Addr:    netip.AddrPortFrom(env.Server.Addr, env.EchoPort),
+		Version: "no proxy",
+		Cipher:  func(context.Context) string { return "none" },
+		Stop:    func() error { return nil },
+	}, nil
+}
+
+// pair starts the two proxies of a mutual-TLS pair: inner in the server's pod, then outer in the client's, then the REDIRECT.
+type pair struct {
+	name         string
+	frontPort    uint16 // what the application connects to on the server's address
+	outerPort    uint16 // where REDIRECT sends it
+	inner, outer []string
+	environ      []string
+	version      string
+	cipher       func(context.Context) string
+}
+
+func (p pair) start(ctx context.Context, env *Env) (_ *Running, err error) {
+	var undo []func() error
+	stop := func() error {
+		var errs []error
+		for i := len(undo) - 1; i >= 0; i-- {
+			errs = append(errs, undo[i]())
+		}
+		return errors.Join(errs...)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, stop())
+		}
+	}()
+	r := &Running{
+		Client: env.Client, Server: env.Server, Listen: env.EchoPort, Stop: stop,
+		Addr:    netip.AddrPortFrom(env.Server.Addr, p.frontPort),
+		Version: p.version, Cipher: p.cipher,
+	}
+	for _, side := range []struct {
+		name string
+		pod  Pod
+		argv []string
+	}{{"inner", env.Server, p.inner}, {"outer", env.Client, p.outer}} {
+		proc, err := Spawn(ctx, side.pod.NetNS, env.Dir+"/"+p.name+"-"+side.name+".log", p.environ, side.argv...)
+		if err != nil {
+			return nil, fmt.Errorf("start %s (%s): %w", p.name, side.name, err)
+		}
+		undo = append(undo, proc.Stop)
+		r.PIDs = append(r.PIDs, proc.PID())
+	}
+	rule := redirectRule(env.Server.Addr, p.frontPort, p.outerPort)
+	if err := inNS(ctx, env.Client.NetNS, append([]string{"iptables", "-w", "-t", "nat", "-A"}, rule...)...); err != nil {
+		return nil, err
+	}
+	undo = append(undo, func() error {
+		return inNS(context.WithoutCancel(ctx), env.Client.NetNS, append([]string{"iptables", "-w", "-t", "nat", "-D"}, rule...)...)
+	})
+	return r, nil
+}
+
+func redirectRule(server netip.Addr, from, to uint16) []string {
+	return []string{"OUTPUT", "-p", "tcp", "-d", server.String(), "--dport", fmt.Sprint(from), "-j", "REDIRECT", "--to-ports", fmt.Sprint(to)}
+}
