@@ -127,7 +127,9 @@ func (i *Issuer) Issue(c Caller, ttl time.Duration) (string, error) {
 	return raw, nil
 }
 
-func subject(namespace, account string) string { return "system:serviceaccount:" + namespace + ":" + account }
+func subject(namespace, account string) string {
+	return "system:serviceaccount:" + namespace + ":" + account
+}
 
 // Verify implements Verifier: signed by our key with ES256, for our audience, not expired.
 func (i *Issuer) Verify(_ context.Context, raw string) (Caller, error) {
