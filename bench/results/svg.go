@@ -11,7 +11,7 @@ import (
 // The chart's measures, in pixels.
 const (
 	chartWidth  = 960
-	labelWidth  = 330
+	labelWidth  = 200
 	rightWidth  = 150
 	rowHeight   = 22
 	groupHeight = 34
@@ -21,11 +21,11 @@ const (
 // Colours of the verdicts; each also has a shape of its own, for readers who see colours differently.
 var verdictColour = map[Verdict]string{Win: "#1a7f4b", Tie: "#5a6472", Unclear: "#5a6472", Loss: "#b3261e"}
 
-// SVG is a chart of the ratios: a point and its interval for each, on a logarithmic axis, better always to the right. A metric
+// SVG is a chart of the ratios to the proxies: a point and its interval for each, on a logarithmic axis, better always to the right. A metric
 // of which less is better is drawn as theirs ÷ ours, so that right of 1 is good throughout; the number beside it stays ours ÷ theirs.
 func SVG(r Run) string {
-	rows := slices.Clone(r.Rows)
-	slices.SortStableFunc(rows, func(a, b Row) int { return strings.Compare(group(a), group(b)) })
+	// The path without a proxy is no peer, and so far off that it would squeeze the axis: it is in the tables.
+	rows := slices.DeleteFunc(slices.Clone(r.Rows), func(w Row) bool { return w.Contender == "direct" })
 	groups := 0
 	for i, w := range rows {
 		if i == 0 || group(w) != group(rows[i-1]) {
