@@ -23,7 +23,7 @@ func (g *gateway) identities() []mesh.Identity {
 }
 
 // resolve picks an instance of a gateway.
-func (o *outbound) resolve(gw mesh.GatewayAddress) (gateway, error) {
+func (o *outbound) resolve(gw mesh.GatewayAddress) (gateway, *Error) {
 	to := lookup(o.s, gw, o.from.Namespace)
 	switch {
 	case to.Service != nil:
@@ -40,7 +40,7 @@ func (o *outbound) resolve(gw mesh.GatewayAddress) (gateway, error) {
 	return gateway{}, &Error{Fault: UnknownWaypoint, Detail: gatewayName(gw), Missing: gatewayName(gw)}
 }
 
-func (o *outbound) resolveService(gw mesh.GatewayAddress, svc *mesh.Service) (gateway, error) {
+func (o *outbound) resolveService(gw mesh.GatewayAddress, svc *mesh.Service) (gateway, *Error) {
 	c, err := lb.Pick(&lb.Request{
 		Service: svc, Endpoints: o.s.Endpoints(svc.Key()), From: o.from,
 		Dst: netip.AddrPortFrom(o.dst.Addr(), gw.Port), Waypoint: true,

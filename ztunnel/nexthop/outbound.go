@@ -44,9 +44,9 @@ type outbound struct {
 
 func (o *outbound) toService(svc *mesh.Service) (Hop, error) {
 	hop := Hop{Service: svc, ForwardedHost: svc.Hostname, Target: o.dst}
-	gw, ok, err := o.serviceWaypoint(svc)
-	if err != nil {
-		return Hop{}, err
+	gw, ok, fault := o.serviceWaypoint(svc)
+	if fault != nil {
+		return Hop{}, fault
 	}
 	if ok {
 		hop.Why = ThroughServiceWaypoint
@@ -102,7 +102,7 @@ func direct(hop Hop, w *mesh.Workload, addr netip.Addr, port uint16, sans []mesh
 
 // serviceWaypoint returns the waypoint that traffic to svc must go through, one of several by weight. There is none for
 // traffic from one of these waypoints itself: it has been through already and would go round for ever.
-func (o *outbound) serviceWaypoint(svc *mesh.Service) (gw mesh.GatewayAddress, ok bool, err error) {
+func (o *outbound) serviceWaypoint(svc *mesh.Service) (gw mesh.GatewayAddress, ok bool, fault *Error) {
 	total := uint64(0)
 	for _, w := range svc.WeightedWaypoints {
 		total += uint64(w.Weight)
@@ -132,9 +132,9 @@ func (o *outbound) serviceWaypoint(svc *mesh.Service) (gw mesh.GatewayAddress, o
 // throughWaypoint completes a hop to one endpoint of a waypoint. The authority stays the original destination: the
 // waypoint, not we, decides what it stands for.
 func (o *outbound) throughWaypoint(hop Hop, gw mesh.GatewayAddress) (Hop, error) {
-	e, err := o.resolve(gw)
-	if err != nil {
-		return Hop{}, err
+	e, fault := o.resolve(gw)
+	if fault != nil {
+		return Hop{}, fault
 	}
 	if e.workload.Network != o.from.Network {
 		return o.throughGateway(hop, e.workload, e.service)
@@ -157,9 +157,10 @@ func (o *outbound) throughGateway(hop Hop, remote *mesh.Workload, vouches *mesh.
 	if remote.NetworkGateway.IsZero() || hop.Service == nil || vouches == nil {
 		return Hop{}, unreachable
 	}
-	e, err := o.resolve(remote.NetworkGateway)
-	if err != nil {
-		unreachable.Err = err
+	unreachable.Detail += " through gateway " + gatewayName(remote.NetworkGateway)
+	e, fault := o.resolve(remote.NetworkGateway)
+	if fault != nil {
+		unreachable.Missing, unreachable.Err = fault.Missing, fault.Err
 		return Hop{}, unreachable
 	}
 	if !e.addr.IsValid() && e.workload.Hostname == "" {
