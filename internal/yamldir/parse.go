@@ -228,3 +228,12 @@ func asFault(n *yaml.Node, err error) *fault {
 	}
 	return &fault{n.Line, err.Error()}
 }
+
+// Parse decodes the documents of one file without watching anything: the good ones in order, the first of each key
+// only, and what is wrong with the others. Objects of ignored kinds are left out.
+func Parse(file string, content []byte) ([]Object, []Problem) {
+	s := newStore()
+	s.set(file, content)
+	c, _ := s.flush()
+	return c.Upserts, c.Problems
+}

@@ -37,7 +37,9 @@ func newStore() *store {
 }
 
 // holds reports whether the file has objects in force or in waiting.
-func (s *store) holds(file string) bool { return s.files[file] != nil && len(s.files[file].objects) > 0 }
+func (s *store) holds(file string) bool {
+	return s.files[file] != nil && len(s.files[file].objects) > 0
+}
 
 // remove forgets a file that was deleted.
 func (s *store) remove(file string) {

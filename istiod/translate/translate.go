@@ -1,0 +1,186 @@
+// Package translate turns Kubernetes objects into the mesh's nouns: what a pod, a service or a policy means.
+//
+// It is pure: each function takes the objects that matter to one noun and returns it, with a Status when the object
+// asks for something that cannot be had. Which objects matter to which noun is decided twice: plainly in All, which
+// looks at everything, and quickly in package index, which must agree with it. Objects are never changed; nouns may
+// share strings and slices with them.
+package translate
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/mistnet/mistnet/internal/mesh"
+)
+
+// Config is what a noun depends on besides objects.
+type Config struct {
+	ClusterID     string // part of every workload's UID
+	TrustDomain   string // of every identity
+	RootNamespace string // whose policies hold in the whole mesh
+	ClusterDomain string // end of every service's hostname
+}
+
+// WithDefaults fills what is empty with Istio's defaults.
+func (c Config) WithDefaults() Config {
+	c.ClusterID = cmp.Or(c.ClusterID, mesh.DefaultClusterID)
+	c.TrustDomain = cmp.Or(c.TrustDomain, mesh.DefaultTrustDomain)
+	c.RootNamespace = cmp.Or(c.RootNamespace, mesh.RootNamespace)
+	c.ClusterDomain = cmp.Or(c.ClusterDomain, mesh.DefaultClusterDomain)
+	return c
+}
+
+// Name is a namespaced object's name.
+type Name struct{ Namespace, Name string }
+
+// String joins the two with a slash.
+func (n Name) String() string { return n.Namespace + "/" + n.Name }
+
+func compareNames(a, b Name) int {
+	return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+}
+
+// Status says what became of an object that is not served as written.
+type Status struct {
+	Kind      string // of the object, as in YAML: "AuthorizationPolicy"
+	Namespace string
+	Name      string
+	Reason    StatusReason
+	Message   string // for the person who wrote the object
+}
+
+// StatusReason is the class of a Status.
+type StatusReason string
+
+// The reasons of a Status.
+const (
+	// Unsupported: part of the object is left out; what is left is stricter or, where the message says so, nothing.
+	Unsupported StatusReason = "UnsupportedValue"
+	// Invalid: the object makes no sense. A policy that is invalid denies everything in its scope.
+	Invalid StatusReason = "Invalid"
+	// Ignored: the object is understood and has no effect where it stands.
+	Ignored StatusReason = "Ignored"
+)
+
+// Key names what the status is about: Kind namespace/name.
+func (s *Status) Key() string { return s.Kind + " " + s.Namespace + "/" + s.Name }
+
+// Objects is everything a mesh is made from.
+type Objects struct {
+	Namespaces            map[string]*corev1.Namespace
+	Nodes                 map[string]*corev1.Node
+	Pods                  map[Name]*corev1.Pod
+	Services              map[Name]*corev1.Service
+	EndpointSlices        map[Name]*discoveryv1.EndpointSlice
+	AuthorizationPolicies map[Name]*securityv1.AuthorizationPolicy
+	PeerAuthentications   map[Name]*securityv1.PeerAuthentication
+}
+
+// Nouns is everything a mesh is, each by its key.
+type Nouns struct {
+	Workloads map[string]*mesh.Workload
+	Services  map[string]*mesh.Service
+	Policies  map[string]*mesh.Policy
+	Statuses  map[string]*Status
+}
+
+// All translates everything at once, in the plainest way: it is what package index is tested against.
+func All(cfg Config, o Objects) Nouns {
+	n := Nouns{
+		Workloads: make(map[string]*mesh.Workload), Services: make(map[string]*mesh.Service),
+		Policies: make(map[string]*mesh.Policy), Statuses: make(map[string]*Status),
+	}
+	status := func(s *Status) {
+		if s != nil {
+			n.Statuses[s.Key()] = s
+		}
+	}
+	for _, name := range slices.SortedFunc(maps.Keys(o.Services), compareNames) {
+		svc, s := Service(cfg, o.Services[name], o.Namespaces[name.Namespace])
+		status(s)
+		if svc != nil {
+			n.Services[svc.Key()] = svc
+		}
+	}
+	for _, ap := range o.AuthorizationPolicies {
+		p, s := Policy(cfg, ap)
+		status(s)
+		if p != nil {
+			n.Policies[p.Key()] = p
+		}
+	}
+	if len(o.PeerAuthentications) > 0 {
+		p := StaticStrict(cfg)
+		n.Policies[p.Key()] = p
+	}
+	for _, pa := range o.PeerAuthentications {
+		status(AuthnStatus(cfg, pa))
+		if p := PortPolicy(cfg, o.levels(cfg, pa.Namespace, nil), pa); p != nil {
+			n.Policies[p.Key()] = p
+		}
+	}
+	for _, pod := range o.Pods {
+		w, s := Pod(cfg, o.podInput(cfg, pod))
+		status(s)
+		if w != nil {
+			n.Workloads[w.UID] = w
+		}
+	}
+	for _, slice := range o.EndpointSlices {
+		ws, s := Slice(cfg, slice, o.Services[ServiceOf(slice)])
+		status(s)
+		for _, w := range ws {
+			n.Workloads[w.UID] = w
+		}
+	}
+	return n
+}
+
+func (o Objects) podInput(cfg Config, pod *corev1.Pod) PodInput {
+	in := PodInput{Pod: pod, Node: o.Nodes[pod.Spec.NodeName]}
+	for _, svc := range o.Services {
+		if svc.Namespace == pod.Namespace && Selects(svc.Spec.Selector, pod.Labels) {
+			in.Services = append(in.Services, svc)
+		}
+	}
+	for name, slice := range o.EndpointSlices {
+		svc := o.Services[ServiceOf(slice)]
+		if svc != nil && len(svc.Spec.Selector) == 0 && slices.Contains(PodsOf(slice), Name{pod.Namespace, pod.Name}) {
+			in.Slices = append(in.Slices, Backing{Service: svc, Slice: o.EndpointSlices[name]})
+		}
+	}
+	for _, ap := range o.AuthorizationPolicies {
+		if Attaches(cfg, ap, pod.Namespace, pod.Labels) {
+			in.Policies = append(in.Policies, ap.Namespace+"/"+ap.Name)
+		}
+	}
+	in.Policies = append(in.Policies, AuthnPolicies(cfg, o.levels(cfg, pod.Namespace, pod.Labels))...)
+	return in
+}
+
+// levels finds the PeerAuthentications in force for a workload of a namespace with the labels.
+func (o Objects) levels(cfg Config, namespace string, labels map[string]string) Levels {
+	var l Levels
+	for _, pa := range o.PeerAuthentications {
+		l.Consider(cfg, pa, namespace, labels)
+	}
+	return l
+}
+
+// Selects reports whether a selector picks what has the labels. An empty selector picks nothing.
+func Selects(selector, labels map[string]string) bool {
+	if len(selector) == 0 || len(selector) > len(labels) {
+		return false
+	}
+	for k, v := range selector {
+		if have, ok := labels[k]; !ok || have != v {
+			return false
+		}
+	}
+	return true
+}

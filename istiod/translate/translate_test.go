@@ -1,0 +1,178 @@
+package translate_test
+
+import (
+	"flag"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/mistnet/mistnet/internal/authz"
+	"github.com/mistnet/mistnet/internal/mesh"
+	"github.com/mistnet/mistnet/internal/wds"
+	"github.com/mistnet/mistnet/internal/yamldir"
+	"github.com/mistnet/mistnet/istiod/translate"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+// TestGolden translates every testdata/*.yaml and compares the nouns with the .golden file beside it.
+func TestGolden(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no testdata: %v", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".yaml"), func(t *testing.T) {
+			nouns := translate.All(translate.Config{}.WithDefaults(), load(t, file))
+			onWire(t, nouns)
+			got := dump(nouns)
+			golden := strings.TrimSuffix(file, ".yaml") + ".golden"
+			if *update {
+				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), got); diff != "" {
+				t.Errorf("%s (-want +got):\n%s", golden, diff)
+			}
+		})
+	}
+}
+
+// onWire checks that every noun survives the wire and every policy compiles.
+func onWire(t *testing.T, n translate.Nouns) {
+	t.Helper()
+	for _, w := range n.Workloads {
+		body, err := wds.EncodeWorkload(w)
+		if err != nil {
+			t.Errorf("encode: %v", err)
+			continue
+		}
+		back, err := wds.DecodeAddress(body)
+		if err != nil {
+			t.Errorf("decode: %v", err)
+			continue
+		}
+		if diff := cmp.Diff(w, back.Workload, cmp.Comparer(sameAddr)); diff != "" {
+			t.Errorf("workload %s changed on the wire:\n%s", w.UID, diff)
+		}
+	}
+	for _, s := range n.Services {
+		if _, err := wds.EncodeService(s); err != nil {
+			t.Errorf("encode: %v", err)
+		}
+	}
+	for _, p := range n.Policies {
+		if _, err := wds.EncodePolicy(translate.Enforceable(p)); err != nil {
+			t.Errorf("encode: %v", err)
+		}
+		if _, err := authz.Compile([]*mesh.Policy{translate.Enforceable(p)}); err != nil {
+			t.Errorf("compile: %v", err)
+		}
+	}
+}
+
+func sameAddr(a, b fmt.Stringer) bool { return a.String() == b.String() }
+
+// load reads a file into objects; the test fails on any that is refused.
+func load(t *testing.T, file string) translate.Objects {
+	t.Helper()
+	content, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	objects, problems := yamldir.Parse(file, content)
+	for _, p := range problems {
+		t.Errorf("%s:%d: %s", p.File, p.Line, p.Reason)
+	}
+	return collect(objects)
+}
+
+func collect(objects []yamldir.Object) translate.Objects {
+	o := translate.Objects{
+		Namespaces: make(map[string]*corev1.Namespace), Nodes: make(map[string]*corev1.Node),
+		Pods: make(map[translate.Name]*corev1.Pod), Services: make(map[translate.Name]*corev1.Service),
+		EndpointSlices:        make(map[translate.Name]*discoveryv1.EndpointSlice),
+		AuthorizationPolicies: make(map[translate.Name]*securityv1.AuthorizationPolicy),
+		PeerAuthentications:   make(map[translate.Name]*securityv1.PeerAuthentication),
+	}
+	for _, obj := range objects {
+		name := translate.Name{Namespace: obj.Key.Namespace, Name: obj.Key.Name}
+		switch v := obj.Value.(type) {
+		case *corev1.Namespace:
+			o.Namespaces[name.Name] = v
+		case *corev1.Node:
+			o.Nodes[name.Name] = v
+		case *corev1.Pod:
+			o.Pods[name] = v
+		case *corev1.Service:
+			o.Services[name] = v
+		case *discoveryv1.EndpointSlice:
+			o.EndpointSlices[name] = v
+		case *securityv1.AuthorizationPolicy:
+			o.AuthorizationPolicies[name] = v
+		case *securityv1.PeerAuthentication:
+			o.PeerAuthentications[name] = v
+		}
+	}
+	return o
+}
+
+// dump writes nouns as text, leaving out what is zero.
+func dump(n translate.Nouns) string {
+	var b strings.Builder
+	section(&b, "workload", n.Workloads)
+	section(&b, "service", n.Services)
+	section(&b, "policy", n.Policies)
+	section(&b, "status", n.Statuses)
+	return b.String()
+}
+
+func section[V any](b *strings.Builder, what string, m map[string]*V) {
+	for _, key := range slices.Sorted(maps.Keys(m)) {
+		fmt.Fprintf(b, "%s %s\n", what, key)
+		write(b, reflect.ValueOf(m[key]).Elem(), "  ")
+	}
+}
+
+func write(b *strings.Builder, v reflect.Value, indent string) {
+	for i := range v.NumField() {
+		f, name := v.Field(i), v.Type().Field(i).Name
+		switch {
+		case f.IsZero():
+		case f.Kind() == reflect.Slice:
+			for j := range f.Len() {
+				element(b, f.Index(j), indent, fmt.Sprintf("%s[%d]", name, j))
+			}
+		default:
+			element(b, f, indent, name)
+		}
+	}
+}
+
+func element(b *strings.Builder, v reflect.Value, indent, name string) {
+	if s, ok := v.Interface().(fmt.Stringer); ok {
+		fmt.Fprintf(b, "%s%s: %s\n", indent, name, s)
+		return
+	}
+	if v.Kind() != reflect.Struct {
+		fmt.Fprintf(b, "%s%s: %v\n", indent, name, v.Interface())
+		return
+	}
+	fmt.Fprintf(b, "%s%s:\n", indent, name)
+	write(b, v, indent+"  ")
+}
