@@ -1,0 +1,181 @@
+package ca
+
+import (
+	"context"
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"net/url"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/mistnet/mistnet/internal/mesh"
+)
+
+const (
+	defaultTTL = 24 * time.Hour
+	maxTTL     = 90 * 24 * time.Hour
+	backdate   = 2 * time.Minute // clocks of peers may be that much behind
+)
+
+// Config is what an Authority is made of. Dir is required.
+type Config struct {
+	// Dir holds ca-cert.pem, ca-key.pem, root-cert.pem and, where intermediates lead from the one to the other,
+	// cert-chain.pem; or else self-signed-ca.pem, which is made when there is neither.
+	Dir         string
+	TrustDomain string        // "": cluster.local
+	DefaultTTL  time.Duration // of workload certificates; 0: 24 h
+	MaxTTL      time.Duration // more is refused; 0: 90 d
+	Log         *zap.Logger   // nil: none
+}
+
+// Authority signs certificates.
+type Authority struct {
+	cfg    Config
+	signer signer
+}
+
+// signer is a signing certificate with its key and what leads from it to the roots.
+type signer struct {
+	cert  *x509.Certificate
+	key   crypto.Signer
+	chain []*x509.Certificate // cert first unless it is a root itself, no root
+	roots []*x509.Certificate
+
+	notAfter time.Time // when the first certificate on the way to the root expires: nothing signed is valid for longer
+}
+
+// Open reads the authority's key and certificates, or makes a root of its own if there are none. What it reads is
+// checked as a whole.
+func Open(cfg Config) (*Authority, error) {
+	if cfg.TrustDomain == "" {
+		cfg.TrustDomain = mesh.DefaultTrustDomain
+	}
+	if cfg.DefaultTTL == 0 {
+		cfg.DefaultTTL = defaultTTL
+	}
+	if cfg.MaxTTL == 0 {
+		cfg.MaxTTL = maxTTL
+	}
+	if cfg.DefaultTTL < 0 || cfg.DefaultTTL > cfg.MaxTTL {
+		return nil, fmt.Errorf("open certificate authority: default lifetime %s is not between 0 and the maximum, %s", cfg.DefaultTTL, cfg.MaxTTL)
+	}
+	if cfg.Log == nil {
+		cfg.Log = zap.NewNop()
+	}
+	s, err := load(cfg.Dir, cfg.TrustDomain, time.Now())
+	if err != nil {
+		return nil, fmt.Errorf("open certificate authority in %s: %w", cfg.Dir, err)
+	}
+	cfg.Log.Info("certificate authority opened", zap.String("subject", s.cert.Subject.String()),
+		zap.Time("expires", s.notAfter), zap.Int("roots", len(s.roots)), zap.String("trust_domain", cfg.TrustDomain))
+	return &Authority{cfg: cfg, signer: s}, nil
+}
+
+// TrustDomain is the one whose identities the authority signs.
+func (a *Authority) TrustDomain() string { return a.cfg.TrustDomain }
+
+// RootPEM is the root certificates, for clients to verify istiod and each other against.
+func (a *Authority) RootPEM() []byte { return encode(a.signer.roots...) }
+
+// RequestError says that what was asked for cannot be signed, whoever asks.
+type RequestError struct{ Reason string }
+
+func (e *RequestError) Error() string { return e.Reason }
+
+func refuse(format string, args ...any) error { return &RequestError{fmt.Sprintf(format, args...)} }
+
+// Sign makes a certificate for id and the key of the request, valid for ttl, or as the authority's configuration says
+// when ttl is 0; sooner when the authority's own expires first. It returns PEM: leaf, intermediates, and the roots as
+// the last element. The caller has established that id is the requester's to have. Errors are *RequestError, if the
+// request is at fault.
+func (a *Authority) Sign(_ context.Context, id mesh.Identity, csrPEM []byte, ttl time.Duration) ([]string, error) {
+	_, chain, err := a.sign(id, csrPEM, ttl)
+	return chain, err
+}
+
+func (a *Authority) sign(id mesh.Identity, csrPEM []byte, ttl time.Duration) (*x509.Certificate, []string, error) {
+	uri, err := url.Parse(id.String())
+	if err != nil || id.IsZero() {
+		return nil, nil, refuse("%q is no identity", id)
+	}
+	if id.TrustDomain != a.cfg.TrustDomain {
+		return nil, nil, refuse("%s is of a foreign trust domain, ours is %s", id, a.cfg.TrustDomain)
+	}
+	if ttl == 0 {
+		ttl = a.cfg.DefaultTTL
+	}
+	if ttl < 0 || ttl > a.cfg.MaxTTL {
+		return nil, nil, refuse("lifetime %s is not between 0 and %s", ttl, a.cfg.MaxTTL)
+	}
+	pub, err := requestKey(csrPEM)
+	if err != nil {
+		return nil, nil, err
+	}
+	leaf, err := a.signer.certify(workloadTemplate(uri), pub, ttl, time.Now())
+	if err != nil {
+		return nil, nil, fmt.Errorf("sign certificate of %s: %w", id, err)
+	}
+	chain := []string{string(encode(leaf))}
+	for _, c := range a.signer.chain {
+		chain = append(chain, string(encode(c)))
+	}
+	return leaf, append(chain, string(a.RootPEM())), nil
+}
+
+// workloadTemplate says what is in a workload's certificate. Its subject is empty, which makes the SAN critical.
+func workloadTemplate(uri *url.URL) *x509.Certificate {
+	return &x509.Certificate{URIs: []*url.URL{uri}, ExtKeyUsage: workloadUsage()}
+}
+
+func workloadUsage() []x509.ExtKeyUsage {
+	return []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
+}
+
+// certify completes the template of a leaf, and signs it.
+func (s *signer) certify(template *x509.Certificate, pub crypto.PublicKey, ttl time.Duration, now time.Time) (*x509.Certificate, error) {
+	if now.After(s.notAfter) {
+		return nil, fmt.Errorf("the authority's own certificates expired on %s; give it new ones", s.notAfter.Format(time.RFC3339))
+	}
+	serial, err := newSerial()
+	if err != nil {
+		return nil, err
+	}
+	template.SerialNumber = serial
+	template.NotBefore, template.NotAfter = now.Add(-backdate), now.Add(ttl)
+	if template.NotAfter.After(s.notAfter) {
+		template.NotAfter = s.notAfter
+	}
+	template.BasicConstraintsValid = true // and not a CA
+	template.KeyUsage = x509.KeyUsageDigitalSignature
+	if _, ok := pub.(*rsa.PublicKey); ok {
+		template.KeyUsage |= x509.KeyUsageKeyEncipherment
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, s.cert, pub, s.key)
+	if err != nil {
+		return nil, err
+	}
+	return x509.ParseCertificate(der)
+}
+
+// newSerial is 127 random bits, never zero (RFC 5280, 4.1.2.2).
+func newSerial() (*big.Int, error) {
+	n, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
+	if err != nil {
+		return nil, fmt.Errorf("make serial number: %w", err)
+	}
+	return n.Add(n, big.NewInt(1)), nil
+}
+
+func encode(certs ...*x509.Certificate) []byte {
+	var text []byte
+	for _, c := range certs {
+		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
+	}
+	return text
+}

@@ -1,0 +1,71 @@
+package ca
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+)
+
+// ServingConfig is istiod's own TLS configuration: a certificate for those names and addresses, signed by the
+// authority, replaced with the first handshake after half of its life. Clients show no certificate.
+func (a *Authority) ServingConfig(dnsNames []string, ips []netip.Addr) *tls.Config {
+	s := &serving{authority: a, dnsNames: slices.Clone(dnsNames)}
+	for _, ip := range ips {
+		s.ips = append(s.ips, net.IP(ip.Unmap().AsSlice())) // what x509 takes
+	}
+	return &tls.Config{
+		MinVersion:     tls.VersionTLS13,
+		NextProtos:     []string{"h2"},
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.current(time.Now()) },
+	}
+}
+
+type serving struct {
+	authority *Authority
+	dnsNames  []string
+	ips       []net.IP
+
+	mu    sync.Mutex
+	cert  *tls.Certificate
+	renew time.Time
+}
+
+func (s *serving) current(now time.Time) (*tls.Certificate, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cert != nil && now.Before(s.renew) {
+		return s.cert, nil
+	}
+	cert, err := s.issue(now)
+	if err != nil {
+		return nil, fmt.Errorf("renew istiod's certificate: %w", err)
+	}
+	s.cert, s.renew = cert, now.Add(cert.Leaf.NotAfter.Sub(now)/2)
+	return cert, nil
+}
+
+func (s *serving) issue(now time.Time) (*tls.Certificate, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	leaf, err := s.authority.signer.certify(&x509.Certificate{
+		DNSNames: s.dnsNames, IPAddresses: s.ips, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}, key.Public(), s.authority.cfg.DefaultTTL, now)
+	if err != nil {
+		return nil, err
+	}
+	cert := &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}
+	for _, c := range s.authority.signer.chain {
+		cert.Certificate = append(cert.Certificate, c.Raw)
+	}
+	return cert, nil
+}
