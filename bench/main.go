@@ -21,12 +21,12 @@ import (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	if len(os.Args) > 1 && os.Args[1] == "load" {
-		exit(load.Main(ctx, os.Args[2:], os.Stdin, os.Stdout))
+	if len(os.Args) > 1 && os.Args[1] == "load" { // a signal just ends it: it has nothing to clean up
+		exit(load.Main(context.Background(), os.Args[2:], os.Stdin, os.Stdout))
 		return
 	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
 	exit(run(ctx))
 }
 
@@ -86,7 +86,7 @@ func run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp("", "mistbench-")
+	dir, err := peers.ScratchDir()
 	if err != nil {
 		return err
 	}
@@ -95,7 +95,7 @@ func run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	fabric, err := peers.NewFabric(ctx)
+	fabric, err := peers.NewFabric(ctx, "")
 	if err != nil {
 		return err
 	}

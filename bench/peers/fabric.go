@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -17,12 +18,18 @@ const nsPrefix = "mistbench-"
 // congestion is the congestion control of every namespace. bbr without a pacing queue gives erratic ratios.
 const congestion = "cubic"
 
-// Fabric is the network of a run: client pod – node – node – server pod, in four namespaces joined by veth pairs and routes.
+// Fabric is a network of two nodes joined by a link, a client pod on the first and a server pod on the second: four network
+// namespaces joined by veth pairs and routes. A contender that needs nodes to itself gets a fabric of its own, of the same shape.
 type Fabric struct {
 	Client, Server Pod
+	// Nodes are the namespaces of the two nodes, NodeAddrs their addresses on the link between them.
+	Nodes     [2]string
+	NodeAddrs [2]netip.Addr
 	// Congestion and MTU are as the pods' namespaces report them.
 	Congestion, MTU string
-	names           []string
+
+	tag   string
+	names []string // of all namespaces, in the order of their making
 }
 
 // perNS are the kernel settings of every namespace: the same for everybody.
@@ -57,72 +64,105 @@ func PrepareHost(ctx context.Context) error {
 	return nil
 }
 
-// NewFabric builds the network. What it made is removed again when it fails.
-func NewFabric(ctx context.Context) (_ *Fabric, err error) {
-	f := &Fabric{}
+// NewFabric builds a network; prefix keeps the names of two of them apart. What it made is removed again when it fails.
+func NewFabric(ctx context.Context, prefix string) (_ *Fabric, err error) {
+	f := &Fabric{tag: nsPrefix + strconv.Itoa(os.Getpid()) + "-" + prefix}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, f.Close())
 		}
 	}()
-	tag := nsPrefix + strconv.Itoa(os.Getpid()) + "-"
-	cli, n1, n2, srv := tag+"cli", tag+"n1", tag+"n2", tag+"srv"
-	for _, ns := range []string{cli, n1, n2, srv} {
-		if err := inNS(ctx, "", "ip", "netns", "add", ns); err != nil {
+	f.NodeAddrs = [2]netip.Addr{netip.MustParseAddr("10.201.0.1"), netip.MustParseAddr("10.201.0.2")}
+	for i, name := range []string{"n1", "n2"} {
+		ns, err := f.namespace(ctx, name)
+		if err != nil {
 			return nil, err
 		}
-		f.names = append(f.names, ns)
+		f.Nodes[i] = "/run/netns/" + ns
 	}
-	f.Client = Pod{NetNS: "/run/netns/" + cli, Addr: netip.MustParseAddr("10.201.1.2")}
-	f.Server = Pod{NetNS: "/run/netns/" + srv, Addr: netip.MustParseAddr("10.201.2.2")}
-	steps := fmt.Sprintf(`
-link add eth0 netns %[1]s type veth peer name pod netns %[2]s
-link add eth0 netns %[2]s type veth peer name eth0 netns %[3]s
-link add eth0 netns %[4]s type veth peer name pod netns %[3]s
--n %[1]s addr add 10.201.1.2/24 dev eth0
--n %[2]s addr add 10.201.1.1/24 dev pod
--n %[2]s addr add 10.201.0.1/24 dev eth0
--n %[3]s addr add 10.201.0.2/24 dev eth0
--n %[3]s addr add 10.201.2.1/24 dev pod
--n %[4]s addr add 10.201.2.2/24 dev eth0
--n %[1]s link set lo up
--n %[1]s link set eth0 up
--n %[2]s link set lo up
--n %[2]s link set pod up
--n %[2]s link set eth0 up
--n %[3]s link set lo up
--n %[3]s link set pod up
--n %[3]s link set eth0 up
--n %[4]s link set lo up
--n %[4]s link set eth0 up
--n %[1]s route add default via 10.201.1.1
--n %[2]s route add 10.201.2.0/24 via 10.201.0.2
--n %[3]s route add 10.201.1.0/24 via 10.201.0.1
--n %[4]s route add default via 10.201.2.1`, cli, n1, n2, srv)
-	for line := range strings.Lines(strings.TrimSpace(steps)) {
-		if err := inNS(ctx, "", append([]string{"ip"}, strings.Fields(line)...)...); err != nil {
-			return nil, err
-		}
-	}
-	for _, ns := range f.names {
-		if err := Tune(ctx, "/run/netns/"+ns); err != nil {
-			return nil, err
-		}
-	}
-	if f.Congestion, err = Output(ctx, f.Client.NetNS, "sysctl", "-n", "net.ipv4.tcp_congestion_control"); err != nil {
+	if err := ip(ctx, f.names,
+		"link add eth0 netns {1} type veth peer name eth0 netns {2}",
+		"-n {1} addr add 10.201.0.1/24 dev eth0",
+		"-n {2} addr add 10.201.0.2/24 dev eth0",
+		"-n {1} link set eth0 up",
+		"-n {2} link set eth0 up",
+		"-n {1} route add 10.201.2.0/24 via 10.201.0.2",
+		"-n {2} route add 10.201.1.0/24 via 10.201.0.1",
+	); err != nil {
 		return nil, err
+	}
+	if f.Client, err = f.pod(ctx, 0, "cli"); err != nil {
+		return nil, err
+	}
+	f.Server, err = f.pod(ctx, 1, "srv")
+	return f, err
+}
+
+// pod makes a pod's namespace and joins it to node i.
+func (f *Fabric) pod(ctx context.Context, i int, name string) (Pod, error) {
+	ns, err := f.namespace(ctx, name)
+	if err != nil {
+		return Pod{}, err
+	}
+	prefix := fmt.Sprintf("10.201.%d.", i+1)
+	if err := ip(ctx, []string{ns, filepath.Base(f.Nodes[i]), prefix + "1", prefix + "2"},
+		"link add eth0 netns {1} type veth peer name pod netns {2}",
+		"-n {1} addr add {4}/24 dev eth0",
+		"-n {2} addr add {3}/24 dev pod",
+		"-n {1} link set eth0 up",
+		"-n {2} link set pod up",
+		"-n {1} route add default via {3}",
+	); err != nil {
+		return Pod{}, err
+	}
+	pod := Pod{NetNS: "/run/netns/" + ns, Addr: netip.MustParseAddr(prefix + "2")}
+	return pod, f.inspect(ctx, pod)
+}
+
+// namespace makes and tunes a namespace and returns its name.
+func (f *Fabric) namespace(ctx context.Context, name string) (string, error) {
+	ns := f.tag + name
+	if err := inNS(ctx, "", "ip", "netns", "add", ns); err != nil {
+		return "", err
+	}
+	f.names = append(f.names, ns)
+	if err := ip(ctx, []string{ns}, "-n {1} link set lo up"); err != nil {
+		return "", err
+	}
+	return ns, Tune(ctx, "/run/netns/"+ns)
+}
+
+// inspect asserts the congestion control of a pod and notes its MTU.
+func (f *Fabric) inspect(ctx context.Context, pod Pod) (err error) {
+	if f.Congestion, err = Output(ctx, pod.NetNS, "sysctl", "-n", "net.ipv4.tcp_congestion_control"); err != nil {
+		return err
 	}
 	if f.Congestion != congestion {
-		return nil, fmt.Errorf("congestion control in %s is %q, want %q", cli, f.Congestion, congestion)
+		return fmt.Errorf("congestion control in %s is %q, want %q", pod.NetNS, f.Congestion, congestion)
 	}
-	link, err := Output(ctx, f.Client.NetNS, "ip", "-o", "link", "show", "dev", "eth0")
+	link, err := Output(ctx, pod.NetNS, "ip", "-o", "link", "show", "dev", "eth0")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if _, after, ok := strings.Cut(link, " mtu "); ok {
 		f.MTU, _, _ = strings.Cut(after, " ")
 	}
-	return f, nil
+	return nil
+}
+
+// ip runs commands of ip(8), in which {1}, {2} … stand for args.
+func ip(ctx context.Context, args []string, commands ...string) error {
+	var swaps []string
+	for i, a := range args {
+		swaps = append(swaps, fmt.Sprintf("{%d}", i+1), a)
+	}
+	fill := strings.NewReplacer(swaps...)
+	for _, c := range commands {
+		if err := inNS(ctx, "", append([]string{"ip"}, strings.Fields(fill.Replace(c))...)...); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Tune gives a namespace the kernel settings of every contender and makes its connections pass conntrack, as they do in a pod
@@ -150,15 +190,19 @@ func (f *Fabric) Close() error {
 	return errors.Join(errs...)
 }
 
-// Sweep removes what a run that was killed left behind: namespaces that bear the id of a process no longer there, and whatever
-// still runs in them. It returns the names it removed.
+// Sweep removes what a run that was killed left behind: namespaces and scratch folders that bear the id of a process no longer
+// there, and whatever still runs in them. It returns the names it removed.
 func Sweep(ctx context.Context) ([]string, error) {
 	list, err := Output(ctx, "", "ip", "netns", "list")
 	if err != nil {
 		return nil, err
 	}
 	var swept []string
-	for _, ns := range leftovers(list, alive) {
+	for line := range strings.Lines(list) {
+		ns, _, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if !orphaned(ns) {
+			continue
+		}
 		pids, err := Output(ctx, "", "ip", "netns", "pids", ns)
 		if err != nil {
 			return swept, err
@@ -173,24 +217,36 @@ func Sweep(ctx context.Context) ([]string, error) {
 		}
 		swept = append(swept, ns)
 	}
+	dirs, err := os.ReadDir(os.TempDir())
+	if err != nil {
+		return swept, err
+	}
+	for _, d := range dirs {
+		if !orphaned(d.Name()) {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(os.TempDir(), d.Name())); err != nil {
+			return swept, err
+		}
+		swept = append(swept, d.Name())
+	}
 	return swept, nil
 }
 
-// leftovers picks from the output of ip netns list our namespaces whose maker is not alive.
-func leftovers(list string, alive func(pid int) bool) []string {
-	var names []string
-	for line := range strings.Lines(list) {
-		ns, _, _ := strings.Cut(strings.TrimSpace(line), " ")
-		rest, ours := strings.CutPrefix(ns, nsPrefix)
-		if !ours {
-			continue
-		}
-		id, _, _ := strings.Cut(rest, "-")
-		if pid, err := strconv.Atoi(id); err == nil && !alive(pid) {
-			names = append(names, ns)
-		}
+// ScratchDir makes a folder that Sweep finds when we are killed.
+func ScratchDir() (string, error) {
+	return os.MkdirTemp("", nsPrefix+strconv.Itoa(os.Getpid())+"-")
+}
+
+// orphaned tells whether a namespace or folder was made by a bench that is no longer alive, from the process id in its name.
+func orphaned(name string) bool {
+	rest, ours := strings.CutPrefix(name, nsPrefix)
+	if !ours {
+		return false
 	}
-	return names
+	id, _, _ := strings.Cut(rest, "-")
+	pid, err := strconv.Atoi(id)
+	return err == nil && !alive(pid)
 }
 
 func alive(pid int) bool {

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"flag"
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -125,7 +126,7 @@ func newFabric(t *testing.T) *peers.Fabric {
 	if err := peers.PrepareHost(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	f, err := peers.NewFabric(t.Context())
+	f, err := peers.NewFabric(t.Context(), "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,8 +147,10 @@ func TestFabricAndProcesses(t *testing.T) {
 	if f.Congestion != "cubic" || f.MTU != "1500" {
 		t.Errorf("fabric has congestion control %q and MTU %q, want cubic and 1500", f.Congestion, f.MTU)
 	}
-	if out, err := peers.Output(t.Context(), f.Client.NetNS, "ip", "route", "get", f.Server.Addr.String()); err != nil {
-		t.Errorf("the client pod has no route: %v %s", err, out)
+	// A refusal comes from the other side: there is a way.
+	dial := fmt.Sprintf("exec 3<>/dev/tcp/%s/9", f.Server.Addr)
+	if out, err := peers.Output(t.Context(), f.Client.NetNS, "timeout", "5", "bash", "-c", dial); err == nil || !strings.Contains(out, "refused") {
+		t.Errorf("dial from pod to pod = %q, %v, want refused", out, err)
 	}
 	// One that obeys, one that must be killed, and one that ended by itself.
 	for _, script := range []string{"echo up; exec sleep 60", "trap '' TERM; echo up; while :; do read -r x <$0; done", "echo up; exit 3"} {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -80,6 +81,9 @@ func (a *agents) do(ctx context.Context, r *peers.Running, o load.Order) (load.R
 	stop := context.AfterFunc(ctx, func() { c.proc.Stop() })
 	defer stop()
 	o.Addr, o.PIDs = r.Addr.String(), r.PIDs
+	if ctx.Err() != nil {
+		return load.Report{}, context.Cause(ctx)
+	}
 	if err := c.orders.Encode(o); err != nil {
 		return load.Report{}, errors.Join(context.Cause(ctx), err)
 	}
@@ -91,13 +95,13 @@ func (a *agents) do(ctx context.Context, r *peers.Running, o load.Order) (load.R
 }
 
 // await probes r until a byte comes back through it.
-func (a *agents) await(ctx context.Context, r *peers.Running) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, readyWithin, fmt.Errorf("no byte came through within %v", readyWithin))
+func (a *agents) await(outer context.Context, r *peers.Running) error {
+	ctx, cancel := context.WithTimeoutCause(outer, readyWithin, fmt.Errorf("no byte came through within %v", readyWithin))
 	defer cancel()
 	pause := time.NewTicker(100 * time.Millisecond)
 	defer pause.Stop()
 	for {
-		rep, err := a.do(context.WithoutCancel(ctx), r, load.Order{Kind: load.Probe, Slice: time.Second})
+		rep, err := a.do(outer, r, load.Order{Kind: load.Probe, Slice: time.Second})
 		if err != nil {
 			return err
 		}
@@ -116,7 +120,10 @@ func (a *agents) close() error {
 	var errs []error
 	for _, set := range []map[string]*agent{a.clients, a.servers} {
 		for _, p := range set {
-			errs = append(errs, p.in.Close(), p.proc.Stop())
+			if err := p.in.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+				errs = append(errs, err)
+			}
+			errs = append(errs, p.proc.Stop())
 		}
 	}
 	return errors.Join(errs...)
