@@ -29,6 +29,7 @@ type Group struct{ Clauses []Clause }
 type Clause struct{ Matches []Match }
 
 // Match holds when every kind of field that is set does: one of the listed values matches, and none of the Not ones.
+// One in which nothing is set is skipped: it does not hold.
 type Match struct {
 	Namespaces, NotNamespaces           []StringMatch
 	Principals, NotPrincipals           []StringMatch // without spiffe://
@@ -83,4 +84,15 @@ func (a PolicyAction) String() string {
 		return "DENY"
 	}
 	return "ALLOW"
+}
+
+func (s PolicyScope) String() string {
+	switch s {
+	case ScopeGlobal:
+		return "Global"
+	case ScopeNamespace:
+		return "Namespace"
+	case ScopeWorkload:
+	}
+	return "WorkloadSelector"
 }

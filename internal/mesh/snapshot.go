@@ -12,17 +12,17 @@ import (
 //
 // The zero value knows nothing.
 type Snapshot struct {
-	workloads table[string, *Workload]         // by UID
-	byAddr    table[NetworkAddr, []*Workload]  // best first; host-network workloads are not here
-	byPod     table[namespacedName, *Workload] // by namespace and name
-	byName    table[string, []*Workload]       // by hostname
-	services  table[string, *Service]          // by namespace/hostname
-	byVIP     table[NetworkAddr, []*Service]   // single addresses
-	ranges    []*Service                       // those with a VIP that is a range of addresses
-	byHost    table[string, []*Service]        // by hostname
-	endpoints table[string, []Endpoint]        // by service key, also of services not yet known
-	policies  table[string, *Policy]           // by namespace/name
-	inScope   table[string, []*Policy]         // "" for mesh-wide ones, else by namespace; sorted by key
+	workloads table[string, *Workload]           // by UID
+	byAddr    table[NetworkAddr, []*Workload]    // best first; host-network workloads are not here
+	byPod     table[namespacedName, []*Workload] // by namespace and name; best first, as clusters may share names
+	byName    table[string, []*Workload]         // by hostname
+	services  table[string, *Service]            // by namespace/hostname
+	byVIP     table[NetworkAddr, []*Service]     // single addresses
+	ranges    []*Service                         // those with a VIP that is a range of addresses
+	byHost    table[string, []*Service]          // by hostname
+	endpoints table[string, []Endpoint]          // by service key, also of services not yet known
+	policies  table[string, *Policy]             // by namespace/name
+	inScope   table[string, []*Policy]           // "" for mesh-wide ones, else by namespace; sorted by key
 }
 
 type namespacedName struct{ namespace, name string }
@@ -59,10 +59,14 @@ func (s *Snapshot) WorkloadAt(a NetworkAddr) *Workload {
 	return ws[0]
 }
 
-// Pod returns the workload of that namespace and name, or nil.
+// Pod returns the workload of that namespace and name, or nil. Where several clusters have one, the order of WorkloadAt
+// decides.
 func (s *Snapshot) Pod(namespace, name string) *Workload {
-	w, _ := s.byPod.get(namespacedName{namespace, name})
-	return w
+	ws, _ := s.byPod.get(namespacedName{namespace, name})
+	if len(ws) == 0 {
+		return nil
+	}
+	return ws[0]
 }
 
 // WorkloadNamed returns a workload that is reached by hostname, or nil.
@@ -185,17 +189,16 @@ func (s *Snapshot) Counts() (workloads, services, policies int) {
 	return s.workloads.len(), s.services.len(), s.policies.len()
 }
 
+// rank returns the best of services that are sorted by key: of the client's namespace, then canonical, then the first.
 func rank(svcs []*Service, clientNamespace string) *Service {
 	var best *Service
+	bestOrder := -1
 	for _, svc := range svcs {
 		if !visible(svc, clientNamespace) {
 			continue
 		}
-		if svc.Namespace == clientNamespace {
-			return svc
-		}
-		if best == nil || svc.Canonical && !best.Canonical {
-			best = svc
+		if o := 2*b2i(svc.Namespace == clientNamespace) + b2i(svc.Canonical); o > bestOrder {
+			best, bestOrder = svc, o
 		}
 	}
 	return best
@@ -244,7 +247,7 @@ func (s *Snapshot) applyWorkloads(d Delta) {
 type workloadEdit struct {
 	workloads *tableEdit[string, *Workload]
 	byAddr    *tableEdit[NetworkAddr, []*Workload]
-	byPod     *tableEdit[namespacedName, *Workload]
+	byPod     *tableEdit[namespacedName, []*Workload]
 	byName    *tableEdit[string, []*Workload]
 	gone      map[string]map[string]bool // service key → UIDs that leave it
 	come      map[string][]Endpoint      // service key → endpoints that join it
@@ -262,9 +265,7 @@ func (e *workloadEdit) remove(uid string) {
 	if w.Hostname != "" {
 		without(e.byName, w.Hostname, w)
 	}
-	if name := (namespacedName{w.Namespace, w.Name}); isAt(e.byPod, name, w) {
-		e.byPod.delete(name)
-	}
+	without(e.byPod, namespacedName{w.Namespace, w.Name}, w)
 	for _, sp := range w.Services {
 		if e.gone[sp.Service] == nil {
 			e.gone[sp.Service] = make(map[string]bool)
@@ -281,7 +282,7 @@ func (e *workloadEdit) add(w *Workload) {
 	if w.Hostname != "" {
 		with(e.byName, w.Hostname, w, compareWorkloads)
 	}
-	e.byPod.set(namespacedName{w.Namespace, w.Name}, w)
+	with(e.byPod, namespacedName{w.Namespace, w.Name}, w, compareWorkloads)
 	for _, sp := range w.Services {
 		e.come[sp.Service] = append(e.come[sp.Service], Endpoint{Workload: w, Ports: sp.Ports})
 	}
@@ -465,11 +466,6 @@ func without[K, V comparable](t *tableEdit[K, []V], k K, v V) {
 		return
 	}
 	t.set(k, list)
-}
-
-func isAt[K, V comparable](t *tableEdit[K, V], k K, v V) bool {
-	got, ok := t.get(k)
-	return ok && got == v
 }
 
 // Unmap turns an IPv4-mapped IPv6 address into the IPv4 address that every index is keyed by.
