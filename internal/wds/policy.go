@@ -74,7 +74,9 @@ func policyFromProto(m *pb.Authorization) (*mesh.Policy, error) {
 // ruleReader reads rules and gathers every fault with the path of its field.
 type ruleReader struct{ errs []error }
 
-func (r *ruleReader) fail(path string, err error) { r.errs = append(r.errs, fmt.Errorf("%s: %w", path, err)) }
+func (r *ruleReader) fail(path string, err error) {
+	r.errs = append(r.errs, fmt.Errorf("%s: %w", path, err))
+}
 
 func (r *ruleReader) known(path string, m protoreflect.ProtoMessage) {
 	if len(m.ProtoReflect().GetUnknown()) > 0 {
