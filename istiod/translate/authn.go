@@ -19,6 +19,9 @@ import (
 // portPolicyPrefix makes names that no object can have: an underscore is not allowed there.
 const portPolicyPrefix = "converted_peer_authentication_"
 
+// PortPolicyName is what the policy made for the PeerAuthentication of that name is called.
+func PortPolicyName(pa string) string { return portPolicyPrefix + pa }
+
 // Levels are the PeerAuthentications that decide about one workload: the oldest of the mesh, of its namespace, and of
 // those that select it. Any may be nil. What a lower one leaves unset it takes from the next higher.
 type Levels struct {
@@ -92,7 +95,7 @@ func (l Levels) exceptions() []uint16 {
 func AuthnPolicies(cfg Config, l Levels) []string {
 	switch {
 	case len(l.exceptions()) > 0:
-		return []string{l.Workload.Namespace + "/" + portPolicyPrefix + l.Workload.Name}
+		return []string{l.Workload.Namespace + "/" + PortPolicyName(l.Workload.Name)}
 	case l.strict():
 		return []string{cfg.RootNamespace + "/" + mesh.StaticStrictPolicy}
 	}
@@ -121,7 +124,7 @@ func PortPolicy(cfg Config, above Levels, pa *securityv1.PeerAuthentication) *me
 	if len(ports) == 0 {
 		return nil
 	}
-	p := &mesh.Policy{Namespace: pa.Namespace, Name: portPolicyPrefix + pa.Name, Scope: mesh.ScopeWorkload, Action: mesh.Deny}
+	p := &mesh.Policy{Namespace: pa.Namespace, Name: PortPolicyName(pa.Name), Scope: mesh.ScopeWorkload, Action: mesh.Deny}
 	clauses := []mesh.Clause{{Matches: []mesh.Match{{NotPrincipals: nobody(), DestinationPorts: ports}}}}
 	if l.strict() {
 		clauses = []mesh.Clause{

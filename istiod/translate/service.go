@@ -28,7 +28,7 @@ func Service(cfg Config, svc *corev1.Service, namespace *corev1.Namespace) (*mes
 	s := &mesh.Service{
 		Name:      svc.Name,
 		Namespace: svc.Namespace,
-		Hostname:  hostname(cfg, svc),
+		Hostname:  hostname(cfg, Name{svc.Namespace, svc.Name}),
 		VIPs:      vips,
 		LB:        loadBalancing(svc, namespace),
 		Families:  families(svc.Spec.IPFamilies),
@@ -40,12 +40,15 @@ func Service(cfg Config, svc *corev1.Service, namespace *corev1.Namespace) (*mes
 	return s, nil
 }
 
-func hostname(cfg Config, svc *corev1.Service) string {
-	return svc.Name + "." + svc.Namespace + ".svc." + cfg.ClusterDomain
+func hostname(cfg Config, n Name) string {
+	return n.Name + "." + n.Namespace + ".svc." + cfg.ClusterDomain
 }
 
+// ServiceKey is the key of the noun of the Service of that name.
+func ServiceKey(cfg Config, n Name) string { return mesh.ServiceKey(n.Namespace, hostname(cfg, n)) }
+
 func serviceKey(cfg Config, svc *corev1.Service) string {
-	return mesh.ServiceKey(svc.Namespace, hostname(cfg, svc))
+	return ServiceKey(cfg, Name{svc.Namespace, svc.Name})
 }
 
 // vips are the service's own addresses; a headless service has none.

@@ -51,7 +51,7 @@ func Pod(cfg Config, in PodInput) (*mesh.Workload, *Status) {
 		return nil, nil
 	}
 	w := &mesh.Workload{
-		UID:            cfg.ClusterID + "//Pod/" + pod.Namespace + "/" + pod.Name,
+		UID:            PodUID(cfg, Name{pod.Namespace, pod.Name}),
 		Name:           pod.Name,
 		Namespace:      pod.Namespace,
 		Addrs:          addrs,
@@ -73,6 +73,42 @@ func Pod(cfg Config, in PodInput) (*mesh.Workload, *Status) {
 	w.CanonicalRevision = cmp.Or(pod.Labels[labelCanonicalRevision], pod.Labels["app.kubernetes.io/version"],
 		pod.Labels["version"], defaultCanonicalVersion)
 	return w, nil
+}
+
+// PodUID is the UID of the workload of the Pod of that name.
+func PodUID(cfg Config, n Name) string { return cfg.ClusterID + "//Pod/" + n.Namespace + "/" + n.Name }
+
+// TrimPod returns a pod with only what Pod looks at: a cluster has many, and most of each is of no interest here.
+func TrimPod(pod *corev1.Pod) *corev1.Pod {
+	t := &corev1.Pod{}
+	t.Name, t.Namespace = pod.Name, pod.Namespace
+	t.Labels, t.OwnerReferences, t.DeletionTimestamp = pod.Labels, pod.OwnerReferences, pod.DeletionTimestamp
+	if v, ok := pod.Annotations[mesh.AnnotationRedirection]; ok {
+		t.Annotations = map[string]string{mesh.AnnotationRedirection: v}
+	}
+	t.Spec.NodeName, t.Spec.HostNetwork = pod.Spec.NodeName, pod.Spec.HostNetwork
+	t.Spec.ServiceAccountName = ServiceAccount(pod)
+	t.Spec.Containers = trimContainers(pod.Spec.Containers)
+	t.Spec.InitContainers = trimContainers(pod.Spec.InitContainers)
+	t.Status.Phase, t.Status.PodIP, t.Status.PodIPs = pod.Status.Phase, pod.Status.PodIP, pod.Status.PodIPs
+	for _, c := range pod.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			t.Status.Conditions = []corev1.PodCondition{{Type: c.Type, Status: c.Status}}
+			break
+		}
+	}
+	return t
+}
+
+// trimContainers keeps the named ports of containers that have any.
+func trimContainers(containers []corev1.Container) []corev1.Container {
+	var kept []corev1.Container
+	for _, c := range containers {
+		if len(c.Ports) > 0 {
+			kept = append(kept, corev1.Container{Ports: c.Ports, RestartPolicy: c.RestartPolicy})
+		}
+	}
+	return kept
 }
 
 // ServiceAccount is the account a pod runs as.

@@ -1,0 +1,281 @@
+// Package index keeps the nouns of a mesh up to date, one changed object at a time.
+//
+// It knows which nouns an object touches, so that one change costs what it touches and not what there is: a pod its
+// workload, a service the workloads it selects, a policy the workloads that must name it. What a noun is, package
+// translate says. Apply must equal a difference of translate.All before and after, which the tests hold it to.
+//
+// The package is pure and its values are not for several goroutines: the shell around it locks.
+package index
+
+import (
+	"cmp"
+	"reflect"
+	"slices"
+
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/mistnet/mistnet/internal/mesh"
+	"github.com/mistnet/mistnet/istiod/translate"
+)
+
+// Kind is a kind of object that nouns are made from.
+type Kind uint8
+
+// The kinds of object.
+const (
+	Unknown Kind = iota
+	Namespace
+	Node
+	Pod
+	Service
+	EndpointSlice
+	AuthorizationPolicy
+	PeerAuthentication
+)
+
+func (k Kind) String() string {
+	switch k {
+	case Namespace:
+		return "Namespace"
+	case Node:
+		return "Node"
+	case Pod:
+		return "Pod"
+	case Service:
+		return "Service"
+	case EndpointSlice:
+		return "EndpointSlice"
+	case AuthorizationPolicy:
+		return "AuthorizationPolicy"
+	case PeerAuthentication:
+		return "PeerAuthentication"
+	case Unknown:
+	}
+	return "unknown"
+}
+
+// Event is one changed object.
+type Event struct {
+	Kind   Kind
+	Name   translate.Name // Namespace is "" for namespaces and nodes
+	Object runtime.Object // nil when it is gone; else of the kind's type, and never changed afterwards
+}
+
+// NounKind is a kind of noun.
+type NounKind uint8
+
+// The kinds of noun, in the order in which a client should learn of them: policies first, so that no workload is
+// served before what guards it.
+const (
+	NounPolicy NounKind = iota
+	NounService
+	NounWorkload
+	NounStatus
+)
+
+func (k NounKind) String() string {
+	switch k {
+	case NounPolicy:
+		return "policy"
+	case NounService:
+		return "service"
+	case NounWorkload:
+		return "workload"
+	case NounStatus:
+	}
+	return "status"
+}
+
+// Key names a noun.
+type Key struct {
+	Kind NounKind
+	Name string // a workload's UID, a service's or policy's namespace/name, a status's Key
+}
+
+// Change is one noun that differs. One of the pointers is set, or none when the noun is gone.
+type Change struct {
+	Key      Key
+	Workload *mesh.Workload
+	Service  *mesh.Service
+	Policy   *mesh.Policy
+	Status   *translate.Status
+}
+
+type name = translate.Name
+
+type set[T comparable] map[T]struct{}
+
+// Index is all objects, all nouns, and who touches whom.
+type Index struct {
+	cfg     translate.Config
+	objects translate.Objects
+	nouns   translate.Nouns
+
+	labels   map[pair]set[name]             // pods by each of their labels
+	bySelect map[pair]set[name]             // services by one pair of their selectors
+	byPolicy map[pair]set[name]             // policies by one pair of theirs; the root's have no namespace
+	onNode   map[string]set[name]           // pods by node
+	inSpace  map[string]set[name]           // pods by namespace
+	services map[string]set[name]           // services by namespace
+	slices   map[name]set[name]             // slices by service
+	named    map[name]set[name]             // slices by a pod they name
+	authn    map[string]map[name]*peerAuthn // PeerAuthentications by namespace
+	runs     map[account]int                // how many pods run as an account on a node
+	listed   map[name][]string              // UIDs of the workloads made from a slice
+
+	dirty   dirt     // what the Apply under way must look at again
+	changes []Change // and what it found different
+}
+
+// dirt is the objects whose nouns must be made again.
+type dirt struct {
+	pods, services, slices, policies, authn set[name]
+	strict                                  bool // the policy that strict workloads share
+}
+
+func clean() dirt {
+	return dirt{pods: make(set[name]), services: make(set[name]), slices: make(set[name]), policies: make(set[name]), authn: make(set[name])}
+}
+
+// pair is one label in one namespace.
+type pair struct{ namespace, key, value string }
+
+type peerAuthn = securityv1.PeerAuthentication
+
+type account struct{ node, namespace, serviceAccount string }
+
+// New returns an index of nothing.
+func New(cfg translate.Config) *Index {
+	return &Index{
+		cfg: cfg.WithDefaults(),
+		objects: translate.Objects{
+			Namespaces: make(map[string]*corev1.Namespace), Nodes: make(map[string]*corev1.Node),
+			Pods: make(map[name]*corev1.Pod), Services: make(map[name]*corev1.Service),
+			EndpointSlices:        make(map[name]*discoveryv1.EndpointSlice),
+			AuthorizationPolicies: make(map[name]*securityv1.AuthorizationPolicy),
+			PeerAuthentications:   make(map[name]*securityv1.PeerAuthentication),
+		},
+		nouns: translate.Nouns{
+			Workloads: make(map[string]*mesh.Workload), Services: make(map[string]*mesh.Service),
+			Policies: make(map[string]*mesh.Policy), Statuses: make(map[string]*translate.Status),
+		},
+		labels: make(map[pair]set[name]), bySelect: make(map[pair]set[name]), byPolicy: make(map[pair]set[name]),
+		onNode: make(map[string]set[name]), inSpace: make(map[string]set[name]), services: make(map[string]set[name]),
+		slices: make(map[name]set[name]), named: make(map[name]set[name]),
+		authn: make(map[string]map[name]*peerAuthn), runs: make(map[account]int), listed: make(map[name][]string),
+		dirty: clean(),
+	}
+}
+
+// Nouns is everything the index holds; it changes with the next Apply.
+func (x *Index) Nouns() translate.Nouns { return x.nouns }
+
+// Objects counts the objects by kind.
+func (x *Index) Objects() map[string]int {
+	o := x.objects
+	return map[string]int{
+		Namespace.String(): len(o.Namespaces), Node.String(): len(o.Nodes), Pod.String(): len(o.Pods),
+		Service.String(): len(o.Services), EndpointSlice.String(): len(o.EndpointSlices),
+		AuthorizationPolicy.String(): len(o.AuthorizationPolicies), PeerAuthentication.String(): len(o.PeerAuthentications),
+	}
+}
+
+// Runs reports whether a pod of the account runs on the node: one that has not failed, with an address or not yet.
+func (x *Index) Runs(node, namespace, serviceAccount string) bool {
+	return x.runs[account{node, namespace, serviceAccount}] > 0
+}
+
+// Apply records the changed objects and returns the nouns that differ because of them, each once, policies before
+// services before workloads.
+func (x *Index) Apply(events ...Event) []Change {
+	for _, ev := range events {
+		x.apply(ev)
+	}
+	x.refresh()
+	changes := x.changes
+	x.changes = nil
+	slices.SortFunc(changes, func(a, b Change) int {
+		return cmp.Or(cmp.Compare(a.Key.Kind, b.Key.Kind), cmp.Compare(a.Key.Name, b.Key.Name))
+	})
+	return changes
+}
+
+func (x *Index) apply(ev Event) {
+	switch ev.Kind {
+	case Namespace:
+		x.namespace(ev.Name.Name, as[corev1.Namespace](ev.Object))
+	case Node:
+		x.node(ev.Name.Name, as[corev1.Node](ev.Object))
+	case Pod:
+		x.pod(ev.Name, as[corev1.Pod](ev.Object))
+	case Service:
+		x.service(ev.Name, as[corev1.Service](ev.Object))
+	case EndpointSlice:
+		x.endpointSlice(ev.Name, as[discoveryv1.EndpointSlice](ev.Object))
+	case AuthorizationPolicy:
+		x.authorizationPolicy(ev.Name, as[securityv1.AuthorizationPolicy](ev.Object))
+	case PeerAuthentication:
+		x.peerAuthentication(ev.Name, as[securityv1.PeerAuthentication](ev.Object))
+	case Unknown:
+	}
+}
+
+// as is the object as what its kind says it is, or nil when it is gone.
+func as[T any](o runtime.Object) *T {
+	v, _ := any(o).(*T)
+	return v
+}
+
+func keep[K comparable, V any](m map[K]*V, k K, v *V) {
+	if v == nil {
+		delete(m, k)
+		return
+	}
+	m[k] = v
+}
+
+func link[K, V comparable](m map[K]set[V], k K, v V) {
+	if m[k] == nil {
+		m[k] = make(set[V])
+	}
+	m[k][v] = struct{}{}
+}
+
+func unlink[K, V comparable](m map[K]set[V], k K, v V) {
+	delete(m[k], v)
+	if len(m[k]) == 0 {
+		delete(m, k)
+	}
+}
+
+// put makes v the noun of that key, nil for none, and notes the change if it is one.
+func put[V any](x *Index, nouns map[string]*V, key Key, v *V, change Change) {
+	old, had := nouns[key.Name]
+	if v == nil && !had || v != nil && had && reflect.DeepEqual(old, v) {
+		return
+	}
+	keep(nouns, key.Name, v)
+	change.Key = key
+	x.changes = append(x.changes, change)
+}
+
+func (x *Index) putWorkload(uid string, w *mesh.Workload) {
+	put(x, x.nouns.Workloads, Key{NounWorkload, uid}, w, Change{Workload: w})
+}
+
+func (x *Index) putService(key string, s *mesh.Service) {
+	put(x, x.nouns.Services, Key{NounService, key}, s, Change{Service: s})
+}
+
+func (x *Index) putPolicy(key string, p *mesh.Policy) {
+	put(x, x.nouns.Policies, Key{NounPolicy, key}, p, Change{Policy: p})
+}
+
+// putStatus records what became of an object; s is nil when all is well.
+func (x *Index) putStatus(kind Kind, n name, s *translate.Status) {
+	key := (&translate.Status{Kind: kind.String(), Namespace: n.Namespace, Name: n.Name}).Key()
+	put(x, x.nouns.Statuses, Key{NounStatus, key}, s, Change{Status: s})
+}
