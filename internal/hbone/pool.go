@@ -1,0 +1,318 @@
+package hbone
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/net/http2"
+
+	"github.com/mistnet/mistnet/internal/mesh"
+)
+
+const (
+	defaultPoolStreams = 100
+	defaultIdleTimeout = 5 * time.Minute
+	connectTimeout     = 10 * time.Second // TCP and TLS together
+)
+
+// PoolConfig is what a Pool needs.
+type PoolConfig struct {
+	Dial        func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) // plain TCP
+	TLS         func(ctx context.Context, to Target) (*tls.Config, error)        // called once per new connection
+	MaxStreams  int                                                              // per connection; zero: 100
+	IdleTimeout time.Duration                                                    // zero: 5 min
+	Log         *zap.Logger                                                      // nil: none
+}
+
+// Pool keeps the client's connections, per target. All of its methods may be called at any time by any goroutine.
+type Pool struct {
+	cfg    PoolConfig
+	ctx    context.Context // ends dials when the pool is closed
+	cancel context.CancelCauseFunc
+	work   sync.WaitGroup // dials and connections
+
+	mu      sync.Mutex
+	targets map[poolKey]*peer
+	closed  bool
+}
+
+// poolKey is a Target in comparable form.
+type poolKey struct {
+	local     mesh.Identity
+	localAddr netip.Addr
+	addr      netip.AddrPort
+	expect    mesh.Identity
+	more      string // the further expected identities
+}
+
+func keyOf(to *Target) poolKey {
+	k := poolKey{local: to.Local, localAddr: to.LocalAddr, addr: to.Addr}
+	if len(to.Expect) > 0 {
+		k.expect = to.Expect[0]
+	}
+	if len(to.Expect) > 1 {
+		more := make([]string, 0, len(to.Expect)-1)
+		for _, id := range to.Expect[1:] {
+			more = append(more, id.String())
+		}
+		k.more = strings.Join(more, " ")
+	}
+	return k
+}
+
+// peer is what the pool knows of one target. Guarded by Pool.mu.
+type peer struct {
+	to    Target
+	conns []*conn
+	dial  *dialing // nil: nobody is dialling
+}
+
+// dialing is one attempt to connect, which everybody who needs the target waits for.
+type dialing struct {
+	done chan struct{}
+	err  error
+}
+
+// NewPool returns an empty pool.
+func NewPool(cfg PoolConfig) *Pool {
+	if cfg.MaxStreams == 0 {
+		cfg.MaxStreams = defaultPoolStreams
+	}
+	if cfg.IdleTimeout == 0 {
+		cfg.IdleTimeout = defaultIdleTimeout
+	}
+	if cfg.Log == nil {
+		cfg.Log = zap.NewNop()
+	}
+	p := &Pool{cfg: cfg, targets: make(map[poolKey]*peer)}
+	p.ctx, p.cancel = context.WithCancelCause(context.Background())
+	return p
+}
+
+// Open opens a tunnel to authority through the target, on a connection that exists or a new one. It returns when the
+// peer has accepted: a *StatusError says that it did not, a *StageError that it could not be asked. A request that was
+// refused unprocessed, or whose connection ended before the answer, is tried once more on a new connection.
+func (p *Pool) Open(ctx context.Context, to Target, authority string, h Header) (*Stream, error) {
+	if len(to.Expect) == 0 {
+		return nil, &StageError{StageTLS, errExpect}
+	}
+	s, err := p.open(ctx, &to, authority, &h, false)
+	if err != nil && retryable(err) && ctx.Err() == nil {
+		s, err = p.open(ctx, &to, authority, &h, true)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// unanswered wraps the end of a stream or connection before the answer.
+type unanswered struct{ err error }
+
+func (e *unanswered) Error() string { return e.err.Error() }
+func (e *unanswered) Unwrap() error { return e.err }
+
+func retryable(err error) bool {
+	var u *unanswered
+	if !errors.As(err, &u) {
+		return false
+	}
+	var r *ResetError
+	return !errors.As(err, &r) || http2.ErrCode(r.Code) == http2.ErrCodeRefusedStream
+}
+
+// open makes one attempt; a fresh one on a connection made for it.
+func (p *Pool) open(ctx context.Context, to *Target, authority string, h *Header, fresh bool) (*Stream, error) {
+	for first := true; ; first = false {
+		s, d, err := p.stream(ctx, to, authority, h, first && fresh)
+		if err != nil {
+			return nil, err
+		}
+		if s != nil {
+			s.c.flushStaged()
+			return s, s.await(ctx)
+		}
+		select {
+		case <-d.done:
+			if d.err != nil {
+				return nil, d.err
+			}
+		case <-ctx.Done():
+			return nil, &StageError{StageDial, context.Cause(ctx)}
+		}
+	}
+}
+
+// stream opens a stream on a connection with room, or returns the dial to wait for.
+func (p *Pool) stream(ctx context.Context, to *Target, authority string, h *Header, dial bool) (*Stream, *dialing, error) {
+	key := keyOf(to)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return nil, nil, &StageError{StageHTTP2, ErrClosed}
+	}
+	t := p.targets[key]
+	if t == nil {
+		t = &peer{to: *to}
+		p.targets[key] = t
+	}
+	if !dial {
+		// The newest first: after a retry that is the connection made for it.
+		for _, c := range slices.Backward(t.conns) {
+			if s := c.open(authority, h); s != nil {
+				return s, nil, nil
+			}
+		}
+	}
+	if t.dial == nil {
+		d := &dialing{done: make(chan struct{})}
+		t.dial = d
+		// The dial outlives a caller who gives up: others may be waiting for it too.
+		dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), connectTimeout)
+		stop := context.AfterFunc(p.ctx, cancel)
+		p.work.Go(func() {
+			defer cancel()
+			defer stop()
+			p.dial(dctx, key, t, d)
+		})
+	}
+	return nil, t.dial, nil
+}
+
+// dial connects, and then serves the connection until it ends.
+func (p *Pool) dial(ctx context.Context, key poolKey, t *peer, d *dialing) {
+	c, err := p.connect(ctx, t.to)
+	p.mu.Lock()
+	t.dial = nil
+	if err == nil && (p.closed || p.targets[key] != t) {
+		c.raw.Close()
+		err = &StageError{StageHTTP2, ErrClosed}
+	}
+	d.err = err
+	if err == nil {
+		t.conns = append(t.conns, c)
+		c.onClose = func() { p.remove(key, t, c) }
+		c.start()
+	} else if len(t.conns) == 0 && p.targets[key] == t {
+		delete(p.targets, key)
+	}
+	p.mu.Unlock()
+	close(d.done)
+	if err != nil {
+		return
+	}
+	if err := c.serve(); err != nil {
+		p.cfg.Log.Debug("tunnel connection ended", zap.Stringer("peer.addr", t.to.Addr), zap.Error(err))
+	}
+	c.handlers.Wait()
+}
+
+func (p *Pool) connect(ctx context.Context, to Target) (*conn, error) {
+	cfg, err := p.cfg.TLS(ctx, to)
+	if err != nil {
+		return nil, &StageError{StageTLS, err}
+	}
+	raw, err := p.cfg.Dial(ctx, to.Addr)
+	if err != nil {
+		return nil, &StageError{StageDial, err}
+	}
+	if err := tune(raw); err != nil {
+		p.cfg.Log.Debug("socket options not set", zap.Error(err))
+	}
+	bc := newBatchConn(raw)
+	tc := tls.Client(bc, tuned(cfg, clientCurves))
+	err = tc.HandshakeContext(ctx)
+	if err == nil && tc.ConnectionState().NegotiatedProtocol != "h2" {
+		err = errors.New("peer did not negotiate HTTP/2")
+	}
+	if err != nil {
+		raw.Close()
+		return nil, &StageError{StageTLS, err}
+	}
+	c := newConn(context.Background(), raw, bc, tc, p.cfg.Log)
+	c.maxStreams = p.cfg.MaxStreams
+	c.idleTimeout = p.cfg.IdleTimeout
+	return c, nil
+}
+
+func (p *Pool) remove(key poolKey, t *peer, c *conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i := range t.conns {
+		if t.conns[i] == c {
+			t.conns = append(t.conns[:i], t.conns[i+1:]...)
+			break
+		}
+	}
+	if len(t.conns) == 0 && t.dial == nil && p.targets[key] == t {
+		delete(p.targets, key)
+	}
+}
+
+// CloseTargets closes the connections, idle or busy, of every target for which drop is true; their streams end with an
+// error. Dials of such targets under way fail.
+func (p *Pool) CloseTargets(drop func(Target) bool) {
+	var conns []*conn
+	p.mu.Lock()
+	for key, t := range p.targets {
+		if drop(t.to) {
+			conns = append(conns, t.conns...)
+			delete(p.targets, key)
+		}
+	}
+	p.mu.Unlock()
+	var wg sync.WaitGroup
+	for _, c := range conns {
+		wg.Go(func() {
+			c.shut(http2.ErrCodeNo, ErrClosed)
+			c.fail(ErrClosed)
+		})
+	}
+	wg.Wait()
+}
+
+// Close closes every connection at once and waits for the pool's goroutines.
+func (p *Pool) Close() error {
+	p.mu.Lock()
+	p.closed = true
+	p.mu.Unlock()
+	p.cancel(ErrClosed)
+	p.CloseTargets(func(Target) bool { return true })
+	p.work.Wait()
+	return nil
+}
+
+// await waits for the answer to the stream's request.
+func (s *Stream) await(ctx context.Context) error {
+	for {
+		s.in.mu.Lock()
+		status, end, err := s.in.status, s.in.end, s.in.err
+		s.in.mu.Unlock()
+		switch {
+		case status == 200:
+			return nil
+		case status != 0:
+			s.reset(http2.ErrCodeCancel)
+			return &StatusError{status}
+		case end:
+			if err == nil {
+				err = ErrPeerClosed
+			}
+			return &StageError{StageHTTP2, &unanswered{err}}
+		}
+		select {
+		case <-s.readable:
+		case <-ctx.Done():
+			s.reset(http2.ErrCodeCancel)
+			return &StageError{StageHTTP2, context.Cause(ctx)}
+		}
+	}
+}

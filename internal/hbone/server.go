@@ -1,0 +1,224 @@
+package hbone
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/net/http2"
+)
+
+const (
+	defaultServerStreams = 200
+	defaultHandshake     = 10 * time.Second
+)
+
+// Server accepts tunnels.
+type Server struct {
+	// TLS verifies the peer; GetConfigForClient is honoured. Not to be changed once the server is in use.
+	TLS *tls.Config
+	// Handle serves one request on a goroutine of its own. Its context ends with the connection, when the client gives
+	// up before the answer or resets the stream with an error, and when Handle returns. The stream ends with Handle.
+	Handle func(ctx context.Context, r *Request)
+	Log    *zap.Logger // nil: none
+
+	MaxStreams       int           // per connection; zero: 200
+	HandshakeTimeout time.Duration // of TLS; zero: 10 s
+
+	prepared atomic.Pointer[tunedConfig]
+
+	mu     sync.Mutex
+	conns  map[*conn]struct{}
+	closed bool
+}
+
+// tunedConfig remembers the tuned copy of a configuration.
+type tunedConfig struct{ from, to *tls.Config }
+
+func (s *Server) maxStreams() int {
+	if s.MaxStreams > 0 {
+		return s.MaxStreams
+	}
+	return defaultServerStreams
+}
+
+func (s *Server) config() *tls.Config {
+	if t := s.prepared.Load(); t != nil && t.from == s.TLS {
+		return t.to
+	}
+	cfg := tuned(s.TLS, serverCurves)
+	if choose := cfg.GetConfigForClient; choose != nil {
+		var last atomic.Pointer[tunedConfig]
+		cfg.GetConfigForClient = func(h *tls.ClientHelloInfo) (*tls.Config, error) {
+			c, err := choose(h)
+			if c == nil || err != nil {
+				return nil, err
+			}
+			if t := last.Load(); t != nil && t.from == c {
+				return t.to, nil
+			}
+			t := &tunedConfig{c, tuned(c, serverCurves)}
+			last.Store(t)
+			return t.to, nil
+		}
+	}
+	s.prepared.Store(&tunedConfig{s.TLS, cfg})
+	return cfg
+}
+
+// ServeConn serves one connection, of which it takes ownership: TLS handshake, then HTTP/2 until the connection ends and
+// every handler has returned. The error says why it ended; nil when both sides were done with it. When ctx ends the
+// connection is closed at once.
+func (s *Server) ServeConn(ctx context.Context, raw net.Conn) error {
+	defer raw.Close()
+	log := s.Log
+	if log == nil {
+		log = zap.NewNop()
+	}
+	if err := tune(raw); err != nil {
+		log.Debug("socket options not set", zap.Error(err))
+	}
+	timeout := s.HandshakeTimeout
+	if timeout == 0 {
+		timeout = defaultHandshake
+	}
+	bc := newBatchConn(raw)
+	tc := tls.Server(bc, s.config())
+	hctx, cancel := context.WithTimeout(ctx, timeout)
+	err := tc.HandshakeContext(hctx)
+	cancel()
+	if err == nil && tc.ConnectionState().NegotiatedProtocol != "h2" {
+		err = errors.New("client did not negotiate HTTP/2")
+	}
+	if err != nil {
+		return &StageError{StageTLS, fmt.Errorf("handshake with %s: %w", raw.RemoteAddr(), err)}
+	}
+	c := newConn(ctx, raw, bc, tc, log)
+	c.server = s
+	if !s.track(c) {
+		return ErrClosed
+	}
+	defer s.untrack(c)
+	stop := context.AfterFunc(ctx, func() { c.fail(context.Cause(ctx)) })
+	defer stop()
+	c.start()
+	err = c.serve()
+	c.handlers.Wait()
+	return err
+}
+
+func (s *Server) track(c *conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	if s.conns == nil {
+		s.conns = make(map[*conn]struct{})
+	}
+	s.conns[c] = struct{}{}
+	return true
+}
+
+func (s *Server) untrack(c *conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.conns, c)
+}
+
+// Shutdown tells every client to open no more streams, waits until the streams that exist have ended, and closes. When
+// ctx ends first it closes what is left at once and returns the cause. Connections that arrive later are closed.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.mu.Lock()
+	s.closed = true
+	var conns []*conn
+	for c := range s.conns {
+		conns = append(conns, c)
+	}
+	s.mu.Unlock()
+	for _, c := range conns {
+		c.drain()
+	}
+	for _, c := range conns {
+		select {
+		case <-c.ctx.Done():
+		case <-ctx.Done():
+			for _, c := range conns {
+				c.fail(ErrClosed)
+			}
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// Request is one request of a client. Exactly one of Accept and Reject answers it.
+type Request struct {
+	Method     string // CONNECT, unless the client has lost its way
+	Authority  string // host:port as the client sent it
+	Header     Header
+	RemoteAddr netip.AddrPort
+	LocalAddr  netip.AddrPort
+	TLS        tls.ConnectionState // of the connection; the peer was verified by the TLS configuration
+
+	stream *Stream
+}
+
+var errAnswered = errors.New("hbone: request was answered already")
+
+// Accept answers 200, with the baggage if it is not "", and returns the tunnel.
+func (r *Request) Accept(baggage string) (*Stream, error) {
+	if err := r.answer(200, baggage, http2.FlagHeadersEndHeaders); err != nil {
+		return nil, err
+	}
+	return r.stream, nil
+}
+
+// Reject answers with a status other than 200 and ends the stream.
+func (r *Request) Reject(status int) error {
+	if status < 300 || status > 599 {
+		return fmt.Errorf("reject request: status %d is not a refusal", status)
+	}
+	if err := r.answer(status, "", http2.FlagHeadersEndHeaders|http2.FlagHeadersEndStream); err != nil {
+		return err
+	}
+	s := r.stream
+	s.c.mu.Lock()
+	s.sentEnd = true
+	if s.gotEnd {
+		s.c.forgetLocked(s)
+		s.c.mu.Unlock()
+		return nil
+	}
+	s.c.mu.Unlock()
+	s.reset(http2.ErrCodeNo) // nothing more is wanted of the request, RFC 9113, 8.1
+	return nil
+}
+
+func (r *Request) answer(status int, baggage string, flags http2.Flags) error {
+	s := r.stream
+	c := s.c
+	c.mu.Lock()
+	if s.answered {
+		c.mu.Unlock()
+		return errAnswered
+	}
+	if err := s.writeErrLocked(); err != nil {
+		c.mu.Unlock()
+		return fmt.Errorf("answer request: %w", err)
+	}
+	s.answered = true
+	b := c.w.staged
+	at := len(b)
+	b = appendFrameHeader(b, 0, http2.FrameHeaders, flags, s.id)
+	c.w.staged = c.splitHeaders(appendStatus(b, status, baggage), at)
+	c.send(false)
+	return nil
+}
