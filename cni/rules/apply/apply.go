@@ -99,14 +99,15 @@ func (t *IPTables) Apply(ns Namespace, rs rules.Ruleset) (changed bool, err erro
 
 // Remove takes everything of ours out of the namespace, whichever options it was applied with: redirections first, so
 // that no connection is captured without its exceptions. Other chains and rules stay. Nothing to remove is no error.
-// Connections that ztunnel carries at that moment keep their translation until they end.
+// What the pod sends on connections that were captured still goes to ztunnel, until they end; connections ztunnel opened
+// to the application under another's address no longer find their way back, and end.
 func (t *IPTables) Remove(ns Namespace, rs rules.Ruleset) error {
 	return wrap("remove redirection rules", ns.Do(func() error {
 		ipv6 := hasIPv6()
 		var errs []error
 		for _, f := range t.families(rules.Ruleset{}, ipv6) {
 			for _, table := range []string{"nat", "raw", "mangle"} {
-				errs = append(errs, clear(f.ipt, table))
+				errs = append(errs, clear(f, table))
 			}
 		}
 		for _, r := range rs.Routes {
@@ -118,15 +119,62 @@ func (t *IPTables) Remove(ns Namespace, rs rules.Ruleset) error {
 	}))
 }
 
+// Verify returns an error that names the first thing that is not as Apply would leave it, and nil when all is. It
+// changes nothing.
+func (t *IPTables) Verify(ns Namespace, rs rules.Ruleset) error {
+	return wrap("verify redirection rules", ns.Do(func() error {
+		ipv6 := hasIPv6()
+		for _, f := range t.families(rs, ipv6) {
+			for _, c := range f.chains {
+				if err := verifyChain(f.ipt, c); err != nil {
+					return err
+				}
+			}
+		}
+		for _, r := range rs.Routes {
+			if r.IPv6 && !ipv6 {
+				continue
+			}
+			if err := verifyRoute(r); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+}
+
+func verifyChain(ipt *iptables.IPTables, c rules.Chain) error {
+	names, err := ipt.ListChains(c.Table)
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(names, c.Name) {
+		return fmt.Errorf("table %s has no chain %s", c.Table, c.Name)
+	}
+	right, err := holds(ipt, c)
+	if err != nil {
+		return err
+	}
+	if !right {
+		return fmt.Errorf("chain %s of table %s holds other rules", c.Name, c.Table)
+	}
+	at, err := jumps(ipt, c.Table, c.From, c.Name)
+	if err == nil && !slices.Equal(at, []int{1}) {
+		err = fmt.Errorf("chain %s of table %s does not begin with a jump to %s", c.From, c.Table, c.Name)
+	}
+	return err
+}
+
 type familyRules struct {
 	ipt    *iptables.IPTables
 	chains []rules.Chain
+	owned  []string // names of chains that must go when they are not among chains
 }
 
 func (t *IPTables) families(rs rules.Ruleset, ipv6 bool) []familyRules {
-	fs := []familyRules{{t.v4, rs.IPv4}}
+	fs := []familyRules{{t.v4, rs.IPv4, ours}}
 	if ipv6 {
-		fs = append(fs, familyRules{t.v6, rs.IPv6})
+		fs = append(fs, familyRules{t.v6, rs.IPv6, ours})
 	}
 	return fs
 }
@@ -152,7 +200,7 @@ func prepare(f familyRules) (connect []func() error, changed bool, err error) {
 		}
 	}
 	for table, names := range present { // a chain the options no longer ask for
-		for _, name := range ours {
+		for _, name := range f.owned {
 			wanted := slices.ContainsFunc(f.chains, func(c rules.Chain) bool { return c.Table == table && c.Name == name })
 			if !wanted && slices.Contains(names, name) {
 				changed = true
@@ -277,17 +325,17 @@ func list(ipt *iptables.IPTables, table, chain string) ([]rules.Rule, error) {
 	return out, nil
 }
 
-// clear removes our chains, staged ones too, and every jump to them.
-func clear(ipt *iptables.IPTables, table string) error {
-	names, err := ipt.ListChains(table)
+// clear removes the family's own chains, staged ones too, and every jump to them.
+func clear(f familyRules, table string) error {
+	names, err := f.ipt.ListChains(table)
 	if err != nil {
 		return err
 	}
 	var errs []error
-	for _, name := range ours {
+	for _, name := range f.owned {
 		for _, name := range []string{name, staged(name)} {
 			if slices.Contains(names, name) {
-				errs = append(errs, clearChain(ipt, table, name))
+				errs = append(errs, clearChain(f.ipt, table, name))
 			}
 		}
 	}
@@ -295,7 +343,11 @@ func clear(ipt *iptables.IPTables, table string) error {
 }
 
 func clearChain(ipt *iptables.IPTables, table, name string) error {
-	for _, from := range []string{"PREROUTING", "OUTPUT"} {
+	builtin := []string{"PREROUTING", "OUTPUT"}
+	if table == "nat" {
+		builtin = append(builtin, "POSTROUTING")
+	}
+	for _, from := range builtin {
 		at, err := jumps(ipt, table, from, name)
 		if err != nil {
 			return err

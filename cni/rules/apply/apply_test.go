@@ -178,11 +178,17 @@ func TestApplyRepairs(t *testing.T) {
 					t.Fatal(err)
 				}
 				good := dump(t, path, tool)
+				if err := ipt.Verify(ns, rs); err != nil {
+					t.Errorf("Verify after Apply: %v", err)
+				}
 				for _, d := range damage {
 					run(t, append([]string{"ip", "netns", "exec", path, tool}, strings.Fields(d)...)...)
 				}
 				if dump(t, path, tool) == good {
 					t.Fatal("the damage did none")
+				}
+				if err := ipt.Verify(ns, rs); err == nil {
+					t.Error("Verify finds nothing wrong with the damaged rules")
 				}
 				if changed, err := ipt.Apply(ns, rs); err != nil || !changed {
 					t.Errorf("Apply = %v, %v, want true, nil", changed, err)

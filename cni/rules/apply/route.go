@@ -60,6 +60,26 @@ func addRoute(r rules.Route) (changed bool, err error) {
 	return true, nil
 }
 
+// verifyRoute reports what addRoute would have to add.
+func verifyRoute(r rules.Route) error {
+	link, err := netlink.LinkByName(r.Device)
+	if err != nil {
+		return fmt.Errorf("find device %s: %w", r.Device, err)
+	}
+	have, err := routes(r, link)
+	if err != nil {
+		return err
+	}
+	if len(have) == 0 && !(r.IPv6 && ipv6Off(r.Device)) {
+		return fmt.Errorf("table %d does not route %s to %s", r.Table, r.Destination(), r.Device)
+	}
+	leading, err := leadingRules(r)
+	if err == nil && len(leading) == 0 {
+		err = fmt.Errorf("no ip rule leads packets with mark %#x to table %d", r.Mark, r.Table)
+	}
+	return err
+}
+
 // removeRoute undoes addRoute in the opposite order.
 func removeRoute(r rules.Route) error {
 	leading, err := leadingRules(r)

@@ -1,0 +1,108 @@
+package apply
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/mistnet/mistnet/cni/rules"
+)
+
+// Host holds the rules that let the machine's own probes into captured pods. Make it with NewHost.
+type Host struct {
+	ipt *IPTables
+	ns  Namespace
+	h   rules.Host
+}
+
+// NewHost makes the sets, empty, and the rules that refer to them. The namespace is the machine's.
+func NewHost(ipt *IPTables, ns Namespace, h rules.Host) (*Host, error) {
+	host := &Host{ipt: ipt, ns: ns, h: h}
+	err := ns.Do(func() error {
+		for _, f := range host.families() {
+			o := netlink.IpsetCreateOptions{Comments: true, Family: f.inet, Replace: true}
+			if err := netlink.IpsetCreate(f.Set, "hash:ip", o); err != nil && !errors.Is(err, unix.EEXIST) {
+				return fmt.Errorf("make ipset %s (does the kernel have ip_set?): %w", f.Set, err)
+			}
+			if err := netlink.IpsetFlush(f.Set); err != nil {
+				return fmt.Errorf("empty ipset %s: %w", f.Set, err)
+			}
+			connect, _, err := prepare(f.rules)
+			if err != nil {
+				return err
+			}
+			for _, jump := range connect {
+				if err := jump(); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, wrap("apply host probe rules", err)
+	}
+	return host, nil
+}
+
+type hostFamily struct {
+	rules.HostFamily
+	inet  uint8
+	rules familyRules
+}
+
+func (h *Host) families() []hostFamily {
+	owned := []string{rules.ChainPostrouting}
+	fs := []hostFamily{{h.h.IPv4, unix.AF_INET, familyRules{h.ipt.v4, h.h.IPv4.Chains, owned}}}
+	if hasIPv6() {
+		fs = append(fs, hostFamily{h.h.IPv6, unix.AF_INET6, familyRules{h.ipt.v6, h.h.IPv6.Chains, owned}})
+	}
+	return fs
+}
+
+// Allow lets probes reach the addresses of a pod. The UID is only a comment for whoever reads the set.
+func (h *Host) Allow(uid string, ips []netip.Addr) error {
+	return wrap("allow probes", h.each(ips, func(set string, ip netip.Addr) error {
+		return netlink.IpsetAdd(set, &netlink.IPSetEntry{IP: ip.AsSlice(), Comment: uid, Replace: true})
+	}))
+}
+
+// Forbid takes the addresses back. One that is not allowed is no error.
+func (h *Host) Forbid(ips []netip.Addr) error {
+	return wrap("forbid probes", h.each(ips, func(set string, ip netip.Addr) error {
+		return netlink.IpsetDel(set, &netlink.IPSetEntry{IP: ip.AsSlice(), Replace: true})
+	}))
+}
+
+func (h *Host) each(ips []netip.Addr, do func(set string, ip netip.Addr) error) error {
+	return h.ns.Do(func() error {
+		var errs []error
+		for _, ip := range ips {
+			set := h.h.IPv4.Set
+			if ip.Is6() {
+				set = h.h.IPv6.Set
+			}
+			if err := do(set, ip); err != nil {
+				errs = append(errs, fmt.Errorf("ipset %s, %s: %w", set, ip, err))
+			}
+		}
+		return errors.Join(errs...)
+	})
+}
+
+// Remove takes rules and sets away.
+func (h *Host) Remove() error {
+	return wrap("remove host probe rules", h.ns.Do(func() error {
+		var errs []error
+		for _, f := range h.families() {
+			errs = append(errs, clear(f.rules, "nat"))
+			if err := netlink.IpsetDestroy(f.Set); err != nil && !errors.Is(err, unix.ENOENT) {
+				errs = append(errs, fmt.Errorf("destroy ipset %s: %w", f.Set, err))
+			}
+		}
+		return errors.Join(errs...)
+	}))
+}
