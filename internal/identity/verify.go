@@ -103,12 +103,14 @@ func (t *Trust) remember(key verifiedKey, v verifiedChain, now time.Time) {
 				delete(t.verified, k)
 			}
 		}
-	}
-	for k := range t.verified { // still full: any one goes, which a later handshake pays for with one verification
-		if len(t.verified) < maxVerified {
-			break
+		// Still nearly full: any will do, at the price of one more verification each. A quarter goes at once, so that this
+		// loop is rare.
+		for k := range t.verified {
+			if len(t.verified) <= maxVerified*3/4 {
+				break
+			}
+			delete(t.verified, k)
 		}
-		delete(t.verified, k)
 	}
 	t.verified[key] = v
 }
@@ -172,18 +174,24 @@ func explain(id mesh.Identity, usage x509.ExtKeyUsage, err error) error {
 		return fmt.Errorf("certificate of %s is not signed by a root of this mesh; do both sides trust the same root certificate? (%w)", id, err)
 	}
 	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok {
-		switch invalid.Reason {
-		case x509.IncompatibleUsage:
-			side := "client"
-			if usage == x509.ExtKeyUsageServerAuth {
-				side = "server"
-			}
-			return fmt.Errorf("certificate of %s may not be used as a %s certificate; the authority must set that extended key usage (%w)", id, side, err)
-		case x509.Expired:
-			return fmt.Errorf("an authority above the certificate of %s is not valid now; renew the mesh's intermediate or root certificate (%w)", id, err)
-		}
+		return explainInvalid(id, usage, invalid)
 	}
 	return fmt.Errorf("verify certificate of %s: %w", id, err)
+}
+
+func explainInvalid(id mesh.Identity, usage x509.ExtKeyUsage, err x509.CertificateInvalidError) error {
+	switch err.Reason {
+	case x509.IncompatibleUsage:
+		side := "client"
+		if usage == x509.ExtKeyUsageServerAuth {
+			side = "server"
+		}
+		return fmt.Errorf("certificate of %s may not be used as a %s certificate; the authority must set that extended key usage (%w)", id, side, err)
+	case x509.Expired:
+		return fmt.Errorf("an authority above the certificate of %s is not valid now; renew the mesh's intermediate or root certificate (%w)", id, err)
+	default:
+		return fmt.Errorf("verify certificate of %s: %w", id, err)
+	}
 }
 
 func latest(a, b time.Time) time.Time {

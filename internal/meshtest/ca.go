@@ -87,7 +87,7 @@ func Usage(usages ...x509.ExtKeyUsage) IssueOption {
 func Server(names ...string) IssueOption {
 	return func(c *x509.Certificate) {
 		c.URIs, c.DNSNames = nil, names
-		c.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}
+		c.IPAddresses = append(c.IPAddresses, net.IPv4(127, 0, 0, 1), net.IPv6loopback)
 		c.Subject = pkix.Name{CommonName: "server"}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/pem"
+	"slices"
 )
 
 const (
@@ -16,6 +17,9 @@ const (
 	minRSABits      = 2048
 	maxRSABits      = 4096 // a larger one costs us, not the requester
 )
+
+// brokenSignatures can be forged, or are of a kind crypto/x509 does not know.
+var brokenSignatures = []x509.SignatureAlgorithm{x509.UnknownSignatureAlgorithm, x509.MD5WithRSA, x509.SHA1WithRSA, x509.ECDSAWithSHA1}
 
 // requestKey takes the public key out of a PEM certificate request and checks that the requester holds the private one.
 // It is all that is read of the request.
@@ -38,8 +42,7 @@ func requestKey(csrPEM []byte) (crypto.PublicKey, error) {
 	if err := checkRequestKey(csr.PublicKey); err != nil {
 		return nil, err
 	}
-	switch csr.SignatureAlgorithm {
-	case x509.MD5WithRSA, x509.SHA1WithRSA, x509.ECDSAWithSHA1, x509.UnknownSignatureAlgorithm:
+	if slices.Contains(brokenSignatures, csr.SignatureAlgorithm) {
 		return nil, refuse("certificate request is signed with %s, which proves nothing", csr.SignatureAlgorithm)
 	}
 	if err := csr.CheckSignature(); err != nil {

@@ -7,7 +7,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -17,10 +16,7 @@ import (
 // ServingConfig is istiod's own TLS configuration: a certificate for those names and addresses, signed by the
 // authority, replaced with the first handshake after half of its life. Clients show no certificate.
 func (a *Authority) ServingConfig(dnsNames []string, ips []netip.Addr) *tls.Config {
-	s := &serving{authority: a, dnsNames: slices.Clone(dnsNames)}
-	for _, ip := range ips {
-		s.ips = append(s.ips, net.IP(ip.Unmap().AsSlice())) // what x509 takes
-	}
+	s := &serving{authority: a, dnsNames: slices.Clone(dnsNames), ips: slices.Clone(ips)}
 	return &tls.Config{
 		MinVersion:     tls.VersionTLS13,
 		NextProtos:     []string{"h2"},
@@ -31,7 +27,7 @@ func (a *Authority) ServingConfig(dnsNames []string, ips []netip.Addr) *tls.Conf
 type serving struct {
 	authority *Authority
 	dnsNames  []string
-	ips       []net.IP
+	ips       []netip.Addr
 
 	mu    sync.Mutex
 	cert  *tls.Certificate
@@ -57,9 +53,11 @@ func (s *serving) issue(now time.Time) (*tls.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	leaf, err := s.authority.signer.certify(&x509.Certificate{
-		DNSNames: s.dnsNames, IPAddresses: s.ips, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}, key.Public(), s.authority.cfg.DefaultTTL, now)
+	template := &x509.Certificate{DNSNames: s.dnsNames, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
+	for _, ip := range s.ips {
+		template.IPAddresses = append(template.IPAddresses, ip.Unmap().AsSlice())
+	}
+	leaf, err := s.authority.signer.certify(template, key.Public(), s.authority.cfg.DefaultTTL, now)
 	if err != nil {
 		return nil, err
 	}
