@@ -1,0 +1,20 @@
+// Command cni-agent is the node agent that enrols pods in the mesh; see package cni.
+package main
+
+import (
+	"context"
+
+	"github.com/mistnet/mistnet/cni"
+	"github.com/mistnet/mistnet/internal/daemon"
+)
+
+func main() {
+	var cfg cni.Config
+	daemon.Main("cni-agent", &cfg, func(ctx context.Context, env *daemon.Env) error {
+		a, err := cni.New(cfg, env)
+		if err != nil {
+			return err
+		}
+		return a.Run(ctx)
+	})
+}

@@ -1,0 +1,44 @@
+package cni
+
+import (
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Types of event in nodeagent_reconcile_events_total.
+const (
+	eventAdd    = "add"    // a pod was attached
+	eventUpdate = "update" // labels changed
+	eventDelete = "delete" // a pod is gone
+)
+
+// metrics have Istio's names, so that its dashboards work.
+type metrics struct {
+	events   *prometheus.CounterVec
+	requests *prometheus.CounterVec
+	installs *prometheus.CounterVec
+}
+
+func newMetrics(reg prometheus.Registerer, connected func() int) *metrics {
+	m := &metrics{
+		events: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "nodeagent_reconcile_events_total", Help: "Events the agent acted on, by type.",
+		}, []string{"type"}),
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "istio_cni_plugin_requests_total", Help: "Requests of the CNI plugin, by the agent's answer.",
+		}, []string{"response_code"}),
+		installs: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "istio_cni_installs_total", Help: "Times the plugin was put on the host, by result.",
+		}, []string{"result"}),
+	}
+	for _, e := range []string{eventAdd, eventUpdate, eventDelete} {
+		m.events.WithLabelValues(e)
+	}
+	reg.MustRegister(m.events, m.requests, m.installs, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "ztunnel_connected", Help: "Connections from ztunnels.",
+	}, func() float64 { return float64(connected()) }))
+	return m
+}
+
+func (m *metrics) request(code int) { m.requests.WithLabelValues(strconv.Itoa(code)).Inc() }

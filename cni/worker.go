@@ -1,0 +1,270 @@
+package cni
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/mistnet/mistnet/cni/rules"
+	"github.com/mistnet/mistnet/internal/linux"
+	"github.com/mistnet/mistnet/internal/zds"
+)
+
+// work is the life of a pod's worker: it settles the pod at once, whenever it is woken, and again after a failure.
+func (r *reconciler) work(ctx context.Context, p *pod) {
+	retry := time.NewTimer(0)
+	defer retry.Stop()
+	pause := time.Duration(0)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.wake:
+			pause = 0
+		case <-retry.C:
+		}
+		gen, over, err := r.settle(ctx, p)
+		if ctx.Err() != nil {
+			return
+		}
+		r.publish(p, gen, err)
+		switch {
+		case over:
+			return
+		case err != nil:
+			if pause == 0 && !errors.Is(err, errSuperseded) && !errors.Is(err, errVanished) {
+				r.log.Warn("pod not settled, trying again", zap.Stringer("pod", p.key), zap.Error(err))
+			}
+			pause = min(max(2*pause, retryFirst), retryLast)
+			retry.Reset(pause)
+		default:
+			pause = 0
+			retry.Stop()
+		}
+	}
+}
+
+// publish shows the attempt's result to those who wait for it.
+func (r *reconciler) publish(p *pod, gen int, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p.result = result{gen, err}
+	close(p.settled)
+	p.settled = make(chan struct{})
+}
+
+// settle makes one attempt to bring the pod to where it should be. Over means that the pod is gone and forgotten.
+func (r *reconciler) settle(ctx context.Context, p *pod) (gen int, over bool, err error) {
+	r.mu.Lock()
+	rec, gone, stale := p.rec, p.gone, p.stale
+	gen = p.gen
+	r.mu.Unlock()
+	if p.seen != gen {
+		p.seen, p.applied, p.acked, p.announced, p.clean = gen, nil, false, nil, false
+	}
+	if err := r.drop(ctx, p, stale); err != nil {
+		return gen, false, err
+	}
+	if gone {
+		over, err := r.end(ctx, p, gen, rec)
+		return gen, over, err
+	}
+	ns, err := rec.open()
+	if errors.Is(err, errVanished) {
+		r.log.Info("network namespace vanished, pod dropped", zap.Stringer("pod", p.key), zap.Error(err))
+		r.leave(p, gen)
+		p.nudge()
+		return gen, false, err
+	}
+	if err != nil {
+		return gen, false, err
+	}
+	defer ns.Close()
+
+	v, _, known := r.catalog.decide(p.key, rec.UID)
+	switch {
+	case known && v.Enrolled:
+		return gen, false, r.enrol(ctx, p, gen, rec, ns, v)
+	case known:
+		return gen, false, r.release(ctx, p, gen, rec, ns, v)
+	case rec.Captured:
+		// Its object is gone before its sandbox, or not read yet: the pod stays as it was.
+		return gen, false, r.enrol(ctx, p, gen, rec, ns, Verdict{
+			Enrolled: true, Why: "was enrolled", ServiceAccount: rec.ServiceAccount, Options: rec.Options,
+		})
+	}
+	return gen, false, nil
+}
+
+// drop makes ztunnel forget former selves of the pod.
+func (r *reconciler) drop(ctx context.Context, p *pod, uids []string) error {
+	for _, uid := range uids {
+		if err := r.del(ctx, uid); err != nil {
+			return err
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p.stale = p.stale[len(uids):]
+	return nil
+}
+
+func (r *reconciler) del(ctx context.Context, uid string) error {
+	ctx, cancel := context.WithTimeout(ctx, stepWithin)
+	defer cancel()
+	return r.zt.Del(ctx, uid)
+}
+
+// enrol: rules, ztunnel, announcement, in this order.
+func (r *reconciler) enrol(ctx context.Context, p *pod, gen int, rec record, ns *linux.NetNS, v Verdict) error {
+	first := !rec.Captured
+	if first || !equalOptions(rec.Options, v.Options) || rec.ServiceAccount != v.ServiceAccount {
+		rec.Captured, rec.Options, rec.ServiceAccount = true, v.Options, v.ServiceAccount
+		if err := r.update(p, gen, rec); err != nil {
+			return err
+		}
+	}
+	p.clean = false
+	if p.applied == nil || !equalOptions(*p.applied, v.Options) {
+		p.applied = nil
+		changed, err := r.rules.Apply(ns, rules.InPod(v.Options))
+		if err != nil {
+			return rulesError{fmt.Errorf("capture pod %s: %w", p.key, err)}
+		}
+		p.applied = &v.Options
+		r.log.Info("pod captured", zap.Stringer("pod", p.key), zap.String("reason", v.Why), zap.Bool("changed", changed))
+	}
+	if err := r.probes.Allow(rec.UID, rec.IPs); err != nil {
+		return fmt.Errorf("let probes into pod %s: %w", p.key, err)
+	}
+	if !p.acked {
+		if err := r.offer(ctx, p, rec); err != nil {
+			if rec.Enabled { // ztunnel had it once: peers may go on sending
+				return err
+			}
+			return errors.Join(err, r.announce(p, rec, redirectionPending))
+		}
+		p.acked = true
+	}
+	if !rec.Enabled {
+		rec.Enabled = true
+		if err := r.update(p, gen, rec); err != nil {
+			return err
+		}
+		r.log.Info("pod enrolled", zap.Stringer("pod", p.key), zap.String("uid", rec.UID), zap.String("reason", v.Why))
+	}
+	return r.announce(p, rec, redirectionEnabled)
+}
+
+// offer hands the pod to ztunnel and waits until it serves it.
+func (r *reconciler) offer(ctx context.Context, p *pod, rec record) error {
+	file, err := rec.file() // its own: p.file is closed when the pod is attached anew
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	ctx, cancel := context.WithTimeout(ctx, stepWithin)
+	defer cancel()
+	return r.zt.Add(ctx, zds.Pod{Info: rec.info(), NetNS: file})
+}
+
+// release: announcement, rules, ztunnel, in this order: peers learn first that the pod no longer speaks HBONE, and
+// nothing is captured that nobody would serve. It does nothing for a pod that was never captured but state its status.
+func (r *reconciler) release(ctx context.Context, p *pod, gen int, rec record, ns *linux.NetNS, v Verdict) error {
+	if err := r.announce(p, rec, redirectionNone); err != nil {
+		return err
+	}
+	if !rec.Captured {
+		if p.clean {
+			return nil
+		}
+		p.clean = true
+		return r.update(p, gen, rec)
+	}
+	if err := r.probes.Forbid(rec.IPs); err != nil {
+		return fmt.Errorf("keep probes out of pod %s: %w", p.key, err)
+	}
+	if err := r.rules.Remove(ns, rules.InPod(rec.Options)); err != nil {
+		return rulesError{fmt.Errorf("release pod %s: %w", p.key, err)}
+	}
+	p.applied, p.acked = nil, false
+	uid := rec.UID
+	rec.Captured, rec.Enabled, rec.Options, rec.ServiceAccount = false, false, rules.Options{}, ""
+	r.mu.Lock()
+	if p.gen == gen {
+		p.stale = append(p.stale, uid) // until ztunnel has let go of it
+	}
+	r.mu.Unlock()
+	if err := r.update(p, gen, rec); err != nil {
+		return err
+	}
+	p.clean = true
+	r.log.Info("pod released", zap.Stringer("pod", p.key), zap.String("uid", uid), zap.String("reason", v.Why))
+	return r.drop(ctx, p, []string{uid})
+}
+
+// end forgets a pod that is gone. Its rules stay in its namespace and vanish with it: until then nothing leaks.
+func (r *reconciler) end(ctx context.Context, p *pod, gen int, rec record) (over bool, err error) {
+	if err := r.status.remove(p.key); err != nil {
+		return false, err
+	}
+	p.announced = nil
+	if rec.Captured {
+		if err := r.probes.Forbid(rec.IPs); err != nil {
+			return false, err
+		}
+		if err := r.del(ctx, rec.UID); err != nil {
+			return false, err
+		}
+	}
+	if !r.current(p, gen) {
+		return false, errSuperseded
+	}
+	if err := r.records.remove(p.key); err != nil {
+		return false, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p.gen != gen { // the next attempt writes the new attachment's record
+		return false, errSuperseded
+	}
+	delete(r.pods, p.key)
+	if p.file != nil {
+		p.file.Close()
+	}
+	r.log.Info("pod gone", zap.Stringer("pod", p.key), zap.String("uid", rec.UID))
+	return true, nil
+}
+
+// update makes rec what the agent knows of the pod, on disk too, unless the pod was attached anew meanwhile.
+func (r *reconciler) update(p *pod, gen int, rec record) error {
+	r.mu.Lock()
+	if p.gen != gen {
+		r.mu.Unlock()
+		return errSuperseded
+	}
+	p.rec = rec
+	r.mu.Unlock()
+	return r.records.put(rec)
+}
+
+func (r *reconciler) current(p *pod, gen int) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return p.gen == gen
+}
+
+// announce writes the pod's status when it differs from what was written last.
+func (r *reconciler) announce(p *pod, rec record, to redirection) error {
+	if p.announced != nil && *p.announced == to {
+		return nil
+	}
+	if err := r.status.write(p.key, rec.IPs, to); err != nil {
+		return err
+	}
+	p.announced = &to
+	return nil
+}
