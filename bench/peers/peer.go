@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"path/filepath"
 )
 
 // ErrAbsent says a contender cannot take part because a program it needs is not on this machine. What to install is in the text.
@@ -76,33 +77,40 @@ func (Direct) Start(_ context.Context, env *Env) (*Running, error) {
 	}, nil
 }
 
+// undoing remembers how to undo what was done.
+type undoing struct{ steps []func() error }
+
+func (u *undoing) add(step func() error) { u.steps = append(u.steps, step) }
+
+// all undoes everything, the last thing first.
+func (u *undoing) all() error {
+	var errs []error
+	for i := len(u.steps) - 1; i >= 0; i-- {
+		errs = append(errs, u.steps[i]())
+	}
+	u.steps = nil
+	return errors.Join(errs...)
+}
+
 // pair starts the two proxies of a mutual-TLS pair: inner in the server's pod, then outer in the client's, then the REDIRECT.
 type pair struct {
 	name         string
 	frontPort    uint16 // what the application connects to on the server's address
 	outerPort    uint16 // where REDIRECT sends it
 	inner, outer []string
-	environ      []string
 	version      string
 	cipher       func(context.Context) string
 }
 
 func (p pair) start(ctx context.Context, env *Env) (_ *Running, err error) {
-	var undo []func() error
-	stop := func() error {
-		var errs []error
-		for i := len(undo) - 1; i >= 0; i-- {
-			errs = append(errs, undo[i]())
-		}
-		return errors.Join(errs...)
-	}
+	var undo undoing
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, stop())
+			err = errors.Join(err, undo.all())
 		}
 	}()
 	r := &Running{
-		Client: env.Client, Server: env.Server, Listen: env.EchoPort, Stop: stop,
+		Client: env.Client, Server: env.Server, Listen: env.EchoPort, Stop: undo.all,
 		Addr:    netip.AddrPortFrom(env.Server.Addr, p.frontPort),
 		Version: p.version, Cipher: p.cipher,
 	}
@@ -111,18 +119,18 @@ func (p pair) start(ctx context.Context, env *Env) (_ *Running, err error) {
 		pod  Pod
 		argv []string
 	}{{"inner", env.Server, p.inner}, {"outer", env.Client, p.outer}} {
-		proc, err := Spawn(ctx, side.pod.NetNS, env.Dir+"/"+p.name+"-"+side.name+".log", p.environ, side.argv...)
+		proc, err := Spawn(ctx, Program{NetNS: side.pod.NetNS, Log: filepath.Join(env.Dir, p.name+"-"+side.name+".log"), Argv: side.argv})
 		if err != nil {
 			return nil, fmt.Errorf("start %s (%s): %w", p.name, side.name, err)
 		}
-		undo = append(undo, proc.Stop)
+		undo.add(proc.Stop)
 		r.PIDs = append(r.PIDs, proc.PID())
 	}
 	rule := redirectRule(env.Server.Addr, p.frontPort, p.outerPort)
 	if err := inNS(ctx, env.Client.NetNS, append([]string{"iptables", "-w", "-t", "nat", "-A"}, rule...)...); err != nil {
 		return nil, err
 	}
-	undo = append(undo, func() error {
+	undo.add(func() error {
 		return inNS(context.WithoutCancel(ctx), env.Client.NetNS, append([]string{"iptables", "-w", "-t", "nat", "-D"}, rule...)...)
 	})
 	return r, nil

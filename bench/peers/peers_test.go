@@ -40,7 +40,7 @@ func TestConfigurations(t *testing.T) {
 	for name, got := range map[string]string{
 		"nginx-inner.conf": peers.NginxInner(e), "nginx-outer.conf": peers.NginxOuter(e),
 		"haproxy-inner.cfg": peers.HAProxyInner(e), "haproxy-outer.cfg": peers.HAProxyOuter(e),
-		"envoy-inner.yaml": peers.EnvoyInner(e), "envoy-outer.yaml": peers.EnvoyOuter(e),
+		"mesh.yaml": peers.MeshObjects(), "envoy-inner.yaml": peers.EnvoyInner(e), "envoy-outer.yaml": peers.EnvoyOuter(e),
 	} {
 		golden := filepath.Join("testdata", name)
 		if *update {
@@ -158,7 +158,7 @@ func TestFabricAndProcesses(t *testing.T) {
 		if _, err := peers.Output(t.Context(), "", "mkfifo", fifo); err != nil {
 			t.Fatal(err)
 		}
-		p, err := peers.Spawn(t.Context(), f.Client.NetNS, log, nil, "bash", "-c", script, fifo)
+		p, err := peers.Spawn(t.Context(), peers.Program{NetNS: f.Client.NetNS, Log: log, Argv: []string{"bash", "-c", script, fifo}})
 		if err != nil {
 			t.Fatal(err)
 		}

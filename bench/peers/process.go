@@ -35,23 +35,32 @@ func command(netns string, argv ...string) *exec.Cmd {
 	return cmd
 }
 
-// Spawn starts argv inside the namespace, its output going to the file log. It does not wait for the program to be ready.
-func Spawn(ctx context.Context, netns, log string, environ []string, argv ...string) (*Process, error) {
-	if err := ctx.Err(); err != nil {
+// Program is something to start in a network namespace.
+type Program struct {
+	NetNS string // path; "" is our own namespace
+	Log   string // file its output goes to
+	Dir   string // where it runs; "" is our own folder
+	Env   []string
+	Argv  []string
+}
+
+// Spawn starts p. It does not wait for the program to be ready.
+func Spawn(ctx context.Context, p Program) (*Process, error) {
+	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	out, err := os.Create(log)
+	out, err := os.Create(p.Log)
 	if err != nil {
 		return nil, err
 	}
 	defer out.Close() // the child has its own copy
-	cmd := command(netns, argv...)
+	cmd := command(p.NetNS, p.Argv...)
 	cmd.Stdout, cmd.Stderr = out, out
-	cmd.Env = append(os.Environ(), environ...)
+	cmd.Dir, cmd.Env = p.Dir, append(os.Environ(), p.Env...)
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	return watch(cmd, log), nil
+	return watch(cmd, p.Log), nil
 }
 
 // Talk starts argv inside the namespace with pipes on its standard input and output. Closing in is how it is told to end.
