@@ -160,6 +160,9 @@ func (s *store) lookup(name string) []*entry {
 	return found
 }
 
+// named reports whether there is a resource of that name or alias.
+func (s *store) named(name string) bool { return s.get(name) != nil || len(s.byAlias[name]) > 0 }
+
 func (s *store) followers(name string) []*entry {
 	var found []*entry
 	for _, n := range s.follows[name] {

@@ -17,6 +17,10 @@ import (
 	"google.golang.org/grpc/status"
 )
 
+// settleTime is how long after a stream's begin a type waits for its neighbours in the order of types to be asked for:
+// a client asks for them in messages of their own.
+const settleTime = 100 * time.Millisecond
+
 var errSlow = errors.New("client left a response unanswered for too long")
 
 // stream is one connected client. Its writer owns it: the reader only hands over requests, and the rpc's own goroutine
@@ -109,10 +113,13 @@ func endOf(err error) error {
 func (st *stream) write(
 	ctx context.Context, requests <-chan *discovery.DeltaDiscoveryRequest, slow *time.Timer,
 ) error {
+	settled := time.NewTimer(settleTime)
+	defer settled.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return status.FromContextError(ctx.Err()).Err()
+		case <-settled.C:
 		case req := <-requests:
 			if err := st.handle(req); err != nil {
 				return err
@@ -205,7 +212,12 @@ func (st *stream) next(now time.Time) *discovery.DeltaDiscoveryResponse {
 			}
 			continue
 		}
-		later := slices.ContainsFunc(st.watches[i+1:], (*watch).news)
+		rank, settling := st.server.rank(w.store.typeURL), now.Sub(st.connected) < settleTime
+		if settling && !st.watched(0, rank) {
+			return nil
+		}
+		later := slices.ContainsFunc(st.watches[i+1:], (*watch).news) ||
+			settling && !st.watched(rank+1, len(st.server.cfg.Order))
 		if !w.news() && (later || len(w.removes) == 0) {
 			continue
 		}
@@ -216,6 +228,17 @@ func (st *stream) next(now time.Time) *discovery.DeltaDiscoveryResponse {
 		return st.respond(w, &b, now)
 	}
 	return nil
+}
+
+// watched reports whether the client has asked for all types of a part of the order.
+func (st *stream) watched(from, to int) bool {
+	order := st.server.cfg.Order
+	for rank := from; rank < min(to, len(order)); rank++ {
+		if !slices.ContainsFunc(st.watches, func(w *watch) bool { return w.store.typeURL == order[rank] }) {
+			return false
+		}
+	}
+	return true
 }
 
 func (st *stream) respond(w *watch, b *batch, now time.Time) *discovery.DeltaDiscoveryResponse {

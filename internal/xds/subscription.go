@@ -66,8 +66,8 @@ func (s *subscription) open(node *core.Node) *discovery.DeltaDiscoveryRequest {
 	req.ResourceNamesUnsubscribe = []string{Wildcard}
 	for name, w := range s.wanted {
 		w.sent = true
-		if _, ok := s.held[name]; !ok && !w.answered {
-			req.InitialResourceVersions[name] = ""
+		if !w.answered {
+			req.InitialResourceVersions[name] = "" // even if held by another name: somebody waits for the answer
 		}
 	}
 	return req

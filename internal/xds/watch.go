@@ -58,7 +58,7 @@ func newWatch(s *store, req *discovery.DeltaDiscoveryRequest, chunks bool) *watc
 		w.watchAll()
 	}
 	for name := range w.claims {
-		if s.get(name) == nil && (w.wildcard || len(s.byAlias[name]) == 0) {
+		if s.get(name) == nil && (w.wildcard || !s.named(name)) {
 			w.remove(name)
 		}
 	}
@@ -167,9 +167,8 @@ func (w *watch) answer(b *batch, name string) {
 			delete(w.claims, e.name)
 		}
 	}
-	if len(found) == 0 {
+	if !w.store.named(name) {
 		w.remove(name)
-		return
 	}
 	for _, e := range found {
 		w.add(b, e)
@@ -199,7 +198,7 @@ func (w *watch) gone(e *entry) {
 		w.remove(e.name)
 	}
 	for _, alias := range e.aliases {
-		if w.names[alias] && len(w.store.lookup(alias)) == 0 {
+		if w.names[alias] && !w.store.named(alias) {
 			w.remove(alias)
 		}
 	}
