@@ -309,14 +309,14 @@ func lineDiff(want, got string) string {
 func TestApplyEqualsADumbRebuildOnRandomDeltas(t *testing.T) {
 	t.Parallel()
 	rng := rand.New(rand.NewPCG(9, 10))
-	for range 60 {
+	for range 15 {
 		s, d := new(mesh.Snapshot), newDumb()
 		type moment struct {
 			s    *mesh.Snapshot
 			said string
 		}
 		var past []moment
-		for range 40 {
+		for range 30 {
 			delta := randomDelta(rng)
 			s = s.Apply(delta)
 			d.apply(delta)
