@@ -140,7 +140,7 @@ func TestSliceFault(t *testing.T) {
 }
 
 func TestCompareCountsOnlyUndisturbedBlocks(t *testing.T) {
-	blocks := []scenario.Block{block(4, 0.9, 0.6), block(4.1, 1.2, 0.8), block(8, 9, 1), block(4, 0.6, 0.4), block(4, 1.5, 1)}
+	blocks := []scenario.Block{block(4, 0.9, 0.6), block(4.1, 1.2, 0.8), block(8, 9, 1), block(4, 0.6, 0.4), block(4, 1.5, 1), block(4, 0.9, 0.6)}
 	rows, levels, notes := scenario.Compare(bulk(t), blocks, "ours", []string{"direct", "ours", "nginx"}, seeded())
 	if len(notes) > 0 {
 		t.Errorf("notes = %q, want none", notes)
@@ -150,8 +150,8 @@ func TestCompareCountsOnlyUndisturbedBlocks(t *testing.T) {
 		t.Fatalf("no row against nginx in %+v", rows)
 	}
 	got := rows[i]
-	if math.Abs(got.Ratio-1.5) > 1e-6 || got.Blocks != 4 || got.Rejected != 1 || got.Verdict != results.Win {
-		t.Errorf("row = %+v, want ratio 1.5 of 4 blocks, 1 rejected, win", got)
+	if math.Abs(got.Ratio-1.5) > 1e-6 || got.Blocks != 5 || got.Rejected != 1 || got.Verdict != results.Win {
+		t.Errorf("row = %+v, want ratio 1.5 of 5 blocks, 1 rejected, win", got)
 	}
 	// Added CPU is over the direct path's 0.25 s/GB: (1.25 − 0.25) ÷ (2.25 − 0.25).
 	i = find(rows, "nginx", "cpu_s_per_gb")
@@ -170,13 +170,13 @@ func TestCompareCountsOnlyUndisturbedBlocks(t *testing.T) {
 }
 
 func TestCompareOnANoisyMachineUsesTheLeastDisturbedHalfAndSaysSo(t *testing.T) {
-	blocks := []scenario.Block{block(8, 9, 1), block(5, 1.2, 0.8), block(4.8, 0.9, 0.6), block(16, 9, 1), block(4.6, 0.6, 0.4)}
+	blocks := []scenario.Block{block(8, 9, 1), block(5, 1.2, 0.8), block(4.8, 0.9, 0.6), block(16, 9, 1), block(4.6, 0.6, 0.4), block(4, 0.9, 0.6), block(4.5, 0.9, 0.6)}
 	rows, _, notes := scenario.Compare(bulk(t), blocks, "ours", []string{"direct", "ours", "nginx"}, seeded())
-	if len(notes) != 1 || !strings.Contains(notes[0], "only 0 of 5 blocks were undisturbed; the 3 least disturbed") {
+	if len(notes) != 1 || !strings.Contains(notes[0], "only 1 of 7 blocks were undisturbed; the 5 least disturbed") {
 		t.Errorf("notes = %q, want a warning", notes)
 	}
-	if got := rows[find(rows, "nginx", "gb_per_s")]; math.Abs(got.Ratio-1.5) > 1e-6 || got.Blocks != 3 || got.Rejected != 2 {
-		t.Errorf("row = %+v, want ratio 1.5 of the 3 quietest blocks", got)
+	if got := rows[find(rows, "nginx", "gb_per_s")]; math.Abs(got.Ratio-1.5) > 1e-6 || got.Blocks != 5 || got.Rejected != 2 {
+		t.Errorf("row = %+v, want ratio 1.5 of the 5 quietest blocks", got)
 	}
 }
 
