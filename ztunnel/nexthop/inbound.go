@@ -8,7 +8,7 @@ import (
 
 // Inbound decides where a CONNECT request that arrived for a workload goes. local is where its TCP connection arrived:
 // the workload's own address at the HBONE port. The hop always leads to that address; the authority chooses the port, and
-// must name the workload. The error is an *Error, whose Status refuses the request.
+// must name the workload. The error is an *Error, whose Status refuses the request; the Hop beside it has no protocol.
 //
 // Hop.Addr is the destination to authorize: the application's port, not the tunnel's.
 func Inbound(s *mesh.Snapshot, to *mesh.Workload, local netip.AddrPort, authority string) (Hop, error) {
@@ -34,7 +34,7 @@ func Inbound(s *mesh.Snapshot, to *mesh.Workload, local netip.AddrPort, authorit
 		}
 		hop.Service, hop.ForwardedHost = svc, svc.Hostname
 		if port = localPort(to, svc, a.port); port == 0 {
-			return Hop{}, &Error{Fault: NoPort, Detail: hostPort(a.host, a.port)}
+			return Hop{Workload: to, Service: svc}, &Error{Fault: NoPort, Detail: hostPort(a.host, a.port)}
 		}
 	}
 	hop.AppTunnel = to.AppTunnel

@@ -10,7 +10,8 @@ import (
 	"github.com/mistnet/mistnet/internal/mesh"
 )
 
-// Outbound decides where a connection from a captured workload to dst goes next. The error is an *Error.
+// Outbound decides where a connection from a captured workload to dst goes next. The error is an *Error; the Hop beside
+// it has no protocol and only names, for the report, the Service or Workload that was meant.
 //
 // An address the mesh does not know passes through as plain TCP. Anything the mesh does know is reached as it must be or
 // not at all: a waypoint that cannot be found, or a network that cannot be reached, fails the connection.
@@ -46,7 +47,7 @@ func (o *outbound) toService(svc *mesh.Service) (Hop, error) {
 	hop := Hop{Service: svc, ForwardedHost: svc.Hostname, Target: o.dst}
 	gw, ok, fault := o.serviceWaypoint(svc)
 	if fault != nil {
-		return Hop{}, fault
+		return hop, fault
 	}
 	if ok {
 		hop.Why = ThroughServiceWaypoint
@@ -56,7 +57,7 @@ func (o *outbound) toService(svc *mesh.Service) (Hop, error) {
 		Service: svc, Endpoints: o.s.Endpoints(svc.Key()), From: o.from, Dst: o.dst,
 	}, o.pick)
 	if err != nil {
-		return Hop{}, &Error{Fault: NoEndpoint, Detail: hostPort(svc.Hostname, o.dst.Port()), Err: err}
+		return hop, &Error{Fault: NoEndpoint, Detail: hostPort(svc.Hostname, o.dst.Port()), Err: err}
 	}
 	w := c.Endpoint.Workload
 	if w == nil {
@@ -73,7 +74,7 @@ func (o *outbound) toService(svc *mesh.Service) (Hop, error) {
 func (o *outbound) toWorkload(w *mesh.Workload) (Hop, error) {
 	hop := Hop{Target: o.dst}
 	if !w.Waypoint.IsZero() && !isWaypoint(o.s, o.from, w.Waypoint) {
-		hop.Why = ThroughWorkloadWaypoint
+		hop.Why, hop.Workload = ThroughWorkloadWaypoint, w
 		return o.throughWaypoint(hop, w.Waypoint)
 	}
 	hop.Why = DirectToWorkload
@@ -134,7 +135,7 @@ func (o *outbound) serviceWaypoint(svc *mesh.Service) (gw mesh.GatewayAddress, o
 func (o *outbound) throughWaypoint(hop Hop, gw mesh.GatewayAddress) (Hop, error) {
 	e, fault := o.resolve(gw)
 	if fault != nil {
-		return Hop{}, fault
+		return hop, fault
 	}
 	if e.workload.Network != o.from.Network {
 		return o.throughGateway(hop, e.workload, e.service)
@@ -155,16 +156,16 @@ func (o *outbound) throughWaypoint(hop Hop, gw mesh.GatewayAddress) (Hop, error)
 func (o *outbound) throughGateway(hop Hop, remote *mesh.Workload, vouches *mesh.Service) (Hop, error) {
 	unreachable := &Error{Fault: UnreachableNetwork, Detail: remote.UID}
 	if remote.NetworkGateway.IsZero() || hop.Service == nil || vouches == nil {
-		return Hop{}, unreachable
+		return hop, unreachable
 	}
 	unreachable.Detail += " through gateway " + gatewayName(remote.NetworkGateway)
 	e, fault := o.resolve(remote.NetworkGateway)
 	if fault != nil {
 		unreachable.Missing, unreachable.Err = fault.Missing, fault.Err
-		return Hop{}, unreachable
+		return hop, unreachable
 	}
 	if !e.addr.IsValid() && e.workload.Hostname == "" {
-		return Hop{}, unreachable // the gateway itself is behind a gateway
+		return hop, unreachable // the gateway itself is behind a gateway
 	}
 	hop.Protocol, hop.Why, hop.Workload = DoubleHBONE, ThroughNetworkGateway, e.workload
 	hop.Addr = netip.AddrPortFrom(e.addr, e.port)

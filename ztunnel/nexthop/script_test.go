@@ -82,6 +82,15 @@ func say(hop nexthop.Hop, err error) string {
 		if e.Missing != "" {
 			line("missing", e.Missing)
 		}
+		if hop.Protocol != nexthop.ProtocolUnknown || hop.Addr.IsValid() {
+			line("hop beside the error", hop)
+		}
+		if hop.Workload != nil {
+			line("workload", hop.Workload.Namespace+"/"+hop.Workload.Name)
+		}
+		if hop.Service != nil {
+			line("service", hop.Service.Key())
+		}
 		return b.String()
 	}
 	line("hop", fmt.Sprintf("%v %v", hop.Protocol, hop.Addr))
