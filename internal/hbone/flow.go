@@ -68,7 +68,7 @@ func (c *conn) windowUpdate(h frameHeader, n int) error {
 		if n == 0 {
 			code = http2.ErrCodeProtocol
 		}
-		c.in.later = func() { s.reset(code) }
+		c.in.resetLater(s, code)
 		return nil
 	}
 	s.sendWindow += n

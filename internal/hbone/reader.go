@@ -33,7 +33,57 @@ type reader struct {
 	blockHeader   frameHeader
 	continuations int // 0: no block is open
 
-	later func() // to run without locks after the current frame
+	// Payload for one stream that lies together in the decrypt buffer, gathered over several frames so that the
+	// application's socket gets it by one system call.
+	run       []byte
+	runStream *Stream
+
+	// To do without locks after the current frame.
+	later      func()
+	laterReset *Stream
+	laterCode  http2.ErrCode
+	laterEnd   *Stream
+}
+
+// resetLater resets a stream once the current frame's locks are released.
+func (in *reader) resetLater(s *Stream, code http2.ErrCode) {
+	in.laterReset, in.laterCode = s, code
+}
+
+// settle does what handling a frame left for when no lock is held.
+func (in *reader) settle() {
+	if s := in.laterReset; s != nil {
+		in.laterReset = nil
+		s.reset(in.laterCode)
+	}
+	if s := in.laterEnd; s != nil {
+		in.laterEnd = nil
+		in.deliver() // what came before
+		s.remoteEnd(nil)
+	}
+	if f := in.later; f != nil {
+		in.later = nil
+		f()
+	}
+}
+
+// gather adds p, which lies in the decrypt buffer behind everything gathered before, to the run of s.
+func (in *reader) gather(s *Stream, p []byte) {
+	if in.runStream != s {
+		in.deliver()
+		in.runStream, in.run = s, p
+		return
+	}
+	in.run = append(in.run, p...) // moves it down over the frame header between the two
+}
+
+// deliver hands the run to its stream.
+func (in *reader) deliver() {
+	if s := in.runStream; s != nil {
+		p := in.run
+		in.runStream, in.run = nil, nil
+		s.receive(p)
+	}
 }
 
 // readLoop reads and handles frames until the connection ends.
@@ -57,6 +107,7 @@ func (c *conn) readLoop() error {
 		}
 		n, err := c.decrypt(buf, kept)
 		used, ferr := c.consume(buf[:n])
+		c.in.deliver()
 		c.mu.Lock()
 		c.send(false)
 		if ferr != nil {
@@ -123,10 +174,7 @@ func (c *conn) consume(b []byte) (int, error) {
 			return total - len(b), err
 		}
 		b = b[frameHeaderBytes+n:]
-		if f := in.later; f != nil {
-			in.later = nil
-			f()
-		}
+		in.settle()
 	}
 }
 
@@ -135,7 +183,7 @@ func (c *conn) dataPayload(b []byte) []byte {
 	in := &c.in
 	if n := min(len(b), in.dataLeft); n > 0 {
 		if in.stream != nil {
-			in.stream.receive(b[:n])
+			in.gather(in.stream, b[:n])
 		}
 		in.dataLeft -= n
 		b = b[n:]
@@ -147,6 +195,7 @@ func (c *conn) dataPayload(b []byte) []byte {
 	}
 	if in.dataLeft == 0 && in.padLeft == 0 {
 		if in.end && in.stream != nil {
+			in.deliver()
 			in.stream.remoteEnd(nil)
 		}
 		in.inData, in.stream = false, nil
@@ -170,6 +219,7 @@ func (c *conn) frame(h frameHeader, p []byte) (int, error) {
 	if h.typ == http2.FrameData {
 		return c.dataFrame(h, p)
 	}
+	in.deliver()
 	lo, hi := 0, 0
 	onStream := true
 	switch h.typ {
@@ -268,17 +318,17 @@ func (c *conn) dataFrame(h frameHeader, p []byte) (int, error) {
 		return 0, err
 	}
 	if s != nil && s.gotEnd { // RFC 9113, 5.1: half-closed (remote)
-		in.later = func() { s.reset(http2.ErrCodeStreamClosed) }
+		in.resetLater(s, http2.ErrCodeStreamClosed)
 		s = nil
 	}
 	if s != nil && !s.reserve(h.length, used+pad) {
-		in.later = func() { s.reset(http2.ErrCodeFlowControl) }
+		in.resetLater(s, http2.ErrCodeFlowControl)
 		s = nil
 	}
 	in.stream = s
 	in.inData = in.dataLeft > 0 || in.padLeft > 0
 	if !in.inData && in.end && s != nil {
-		in.later = func() { s.remoteEnd(nil) }
+		in.laterEnd = s
 	}
 	return used, nil
 }
