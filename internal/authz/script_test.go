@@ -71,10 +71,12 @@ func sayDecision(d authz.Decision) string {
 }
 
 func readPolicy(d *meshtest.Directive) *mesh.Policy {
-	ns, name, _ := strings.Cut(d.Words[0], "/")
+	ns, name, _ := strings.Cut(d.Word(0), "/")
 	p := &mesh.Policy{Namespace: ns, Name: name, DryRun: d.Has("dry-run"), Invalid: d.Get("invalid")}
 	if d.Has("deny") {
 		p.Action = mesh.Deny
+	} else if !d.Has("allow") && !d.Has("action") {
+		d.Fatalf("neither deny nor allow")
 	}
 	if d.Has("action") {
 		n, _ := strconv.Atoi(d.Get("action"))

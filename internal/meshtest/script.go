@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -118,13 +119,14 @@ func parseScript(text string) ([]block, error) {
 // Directive is one command of a script.
 type Directive struct {
 	Command string
-	Words   []string // arguments without =
-	Input   string   // the lines between the command and ----
+	Input   string // the lines between the command and ----
 
-	keys map[string]string
-	read map[string]bool
-	t    *testing.T
-	pos  string
+	words []string // arguments without =
+	keys  map[string]string
+	read  map[string]bool // keys and words that mean something
+	lines []*Directive
+	t     *testing.T
+	pos   string
 }
 
 func parseDirective(line string) *Directive {
@@ -135,7 +137,7 @@ func parseDirective(line string) *Directive {
 			d.keys[k] = v
 			continue
 		}
-		d.Words = append(d.Words, word)
+		d.words = append(d.words, word)
 	}
 	return d
 }
@@ -151,6 +153,7 @@ func (d *Directive) Lines() []*Directive {
 		l.t, l.pos = d.t, d.pos
 		ds = append(ds, l)
 	}
+	d.lines = ds
 	return ds
 }
 
@@ -166,12 +169,16 @@ func (d *Directive) Has(key string) bool {
 	if _, ok := d.keys[key]; ok {
 		return true
 	}
-	for _, w := range d.Words {
-		if w == key {
-			return true
-		}
+	return slices.Contains(d.words, key)
+}
+
+// Word returns the argument without = at position i, and fails the test when there are fewer.
+func (d *Directive) Word(i int) string {
+	if i >= len(d.words) {
+		d.Fatalf("wants %d words", i+1)
 	}
-	return false
+	d.read[d.words[i]] = true
+	return d.words[i]
 }
 
 // List returns the value of key= split at commas.
@@ -189,11 +196,19 @@ func (d *Directive) Fatalf(format string, args ...any) {
 	d.t.Fatalf("%s: %s: %s", d.pos, d.Command, fmt.Sprintf(format, args...))
 }
 
-// checkRead catches misspelt keys.
+// checkRead catches what is misspelt.
 func (d *Directive) checkRead() {
+	for _, w := range d.words {
+		if !d.read[w] {
+			d.Fatalf("%s means nothing to it", w)
+		}
+	}
 	for k := range d.keys {
 		if !d.read[k] {
 			d.Fatalf("%s= means nothing to it", k)
 		}
+	}
+	for _, l := range d.lines {
+		l.checkRead()
 	}
 }

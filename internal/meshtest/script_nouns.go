@@ -31,13 +31,13 @@ func (w *World) Run(d *Directive) (ok bool) {
 	case "service":
 		delta.Services = append(delta.Services, d.Service())
 	case "remove":
-		switch d.word(0) {
+		switch d.Word(0) {
 		case "workload":
-			delta.RemoveWorkloads = append(delta.RemoveWorkloads, w.Pod(d, d.word(1)).UID)
+			delta.RemoveWorkloads = append(delta.RemoveWorkloads, w.Pod(d, d.Word(1)).UID)
 		case "service":
-			delta.RemoveServices = append(delta.RemoveServices, d.word(1))
+			delta.RemoveServices = append(delta.RemoveServices, d.Word(1))
 		default:
-			d.Fatalf("remove workload or service, not %s", d.word(0))
+			d.Fatalf("remove workload or service, not %s", d.Word(0))
 		}
 	default:
 		return false
@@ -58,9 +58,9 @@ func (w *World) Pod(d *Directive, name string) *mesh.Workload {
 
 // Workload reads the noun a workload directive describes.
 func (d *Directive) Workload() *mesh.Workload {
-	ns, name, ok := strings.Cut(d.word(0), "/")
+	ns, name, ok := strings.Cut(d.Word(0), "/")
 	if !ok {
-		d.Fatalf("want <namespace>/<name>, not %s", d.word(0))
+		d.Fatalf("want <namespace>/<name>, not %s", d.Word(0))
 	}
 	w := &mesh.Workload{
 		UID: "Kubernetes//Pod/" + ns + "/" + name, Namespace: ns, Name: name,
@@ -105,9 +105,9 @@ func (d *Directive) Workload() *mesh.Workload {
 
 // Service reads the noun a service directive describes.
 func (d *Directive) Service() *mesh.Service {
-	ns, host, ok := strings.Cut(d.word(0), "/")
+	ns, host, ok := strings.Cut(d.Word(0), "/")
 	if !ok {
-		d.Fatalf("want <namespace>/<hostname>, not %s", d.word(0))
+		d.Fatalf("want <namespace>/<hostname>, not %s", d.Word(0))
 	}
 	name, _, _ := strings.Cut(host, ".")
 	s := &mesh.Service{
@@ -245,13 +245,6 @@ func (d *Directive) addr(s string) netip.Addr {
 		d.Fatalf("%v", err)
 	}
 	return a
-}
-
-func (d *Directive) word(i int) string {
-	if i >= len(d.Words) {
-		d.Fatalf("wants %d words", i+1)
-	}
-	return d.Words[i]
 }
 
 func (d *Directive) or(key, otherwise string) string {
