@@ -19,7 +19,7 @@ build: ## Build every program into bin/
 	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/ ./cmd/...
 
 demo: deps-demo build ## Show a mesh at work on this machine (KEEP=1 leaves it up)
-	@$(BIN)/mistctl demo $(if $(KEEP),-keep)
+	@$(BIN)/mistctl demo $(if $(KEEP),--keep)
 
 test: deps-test build ## Prove the code: vet, the generated files, every test with the race detector
 	$(GO) vet ./...

@@ -1,0 +1,63 @@
+// Package cli is mistctl, the command line of the mesh.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/mistnet/mistnet/cli/demo"
+	"github.com/mistnet/mistnet/internal/daemon"
+)
+
+// Main runs mistctl with these arguments and returns the exit status.
+func Main(ctx context.Context, args []string, out, errOut io.Writer) int {
+	root := &cobra.Command{
+		Use:           "mistctl",
+		Short:         "mistctl shows and inspects a Mistnet mesh",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.SetArgs(args)
+	root.SetOut(out)
+	root.SetErr(errOut)
+	root.AddCommand(demoCommand(out), &cobra.Command{
+		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		Run: func(*cobra.Command, []string) { fmt.Fprintln(out, daemon.Version()) },
+	})
+	if err := root.ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(errOut, "mistctl:", err)
+		return 1
+	}
+	return 0
+}
+
+func demoCommand(out io.Writer) *cobra.Command {
+	o := demo.Options{Out: out}
+	cmd := &cobra.Command{
+		Use:   "demo",
+		Short: "Show a mesh at work on this machine, without Kubernetes",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if os.Geteuid() != 0 {
+				return errors.New("the demo needs root: it makes network namespaces and redirects traffic in them")
+			}
+			if o.Bin == "" {
+				self, err := os.Executable()
+				if err != nil {
+					return err
+				}
+				o.Bin = filepath.Dir(self)
+			}
+			return demo.Run(cmd.Context(), o)
+		},
+	}
+	cmd.Flags().StringVar(&o.Bin, "bin", "", "folder of the mesh's programs (default: where mistctl is)")
+	cmd.Flags().BoolVar(&o.Keep, "keep", false, "leave the mesh up until Ctrl-C, and print what to try")
+	return cmd
+}
