@@ -2,6 +2,7 @@ package cni
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -13,6 +14,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/mistnet/mistnet/cni/install"
 	"github.com/mistnet/mistnet/cni/plugin"
 	"github.com/mistnet/mistnet/cni/rules"
 	"github.com/mistnet/mistnet/cni/rules/apply"
@@ -36,6 +38,12 @@ type Config struct {
 
 	Policy    Policy
 	HostProbe bool // let this machine's health checks bypass the mesh (needs ipset)
+
+	// CNIConfDir is the runtime's configuration directory; "" means that somebody else puts the plugin on the host.
+	CNIConfDir string
+	CNIBinDir  string // the runtime's plugin directory
+	CNIPlugin  string // the plugin's binary, copied from here
+	Uninstall  bool   // take the plugin off the host instead of running
 }
 
 // Register declares the agent's flags.
@@ -48,6 +56,11 @@ func (c *Config) Register(fs *daemon.FlagSet) {
 	fs.StringVar(&c.IPTables, "iptables", "", "IPTABLES", "iptables program; its neighbour ip6tables is used for IPv6")
 	fs.BoolVar(&c.Policy.DNS, "dns-capture", false, "AMBIENT_DNS_CAPTURE", "capture DNS of enrolled pods")
 	fs.BoolVar(&c.HostProbe, "host-probe", false, "HOST_PROBE", "let health checks from this machine bypass the mesh")
+	fs.StringVar(&c.CNIConfDir, "cni-conf-dir", "", "CNI_CONF_DIR",
+		"put the plugin into the chain in this directory, usually /etc/cni/net.d; empty: leave the host alone")
+	fs.StringVar(&c.CNIBinDir, "cni-bin-dir", "/opt/cni/bin", "CNI_BIN_DIR", "where the runtime looks for plugins")
+	fs.StringVar(&c.CNIPlugin, "cni-plugin", "", "CNI_PLUGIN", "the plugin's binary, to be copied to the host")
+	fs.BoolVar(&c.Uninstall, "uninstall", false, "", "take the plugin off the host and exit")
 	c.Policy.ExcludeNamespaces = []string{"kube-system"}
 	fs.ListVar(&c.Policy.ExcludeNamespaces, "exclude-namespaces", "EXCLUDE_NAMESPACES",
 		"namespaces whose pods are never enrolled (default kube-system)")
@@ -56,8 +69,14 @@ func (c *Config) Register(fs *daemon.FlagSet) {
 // Validate reports every fault of the configuration.
 func (c *Config) Validate() error {
 	var errs []error
-	if c.ConfigDir == "" {
+	if c.ConfigDir == "" && !c.Uninstall {
 		errs = append(errs, errors.New("-config-dir is required: the directory with the YAML of pods and namespaces"))
+	}
+	if c.CNIConfDir != "" && (c.CNIBinDir == "" || c.CNIPlugin == "" && !c.Uninstall) {
+		errs = append(errs, errors.New("-cni-conf-dir needs -cni-bin-dir and -cni-plugin too"))
+	}
+	if c.Uninstall && c.CNIConfDir == "" {
+		errs = append(errs, errors.New("-uninstall needs -cni-conf-dir: where the plugin was put"))
 	}
 	if c.Listen != "" {
 		if _, _, err := net.SplitHostPort(c.Listen); err != nil {
@@ -151,11 +170,47 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { return a.zds.Run(ctx) })
 	g.Go(func() error { return daemon.ServeHTTP(ctx, socket, a.pluginAPI()) })
 	g.Go(func() error { return yamldir.Watch(ctx, a.cfg.ConfigDir, a.onChange) })
+	if a.cfg.CNIConfDir != "" {
+		i, err := a.cfg.installer(a.log.Named("install"))
+		if err != nil {
+			return err
+		}
+		i.OnInstall = a.metrics.install
+		g.Go(func() error { return i.Run(ctx) })
+	}
 	if pages != nil {
 		g.Go(func() error { return daemon.ServeHTTP(ctx, pages, a.pages()) })
 	}
 	a.log.Info("agent started", zap.Int("pods", len(a.rec.all())), zap.String("run.dir", a.cfg.RunDir))
 	return g.Wait()
+}
+
+// installer is what keeps the plugin on the host.
+func (c *Config) installer(log *zap.Logger) (*install.Installer, error) {
+	entry, err := json.Marshal(map[string]any{
+		"type": install.PluginType, "plugin_log_level": "info", "cni_agent_run_dir": c.RunDir,
+		"exclude_namespaces": c.Policy.ExcludeNamespaces, "pod_namespace": os.Getenv("POD_NAMESPACE"),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("encode plugin's configuration: %w", err)
+	}
+	return &install.Installer{BinDir: c.CNIBinDir, ConfDir: c.CNIConfDir, Binary: c.CNIPlugin, Entry: entry, Log: log}, nil
+}
+
+// Main runs the agent, or takes its plugin off the host when the configuration says so.
+func Main(ctx context.Context, c Config, env *daemon.Env) error {
+	if c.Uninstall {
+		i, err := c.installer(env.Log)
+		if err != nil {
+			return err
+		}
+		return i.Uninstall()
+	}
+	a, err := New(c, env)
+	if err != nil {
+		return err
+	}
+	return a.Run(ctx)
 }
 
 // onChange takes up a change of the watched directory. Broken YAML is reported; what it meant before stays in force.

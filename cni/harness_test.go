@@ -36,11 +36,7 @@ func TestMain(m *testing.M) {
 	case "cni-agent":
 		var cfg cni.Config
 		daemon.Main("cni-agent", &cfg, func(ctx context.Context, env *daemon.Env) error {
-			a, err := cni.New(cfg, env)
-			if err != nil {
-				return err
-			}
-			return a.Run(ctx)
+			return cni.Main(ctx, cfg, env)
 		})
 	default:
 		os.Exit(m.Run())

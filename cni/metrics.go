@@ -18,6 +18,7 @@ type metrics struct {
 	events   *prometheus.CounterVec
 	requests *prometheus.CounterVec
 	installs *prometheus.CounterVec
+	inPlace  prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer, connected func() int) *metrics {
@@ -31,14 +32,28 @@ func newMetrics(reg prometheus.Registerer, connected func() int) *metrics {
 		installs: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "istio_cni_installs_total", Help: "Times the plugin was put on the host, by result.",
 		}, []string{"result"}),
+		inPlace: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "istio_cni_install_ready", Help: "Whether the plugin is on the host and in the chain.",
+		}),
 	}
 	for _, e := range []string{eventAdd, eventUpdate, eventDelete} {
 		m.events.WithLabelValues(e)
 	}
-	reg.MustRegister(m.events, m.requests, m.installs, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	reg.MustRegister(m.events, m.requests, m.installs, m.inPlace, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "ztunnel_connected", Help: "Connections from ztunnels.",
 	}, func() float64 { return float64(connected()) }))
 	return m
+}
+
+// install counts an attempt to put the plugin on the host.
+func (m *metrics) install(err error) {
+	if err != nil {
+		m.installs.WithLabelValues("failure").Inc()
+		m.inPlace.Set(0)
+		return
+	}
+	m.installs.WithLabelValues("success").Inc()
+	m.inPlace.Set(1)
 }
 
 func (m *metrics) request(code int) { m.requests.WithLabelValues(strconv.Itoa(code)).Inc() }

@@ -11,10 +11,6 @@ import (
 func main() {
 	var cfg cni.Config
 	daemon.Main("cni-agent", &cfg, func(ctx context.Context, env *daemon.Env) error {
-		a, err := cni.New(cfg, env)
-		if err != nil {
-			return err
-		}
-		return a.Run(ctx)
+		return cni.Main(ctx, cfg, env)
 	})
 }

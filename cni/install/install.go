@@ -24,7 +24,7 @@ type Installer struct {
 	Entry   []byte // its entry in the chain, JSON with the type PluginType
 	Log     *zap.Logger
 
-	// OnInstall, if set, is told of every attempt.
+	// OnInstall, if set, is told of every attempt that changed something, failed, or was the first to succeed.
 	OnInstall func(error)
 }
 
@@ -57,6 +57,7 @@ func (i *Installer) Run(ctx context.Context) error {
 	}
 	next := time.NewTimer(0)
 	defer next.Stop()
+	ready := false
 	for {
 		select {
 		case <-ctx.Done():
@@ -68,9 +69,10 @@ func (i *Installer) Run(ctx context.Context) error {
 			next.Reset(settle)
 		case <-next.C:
 			changed, err := i.Install()
-			if i.OnInstall != nil && (changed || err != nil) {
+			if i.OnInstall != nil && (changed || err != nil || !ready) {
 				i.OnInstall(err)
 			}
+			ready = err == nil
 			if err != nil {
 				i.Log.Warn("plugin not installed", zap.Error(err))
 				next.Reset(retry)
