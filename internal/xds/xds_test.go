@@ -72,14 +72,14 @@ func authenticate(ctx context.Context) (string, error) {
 
 func startServer(t *testing.T, cfg xds.ServerConfig) *server {
 	t.Helper()
+	if cfg.Authenticate == nil {
+		cfg.Authenticate = authenticate
+	}
 	return startServerAt(t, "127.0.0.1:0", cfg)
 }
 
 func startServerAt(t *testing.T, at string, cfg xds.ServerConfig) *server {
 	t.Helper()
-	if cfg.Authenticate == nil {
-		cfg.Authenticate = authenticate
-	}
 	ln, err := net.Listen("tcp", at)
 	if err != nil {
 		t.Fatal(err)
@@ -255,7 +255,21 @@ func TestClientFollowsServer(t *testing.T) {
 	if got := p.updates[0]; got.TypeURL != policy || !got.First {
 		t.Errorf("first update = %+v, want the first of the policies", got)
 	}
-	if diff := cmp.Diff(s.Versions(address), p.Versions(address)); diff != "" {
+	wantSameVersions(t, s, p, map[string]string{"b": "3", "c": "4"})
+}
+
+// wantSameVersions publishes one more resource: when it arrives, what came before it is on the client's books.
+func wantSameVersions(t *testing.T, s *server, p *proxy, state map[string]string) {
+	t.Helper()
+	want := s.Versions(address)
+	state = maps.Clone(state)
+	state["last"] = "1"
+	s.Publish(address, resources(map[string]string{"last": "1"}), nil)
+	p.await(t, address, state)
+	got := p.Versions(address)
+	delete(got, "last")
+	delete(want, "last")
+	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("versions differ (-server +client):\n%s", diff)
 	}
 }
