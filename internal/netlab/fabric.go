@@ -1,9 +1,12 @@
 package netlab
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -156,4 +159,40 @@ func addAddrs(name string, ips []netip.Addr) error {
 		}
 	}
 	return nil
+}
+
+// buildPodBridge makes the bridge that the CNI plugin then finds, and has TCP and UDP between pods of the node routed
+// instead of bridged. Otherwise the answer of a service's endpoint would go straight to the pod that called the service
+// on the same bridge, past the translation of its address. Clusters load br_netfilter for that, which changes a machine's
+// other bridges too.
+func (n *Node) buildPodBridge(number int) error {
+	mac := net.HardwareAddr{0x02, 0x6d, 0x6e, 0x6c, 0x00, byte(number)} // fixed: a bridge else changes it with its ports
+	return n.Do(func() error {
+		la := netlink.NewLinkAttrs()
+		la.Name, la.HardwareAddr = podBridgeName, mac
+		snooping := false
+		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: la, MulticastSnooping: &snooping}); err != nil {
+			return fmt.Errorf("add bridge %s: %w", podBridgeName, err)
+		}
+		for _, name := range []string{"net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables"} {
+			// Only there where br_netfilter is loaded; then it would run the nodes' rules twice.
+			if err := setSysctl(name, "0"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+		var rules strings.Builder
+		for _, cidr := range n.PodCIDRs {
+			match := fmt.Sprintf("ip daddr %s ip protocol { tcp, udp }", cidr)
+			if cidr.Addr().Is6() {
+				match = fmt.Sprintf("ip6 daddr %s ip6 nexthdr { tcp, udp }", cidr)
+			}
+			fmt.Fprintf(&rules, "\t\t%s meta pkttype set host ether daddr set %s\n", match, mac)
+		}
+		return loadRules(fmt.Sprintf(`table bridge netlab {
+	chain route-pods {
+		type filter hook prerouting priority dstnat;
+%s	}
+}
+`, rules.String()))
+	})
 }

@@ -227,6 +227,9 @@ func (l *Lab) addNode(i int) (*Node, error) {
 	if err := n.sysctl(nodeSysctls(l.cfg.IPv6)...); err != nil {
 		return nil, fmt.Errorf("node %s: %w", name, err)
 	}
+	if err := n.buildPodBridge(i); err != nil {
+		return nil, fmt.Errorf("node %s: %w", name, err)
+	}
 	var chained []byte
 	if l.cfg.Chained != nil {
 		chained = l.cfg.Chained(n)

@@ -156,15 +156,16 @@ func baseSysctls(congestion string) sysctls {
 		"net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0",
 		"net.ipv6.conf.all.dad_transmits=0", "net.ipv6.conf.default.dad_transmits=0",
 		"net.ipv6.conf.all.accept_ra=0", "net.ipv6.conf.default.accept_ra=0",
+		"net.ipv6.conf.all.accept_redirects=0", "net.ipv6.conf.default.accept_redirects=0",
 	}
 }
 
-// nodeSysctls make a router. Bridged packets pass netfilter, as kube-proxy wants it: the answer of a pod to another one on
-// its own bridge must find the translation of the service's address. Forwarding comes first: it resets others.
+// nodeSysctls make a router. A packet that comes in by the pods' bridge may go out by it again, which is no reason to tell
+// its sender of a better way.
 func nodeSysctls(ipv6 bool) sysctls {
-	s := sysctls{"net.ipv4.ip_forward=1", "net.bridge.bridge-nf-call-iptables=1"}
+	s := sysctls{"net.ipv4.ip_forward=1", "net.ipv4.conf.all.send_redirects=0", "net.ipv4.conf.default.send_redirects=0"}
 	if ipv6 {
-		s = append(s, "net.ipv6.conf.all.forwarding=1", "net.bridge.bridge-nf-call-ip6tables=1")
+		s = append(s, "net.ipv6.conf.all.forwarding=1")
 	}
 	return s
 }

@@ -39,19 +39,21 @@ func (l *Lab) SetService(s Service) error {
 	}
 	rules := serviceRules(all)
 	for _, n := range l.Nodes {
-		err := n.Do(func() error {
-			cmd := exec.Command("nft", "-f", "-")
-			cmd.Stdin = strings.NewReader(rules)
-			if out, err := cmd.CombinedOutput(); err != nil {
-				return fmt.Errorf("nft: %w: %s", err, bytes.TrimSpace(out))
-			}
-			return nil
-		})
-		if err != nil {
+		if err := n.Do(func() error { return loadRules(rules) }); err != nil {
 			return fmt.Errorf("set service %s on %s: %w", s.VIP, n.Name, err)
 		}
 	}
 	l.services = all
+	return nil
+}
+
+// loadRules runs an nft script in the namespace the caller is in; it is applied whole or not at all.
+func loadRules(script string) error {
+	cmd := exec.Command("nft", "-f", "-")
+	cmd.Stdin = strings.NewReader(script)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("nft: %w: %s", err, bytes.TrimSpace(out))
+	}
 	return nil
 }
 
