@@ -297,7 +297,10 @@ func (p *peer) ask(m *zdsapi.WorkloadRequest, file *os.File) error {
 	select {
 	case packet = <-p.answers:
 	case <-p.gone:
-		return errors.New("ztunnel disconnected before it answered")
+		if len(p.answers) == 0 {
+			return errors.New("ztunnel disconnected before it answered")
+		}
+		packet = <-p.answers // it answered, then left
 	case <-timer.C:
 		p.conn.Close()
 		return fmt.Errorf("ztunnel did not answer in %v", p.timeout)
