@@ -197,11 +197,12 @@ spec: {nodeName: n%[3]d, serviceAccountName: %[1]s, containers: [{name: app, ima
 
 func podUID(name string) string { return "uid-bench-" + name }
 
-// istiodArgs are istiod's flags in files mode.
+// istiodArgs are istiod's flags in files mode. It shares the first node with a CNI agent, whose pages are on istiod's usual port.
 func istiodArgs(d meshDirs, f *Fabric) []string {
+	addr := f.NodeAddrs[0].String()
 	return []string{
-		"-config-dir", d.config, "-status-dir", d.status, "-data-dir", d.istiod,
-		"-listen", fmt.Sprintf("%s:%d", f.NodeAddrs[0], xdsPort),
+		"-files", d.config, "-status-dir", d.status, "-data-dir", d.istiod,
+		"-xds-addr", fmt.Sprintf("%s:%d", addr, xdsPort), "-ips", addr, "-monitoring-addr", addr + ":15016",
 	}
 }
 
