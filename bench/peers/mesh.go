@@ -53,6 +53,7 @@ const (
 	meshNamespace   = "bench"
 	systemNamespace = "istio-system"
 	xdsPort         = 15012
+	hbonePort       = 15008
 	istiodName      = "istiod.istio-system.svc"
 	// enrolWithin is how long a node's agent and ztunnel may take until a pod can be added.
 	enrolWithin = 20 * time.Second
@@ -100,6 +101,7 @@ func (m meshed) start(ctx context.Context, env *Env) (_ *Running, err error) {
 	r := &Running{
 		Client: fabric.Client, Server: fabric.Server, Listen: env.EchoPort, Addr: netip.AddrPortFrom(fabric.Server.Addr, env.EchoPort),
 		Version: describe(ctx, m.ztunnel), Stop: undo.all,
+		Verify: func(ctx context.Context) error { return tunnelled(ctx, fabric.Client) },
 		Cipher: func(context.Context) string { return "not asked; two ends in Go on AES hardware agree on " + suite },
 	}
 	for i, node := range []string{"n1", "n2"} {
@@ -266,6 +268,31 @@ func addPod(ctx context.Context, plugin, runDir, name string, pod Pod) error {
 		return fmt.Errorf("CNI plugin: %w: %s", err, bytes.TrimSpace(out))
 	}
 	return nil
+}
+
+// tunnelled proves that traffic of the pod goes through a tunnel: a ztunnel would carry it in plaintext if it took the
+// destination for a stranger to the mesh.
+func tunnelled(ctx context.Context, pod Pod) error {
+	table, err := Output(ctx, pod.NetNS, "cat", "/proc/self/net/tcp", "/proc/self/net/tcp6")
+	if err != nil {
+		return err
+	}
+	if !connectedTo(table, hbonePort) {
+		return fmt.Errorf("no connection to port %d: the traffic is not tunnelled", hbonePort)
+	}
+	return nil
+}
+
+// connectedTo reports whether the text of /proc/net/tcp has an established connection whose remote port is port (proc(5)).
+func connectedTo(table string, port uint16) bool {
+	const established = "01"
+	want := fmt.Sprintf(":%04X", port)
+	for line := range strings.Lines(table) {
+		if f := strings.Fields(line); len(f) > 3 && strings.HasSuffix(f[2], want) && f[3] == established {
+			return true
+		}
+	}
+	return false
 }
 
 // describe names a ztunnel's version: from the build information of a Go program, or else by asking it.

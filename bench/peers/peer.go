@@ -48,6 +48,8 @@ type Running struct {
 	// Version and Cipher describe what runs.
 	Version string
 	Cipher  func(context.Context) string
+	// Verify, when not nil, is called once traffic has passed, and proves that it went the way it should.
+	Verify func(context.Context) error
 	// Stop ends everything Start began. It may be called once.
 	Stop func() error
 }

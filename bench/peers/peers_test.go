@@ -234,3 +234,18 @@ func TestAContenderWithoutItsProgramIsAbsent(t *testing.T) {
 		}
 	}
 }
+
+func TestConnectedTo(t *testing.T) {
+	const table = `  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0100007F:3AA0 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1 0
+   1: 0201C90A:A1B2 0202C90A:3AA0 %s 00000000:00000000 00:00000000 00000000     0        0 2 1 0
+`
+	for state, want := range map[string]bool{"01": true, "06": false} {
+		if got := peers.ConnectedTo(fmt.Sprintf(table, state), 15008); got != want {
+			t.Errorf("ConnectedTo(port 15008, state %s) = %v, want %v", state, got, want)
+		}
+	}
+	if peers.ConnectedTo(fmt.Sprintf(table, "01"), 15006) {
+		t.Error("ConnectedTo(port 15006) = true without such a connection")
+	}
+}

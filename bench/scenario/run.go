@@ -93,6 +93,11 @@ func (c Config) start(ctx context.Context, a *agents, p peers.Contender) (*peers
 	if err := a.await(ctx, r); err != nil {
 		return nil, errors.Join(err, r.Stop())
 	}
+	if r.Verify != nil {
+		if err := r.Verify(ctx); err != nil {
+			return nil, errors.Join(err, r.Stop())
+		}
+	}
 	return r, nil
 }
 
@@ -145,9 +150,14 @@ func (c Config) block(ctx context.Context, a *agents, w Workload, up []entrant, 
 		return b, err
 	}
 	for _, e := range others {
-		if b.Slices[e.name], err = a.do(ctx, e.run, order); err != nil {
+		rep, err := a.do(ctx, e.run, order)
+		if err != nil {
 			return b, fmt.Errorf("%s, %s: %w", w.Name, e.name, err)
 		}
+		if rep.Error == "" && rep.Ops > 0 && rep.Procs == 0 {
+			rep.Error = "the proxies did no work: the traffic passes them by"
+		}
+		b.Slices[e.name] = rep
 	}
 	b.Direct[1], err = a.do(ctx, direct.run, order)
 	return b, err

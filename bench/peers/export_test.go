@@ -1,0 +1,4 @@
+package peers
+
+// ConnectedTo is connectedTo, for tests.
+var ConnectedTo = connectedTo
