@@ -46,12 +46,24 @@ func newNS(t testing.TB) *linux.NetNS {
 	}
 	done := make(chan result)
 	go func() {
-		runtime.LockOSThread() // never unlocked: the thread dies with the goroutine
+		runtime.LockOSThread()
+		home, err := os.Open("/proc/thread-self/ns/net")
+		if err != nil {
+			done <- result{nil, err}
+			return
+		}
+		defer home.Close()
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			done <- result{nil, err}
 			return
 		}
 		f, err := os.Open("/proc/thread-self/ns/net")
+		if err == nil {
+			err = unix.Setns(int(home.Fd()), unix.CLONE_NEWNET)
+		}
+		if err == nil {
+			runtime.UnlockOSThread()
+		}
 		done <- result{f, err}
 	}()
 	r := <-done

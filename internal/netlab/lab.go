@@ -224,7 +224,7 @@ func (l *Lab) addNode(i int) (*Node, error) {
 			return nil, err
 		}
 	}
-	if err := n.sysctl(nodeSysctls(l.cfg.IPv6)...); err != nil {
+	if err := n.Sysctl(nodeSysctls(l.cfg.IPv6)...); err != nil {
 		return nil, fmt.Errorf("node %s: %w", name, err)
 	}
 	if err := n.buildPodBridge(i); err != nil {

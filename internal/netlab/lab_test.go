@@ -498,3 +498,38 @@ func TestCongestionIsPutBack(t *testing.T) {
 		t.Errorf("labs left: %q, %v", ids, err)
 	}
 }
+
+func TestWhatIsMissingIsNamed(t *testing.T) {
+	if os.Geteuid() != 0 {
+		if _, err := netlab.Start(t.Context(), netlab.Config{}); !errors.Is(err, netlab.ErrNotRoot) {
+			t.Errorf("Start as an ordinary user = %v, want ErrNotRoot", err)
+		}
+		return
+	}
+	t.Setenv("PATH", t.TempDir())
+	if _, err := netlab.Start(t.Context(), netlab.Config{}); err == nil || !strings.Contains(err.Error(), "package nftables") {
+		t.Errorf("Start without nft = %v, want the package's name", err)
+	}
+	if _, err := netlab.Start(t.Context(), netlab.Config{Nodes: 1000}); err == nil {
+		t.Error("Start with 1000 nodes succeeded")
+	}
+}
+
+// TestFailedStartLeavesNothing has a chained plugin's configuration that cannot be read.
+func TestFailedStartLeavesNothing(t *testing.T) {
+	if os.Geteuid() != 0 && os.Getenv("CI") != "true" {
+		t.Skip(netlab.ErrNotRoot)
+	}
+	dir := t.TempDir()
+	id := ""
+	_, err := netlab.Start(t.Context(), netlab.Config{StateDir: dir, Nodes: 2, Chained: func(n *netlab.Node) []byte {
+		id, _, _ = strings.Cut(n.NSName, "-node")
+		return []byte("{")
+	}})
+	if err == nil || id == "" {
+		t.Fatalf("Start = %v, lab %q; want an error about the configuration", err, id)
+	}
+	if left, err := netlab.Leftovers(dir, id); err != nil || len(left) > 0 {
+		t.Errorf("left: %q, %v", left, err)
+	}
+}

@@ -44,14 +44,7 @@ func (l *Lab) newNamespace(suffix string) (*Namespace, error) {
 	}
 	f.Close()
 	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // for good: the thread dies with its namespace
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			done <- os.NewSyscallError("unshare", err)
-			return
-		}
-		done <- os.NewSyscallError("mount", unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, ""))
-	}()
+	go func() { done <- unshareTo(path) }()
 	if err := <-done; err != nil {
 		os.Remove(path)
 		return nil, fmt.Errorf("make namespace %s: %w", name, err)
@@ -68,6 +61,28 @@ func (l *Lab) newNamespace(suffix string) (*Namespace, error) {
 	n := &Namespace{NetNS: h, NSName: name, Path: path, id: id}
 	l.spaces = append(l.spaces, n)
 	return n, nil
+}
+
+// unshareTo makes a namespace and mounts it on path, then brings the thread home. It must not simply let the thread die: the
+// process's first thread cannot, and would show a namespace that is not the process's in /proc/PID.
+func unshareTo(path string) error {
+	runtime.LockOSThread()
+	home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("open own network namespace: %w", err)
+	}
+	defer unix.Close(home)
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread()
+		return os.NewSyscallError("unshare", err)
+	}
+	merr := os.NewSyscallError("mount", unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, ""))
+	if err := unix.Setns(home, unix.CLONE_NEWNET); err != nil {
+		return errors.Join(merr, os.NewSyscallError("setns", err)) // and leave the thread locked
+	}
+	runtime.UnlockOSThread()
+	return merr
 }
 
 // prepareNetnsDir does what the first "ip netns add" on a machine does: namespaces are to be seen in every mount
@@ -109,8 +124,9 @@ func deleteNamespace(path string) error {
 // sysctls are name=value pairs, the name as sysctl(8) spells it.
 type sysctls []string
 
-// sysctl sets the values inside the namespace and reads them back.
-func (n *Namespace) sysctl(pairs ...string) error {
+// Sysctl sets name=value pairs inside the namespace, names as sysctl(8) spells them, and fails unless each reads back as it
+// was set.
+func (n *Namespace) Sysctl(pairs ...string) error {
 	return n.Do(func() error {
 		for _, pair := range pairs {
 			name, want, _ := strings.Cut(pair, "=")

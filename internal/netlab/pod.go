@@ -130,7 +130,7 @@ func (l *Lab) AddPod(ctx context.Context, n *Node, spec PodSpec) (*Pod, error) {
 
 // attach runs ADD.
 func (l *Lab) attach(ctx context.Context, p *Pod) error {
-	if err := p.sysctl(baseSysctls(l.cfg.Congestion)...); err != nil {
+	if err := p.Sysctl(baseSysctls(l.cfg.Congestion)...); err != nil {
 		return err
 	}
 	lo, main, err := p.Node.networks(l.cfg.CNIVersion)
