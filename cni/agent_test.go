@@ -160,6 +160,19 @@ func TestAddOfWhatCannotBe(t *testing.T) {
 	}
 }
 
+func TestAddWhileTheNamespaceCannotBeRead(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	n.write("pod.yaml", podYAML("shop", "web-1", "u-1", ""))
+	n.write("shop.yaml", namespace("shop", "ambient")+"kind: Namespace\n") // a key twice
+	n.start()
+	s := newSandbox(t)
+	n.refuses(s.event("shop", "web-1", "u-1", "c-1"), http.StatusServiceUnavailable, "may be what cannot be read in shop.yaml")
+	n.write("shop.yaml", namespace("shop", ""))
+	n.add(s.event("shop", "web-1", "u-1", "c-1"))
+	n.redirection("shop/web-1", "")
+}
+
 func TestAddOfAPodThatIsWrittenMeanwhile(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)

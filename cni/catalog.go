@@ -2,7 +2,9 @@ package cni
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
@@ -26,7 +28,8 @@ type catalog struct {
 	loaded     bool
 	pods       map[podKey]*corev1.Pod
 	namespaces map[string]map[string]string // labels by name
-	changed    chan struct{}                // closed at the next change
+	problems   []yamldir.Problem
+	changed    chan struct{} // closed at the next change
 }
 
 func newCatalog(p Policy) *catalog {
@@ -60,40 +63,58 @@ func (c *catalog) apply(ch yamldir.Change) (touched []podKey, all bool) {
 			delete(c.pods, podKey{k.Namespace, k.Name})
 		}
 	}
-	all = all || !c.loaded
+	// A document that became readable, or unreadable, may be any namespace's.
+	all = all || !c.loaded || len(c.problems)+len(ch.Problems) > 0
+	c.problems = ch.Problems
 	c.loaded = true
 	close(c.changed)
 	c.changed = make(chan struct{})
 	return touched, all
 }
 
-// decide judges a pod. It does not know pods whose object is missing, or is that of a namesake with another UID.
-func (c *catalog) decide(k podKey, uid string) (v Verdict, object string, known bool) {
+// decide judges a pod. It refuses to, with the reason, when it cannot know: when the pod's object is missing or that of a
+// namesake with another UID, or when its namespace may be in a document that cannot be read. Object is the UID of the
+// pod's object.
+func (c *catalog) decide(k podKey, uid string) (v Verdict, object string, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	pod := c.pods[k]
-	if pod == nil || uid != "" && pod.UID != "" && uid != string(pod.UID) && uid != pod.Annotations[annotationMirror] {
-		return Verdict{}, "", false
+	if !c.loaded {
+		return Verdict{}, "", errors.New("pods are not read yet")
 	}
-	return c.policy.Decide(pod, c.namespaces[k.Namespace]), string(pod.UID), true
+	pod := c.pods[k]
+	switch {
+	case pod == nil:
+		return Verdict{}, "", fmt.Errorf("pod %s is not known (is it in the directory the agent watches?)", k)
+	case uid != "" && pod.UID != "" && uid != string(pod.UID) && uid != pod.Annotations[annotationMirror]:
+		return Verdict{}, "", fmt.Errorf("pod %s with UID %s is not known: the object has UID %s", k, uid, pod.UID)
+	}
+	labels, ok := c.namespaces[k.Namespace]
+	if !ok {
+		if i := slices.IndexFunc(c.problems, func(p yamldir.Problem) bool {
+			return p.Key.IsZero() || p.Key == yamldir.Key{Kind: "/Namespace", Name: k.Namespace}
+		}); i >= 0 {
+			p := c.problems[i]
+			return Verdict{}, "", fmt.Errorf("namespace %s is not known, and may be what cannot be read in %s, line %d: %s",
+				k.Namespace, p.File, p.Line, p.Reason)
+		}
+	}
+	return c.policy.Decide(pod, labels), string(pod.UID), nil
 }
 
-// await is decide that waits for the pod to become known.
+// await waits until decide can, and returns the UID of the pod's object.
 func (c *catalog) await(ctx context.Context, k podKey, uid string) (object string, err error) {
 	for {
 		c.mu.Lock()
-		changed, loaded := c.changed, c.loaded
+		changed := c.changed
 		c.mu.Unlock()
-		if _, object, known := c.decide(k, uid); known {
+		_, object, err := c.decide(k, uid)
+		if err == nil {
 			return object, nil
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			if !loaded {
-				return "", fmt.Errorf("pods are not read yet")
-			}
-			return "", fmt.Errorf("pod %s (uid %q) is not known (is it in the directory the agent watches?)", k, uid)
+			return "", err
 		}
 	}
 }

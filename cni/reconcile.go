@@ -336,9 +336,9 @@ func (r *reconciler) verify(ev plugin.Event) error {
 		return err
 	}
 	defer ns.Close()
-	v, _, known := r.catalog.decide(k, rec.UID)
+	v, _, unknown := r.catalog.decide(k, rec.UID)
 	switch {
-	case known && v.Enrolled && !rec.Enabled:
+	case unknown == nil && v.Enrolled && !rec.Enabled:
 		return fmt.Errorf("pod %s is not yet enrolled", k)
 	case rec.Captured:
 		return r.rules.Verify(ns, rules.InPod(rec.Options))

@@ -84,11 +84,11 @@ func (r *reconciler) settle(ctx context.Context, p *pod) (gen int, over bool, er
 	}
 	defer ns.Close()
 
-	v, _, known := r.catalog.decide(p.key, rec.UID)
+	v, _, unknown := r.catalog.decide(p.key, rec.UID)
 	switch {
-	case known && v.Enrolled:
+	case unknown == nil && v.Enrolled:
 		return gen, false, r.enrol(ctx, p, gen, rec, ns, v)
-	case known:
+	case unknown == nil:
 		return gen, false, r.release(ctx, p, gen, rec, ns, v)
 	case rec.Captured:
 		// Its object is gone before its sandbox, or not read yet: the pod stays as it was.
