@@ -210,7 +210,8 @@ func (c *conn) fail(err error) {
 	}
 }
 
-// shut sends GOAWAY and ends the connection. It waits for the peer to take the GOAWAY, but not long.
+// shut sends GOAWAY and ends the connection. It returns when that is done; a peer that does not take the GOAWAY gets
+// little time to.
 func (c *conn) shut(code http2.ErrCode, cause error) {
 	c.mu.Lock()
 	if c.err != nil {
@@ -221,15 +222,23 @@ func (c *conn) shut(code http2.ErrCode, cause error) {
 	c.w.staged = appendGoAway(c.w.staged, c.maxPeerID, code)
 	c.raw.SetWriteDeadline(time.Now().Add(closeTimeout))
 	if c.w.busy {
-		// Whoever writes now takes the GOAWAY along and then ends the connection; the deadline bounds that.
+		// Whoever writes now takes the GOAWAY along and then ends the connection.
 		c.w.failAfter = cause
 		c.mu.Unlock()
+		timeout := time.NewTimer(closeTimeout)
+		defer timeout.Stop()
+		select {
+		case <-c.ctx.Done():
+		case <-timeout.C:
+		}
+		c.fail(cause)
 		return
 	}
 	c.w.busy = true
 	c.w.failAfter = cause
 	c.mu.Unlock()
 	c.drive(nil, true)
+	c.fail(cause)
 }
 
 // drain makes the connection end gracefully: the peer is told to open no more streams, one round trip later the last

@@ -271,10 +271,7 @@ func (p *Pool) CloseTargets(drop func(Target) bool) {
 	p.mu.Unlock()
 	var wg sync.WaitGroup
 	for _, c := range conns {
-		wg.Go(func() {
-			c.shut(http2.ErrCodeNo, ErrClosed)
-			c.fail(ErrClosed)
-		})
+		wg.Go(func() { c.shut(http2.ErrCodeNo, ErrClosed) })
 	}
 	wg.Wait()
 }
