@@ -31,7 +31,7 @@ func (l *Lab) buildFabric() error {
 		return err
 	}
 	l.Fabric = n
-	if err := n.Sysctl(baseSysctls(l.cfg.Congestion)...); err != nil {
+	if err := n.Sysctl(l.baseSysctls()...); err != nil {
 		return err
 	}
 	return n.Do(func() error {
@@ -59,7 +59,7 @@ func (l *Lab) addHost(name string, number int) (*Host, error) {
 		return nil, err
 	}
 	h := &Host{Namespace: n, Name: name, IPs: l.fabricIPs(number)}
-	if err := n.Sysctl(baseSysctls(l.cfg.Congestion)...); err != nil {
+	if err := n.Sysctl(l.baseSysctls()...); err != nil {
 		return nil, fmt.Errorf("host %s: %w", name, err)
 	}
 	if err := l.plug(h); err != nil {

@@ -83,6 +83,9 @@ func TestTwoNodes(t *testing.T) {
 	client, near, far := addPod(t, l, 0, "client"), addPod(t, l, 0, "near"), addPod(t, l, 1, "far")
 	echo(t, near.Namespace, 80)
 	echo(t, far.Namespace, 80)
+	if _, err := l.AddPod(t.Context(), l.Nodes[0], far.Spec); err == nil {
+		t.Error("a pod was added twice")
+	}
 	capture, err := l.Capture(t.Context())
 	if err != nil {
 		t.Fatal(err)

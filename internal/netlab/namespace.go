@@ -121,9 +121,6 @@ func deleteNamespace(path string) error {
 	return nil
 }
 
-// sysctls are name=value pairs, the name as sysctl(8) spells it.
-type sysctls []string
-
 // Sysctl sets name=value pairs inside the namespace, names as sysctl(8) spells them, and fails unless each reads back as it
 // was set.
 func (n *Namespace) Sysctl(pairs ...string) error {
@@ -165,21 +162,26 @@ func readSysctl(name string) (string, error) {
 }
 
 // baseSysctls are for every namespace. Duplicate address detection would hold every IPv6 address back for a second.
-func baseSysctls(congestion string) sysctls {
-	return sysctls{
-		"net.ipv4.tcp_congestion_control=" + congestion,
+func (l *Lab) baseSysctls() []string {
+	s := []string{
+		"net.ipv4.tcp_congestion_control=" + l.cfg.Congestion,
 		"net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0",
+	}
+	if _, err := os.Stat("/proc/sys/net/ipv6"); err != nil && !l.cfg.IPv6 {
+		return s // a kernel without IPv6 will do
+	}
+	return append(s,
 		"net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0",
 		"net.ipv6.conf.all.dad_transmits=0", "net.ipv6.conf.default.dad_transmits=0",
 		"net.ipv6.conf.all.accept_ra=0", "net.ipv6.conf.default.accept_ra=0",
 		"net.ipv6.conf.all.accept_redirects=0", "net.ipv6.conf.default.accept_redirects=0",
-	}
+	)
 }
 
 // nodeSysctls make a router. A packet that comes in by the pods' bridge may go out by it again, which is no reason to tell
 // its sender of a better way.
-func nodeSysctls(ipv6 bool) sysctls {
-	s := sysctls{"net.ipv4.ip_forward=1", "net.ipv4.conf.all.send_redirects=0", "net.ipv4.conf.default.send_redirects=0"}
+func nodeSysctls(ipv6 bool) []string {
+	s := []string{"net.ipv4.ip_forward=1", "net.ipv4.conf.all.send_redirects=0", "net.ipv4.conf.default.send_redirects=0"}
 	if ipv6 {
 		s = append(s, "net.ipv6.conf.all.forwarding=1")
 	}

@@ -108,6 +108,12 @@ func (l *Lab) AddPod(ctx context.Context, n *Node, spec PodSpec) (*Pod, error) {
 	if spec.Namespace == "" || spec.Name == "" {
 		return nil, errors.New("add pod: namespace and name are required")
 	}
+	l.mu.Lock()
+	_, taken := l.pods[key]
+	l.mu.Unlock()
+	if taken {
+		return nil, fmt.Errorf("add pod %s: it is there already", key)
+	}
 	sum := sha256.Sum256([]byte(l.ID + "/" + n.Name + "/" + key + "/" + spec.UID))
 	if spec.UID == "" {
 		h := hex.EncodeToString(sum[16:])
@@ -130,7 +136,7 @@ func (l *Lab) AddPod(ctx context.Context, n *Node, spec PodSpec) (*Pod, error) {
 
 // attach runs ADD.
 func (l *Lab) attach(ctx context.Context, p *Pod) error {
-	if err := p.Sysctl(baseSysctls(l.cfg.Congestion)...); err != nil {
+	if err := p.Sysctl(l.baseSysctls()...); err != nil {
 		return err
 	}
 	lo, main, err := p.Node.networks(l.cfg.CNIVersion)
