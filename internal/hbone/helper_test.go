@@ -23,9 +23,10 @@ import (
 
 // pki is a certificate authority with one client and one server.
 type pki struct {
-	roots  *x509.CertPool
-	client tls.Certificate
-	server tls.Certificate
+	roots   *x509.CertPool
+	rootDER []byte
+	client  tls.Certificate
+	server  tls.Certificate
 }
 
 var (
@@ -52,7 +53,7 @@ var sharedPKI = sync.OnceValue(func() *pki {
 	if err != nil {
 		panic(err)
 	}
-	p := &pki{roots: x509.NewCertPool()}
+	p := &pki{roots: x509.NewCertPool(), rootDER: der}
 	p.roots.AddCert(ca)
 	issue := func(id mesh.Identity) tls.Certificate {
 		leafKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
