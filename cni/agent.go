@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
@@ -60,7 +61,7 @@ func (c *Config) Register(fs *daemon.FlagSet) {
 		"put the plugin into the chain in this directory, usually /etc/cni/net.d; empty: leave the host alone")
 	fs.StringVar(&c.CNIBinDir, "cni-bin-dir", "/opt/cni/bin", "CNI_BIN_DIR", "where the runtime looks for plugins")
 	fs.StringVar(&c.CNIPlugin, "cni-plugin", "", "CNI_PLUGIN", "the plugin's binary, to be copied to the host")
-	fs.BoolVar(&c.Uninstall, "uninstall", false, "", "take the plugin off the host and exit")
+	fs.BoolVar(&c.Uninstall, "uninstall", false, "", "take the plugin, and with -host-probe the host's rules, off the host and exit")
 	c.Policy.ExcludeNamespaces = []string{"kube-system"}
 	fs.ListVar(&c.Policy.ExcludeNamespaces, "exclude-namespaces", "EXCLUDE_NAMESPACES",
 		"namespaces whose pods are never enrolled (default kube-system)")
@@ -135,14 +136,13 @@ func New(c Config, env *daemon.Env) (*Agent, error) {
 	a := &Agent{cfg: c, env: env, log: log, catalog: newCatalog(c.Policy)}
 	a.rec = &reconciler{
 		rules: ipt, catalog: a.catalog, records: known, status: statusDir(c.StatusDir), probes: noProbes{}, log: log,
-		start: make(chan *pod), pods: make(map[podKey]*pod),
+		start: make(chan *pod), slots: make(chan struct{}, max(2, runtime.GOMAXPROCS(0))), pods: make(map[podKey]*pod),
 	}
 	a.zds = &zds.Server{Path: c.ZDSSocket, Snapshot: a.rec.snapshot, Log: log.Named("zds")}
 	a.metrics = newMetrics(env.Registry, a.zds.Connected)
 	a.rec.zt = a.zds
 	if c.HostProbe {
-		var here *linux.NetNS
-		if a.rec.probes, err = apply.NewHost(ipt, here, rules.HostProbe(netip.Addr{}, netip.Addr{})); err != nil {
+		if a.rec.probes, err = hostProbe(ipt); err != nil {
 			return nil, err
 		}
 	}
@@ -197,6 +197,12 @@ func (c *Config) installer(log *zap.Logger) (*install.Installer, error) {
 	return &install.Installer{BinDir: c.CNIBinDir, ConfDir: c.CNIConfDir, Binary: c.CNIPlugin, Entry: entry, Log: log}, nil
 }
 
+// hostProbe lets this machine's probes into enrolled pods.
+func hostProbe(ipt *apply.IPTables) (*apply.Host, error) {
+	var here *linux.NetNS
+	return apply.NewHost(ipt, here, rules.HostProbe(netip.Addr{}, netip.Addr{}))
+}
+
 // Main runs the agent, or takes its plugin off the host when the configuration says so.
 func Main(ctx context.Context, c Config, env *daemon.Env) error {
 	if c.Uninstall {
@@ -204,7 +210,18 @@ func Main(ctx context.Context, c Config, env *daemon.Env) error {
 		if err != nil {
 			return err
 		}
-		return i.Uninstall()
+		if err := i.Uninstall(); err != nil || !c.HostProbe {
+			return err
+		}
+		ipt, err := apply.NewIPTables(c.IPTables)
+		if err != nil {
+			return err
+		}
+		h, err := hostProbe(ipt)
+		if err != nil {
+			return err
+		}
+		return h.Remove()
 	}
 	a, err := New(c, env)
 	if err != nil {

@@ -287,6 +287,63 @@ func TestRestartKeepsPods(t *testing.T) {
 	n.eventually("the rules are gone", func() bool { return !strings.Contains(s.exec("iptables", "-t", "nat", "-S"), "ISTIO_") })
 }
 
+func TestANamespaceThatVanishesWithoutADel(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	n.write("shop.yaml", namespace("shop", "ambient")+podYAML("shop", "web-1", "u-1", ""))
+	n.start()
+	z, _ := n.ztunnel()
+	s := newSandbox(t)
+	n.add(s.event("shop", "web-1", "u-1", "c-1"))
+	s.destroy()
+	z.await("del u-1")
+	n.redirection("shop/web-1", "gone")
+}
+
+func TestAnnotationsOfARunningPod(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	write := func(annotation string) {
+		n.write("shop.yaml", namespace("shop", "ambient")+podYAML("shop", "web-1", "u-1", annotation))
+	}
+	write("")
+	n.start()
+	n.ztunnel()
+	s := newSandbox(t)
+	n.add(s.event("shop", "web-1", "u-1", "c-1"))
+	nat := func(port string) func() bool {
+		return func() bool { return strings.Contains(s.exec("iptables", "-t", "nat", "-S"), port) }
+	}
+	write("  annotations: {ambient.istio.io/dns-capture: 'true'}\n")
+	n.eventually("DNS is captured", nat("15053"))
+	write("  annotations: {ambient.istio.io/bypass-inbound-capture: 'true'}\n")
+	n.eventually("inbound is no longer captured", func() bool { return !nat("15006")() && !nat("15053")() && nat("15001")() })
+	write("")
+	n.eventually("inbound is captured again", nat("15006"))
+	if !s.captured() {
+		t.Error("not captured")
+	}
+}
+
+func TestAPodOfTheSnapshotThatZtunnelRefusesIsOfferedAgain(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	n.write("shop.yaml", namespace("shop", "ambient")+podYAML("shop", "web-1", "u-1", ""))
+	n.start()
+	z, stop := n.ztunnel()
+	z.expect("synced []")
+	s := newSandbox(t)
+	n.add(s.event("shop", "web-1", "u-1", "c-1"))
+	stop()
+	z2 := &ztunnel{t: t, events: make(chan string, 1000)}
+	why := errors.New("not yet")
+	z2.refuse.Store(&why)
+	n.connect(z2)
+	z2.await("refused u-1")
+	z2.refuse.Store(nil)
+	z2.await(fmt.Sprintf("add u-1 shop/web-1 sa-web-1 %d", s.id()))
+}
+
 func TestBrokenMemoryIsSetAside(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)

@@ -328,6 +328,11 @@ type ztunnel struct {
 func (n *node) ztunnel() (z *ztunnel, stop func()) {
 	n.t.Helper()
 	z = &ztunnel{t: n.t, events: make(chan string, 1000)}
+	return z, n.connect(z)
+}
+
+func (n *node) connect(z *ztunnel) (stop func()) {
+	n.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	c := zds.Client{Path: n.dir("z"), Pods: z}
@@ -339,7 +344,7 @@ func (n *node) ztunnel() (z *ztunnel, stop func()) {
 		}
 	})
 	n.t.Cleanup(stop)
-	return z, stop
+	return stop
 }
 
 func (z *ztunnel) Add(_ context.Context, info zds.Info, netns *os.File) error {

@@ -44,7 +44,7 @@ func (n *node) startAgent(lab *netlab.Lab, bin string) *netlab.Cmd {
 	host := lab.Nodes[0]
 	c := lab.Command(n.t.Context(), host.Namespace, filepath.Join(bin, "cni-agent"),
 		"-config-dir", n.dir("config"), "-status-dir", n.dir("status"), "-run-dir", host.RunDir,
-		"-ztunnel-uds-address", n.dir("z"), "-listen", "127.0.0.1:15014", "-log-level", "debug")
+		"-ztunnel-uds-address", n.dir("z"), "-listen", "127.0.0.1:15014", "-log-level", "debug", "-host-probe")
 	c.Stdout, c.Stderr = n.t.Output(), n.t.Output()
 	if err := c.Start(); err != nil {
 		n.t.Fatal(err)
@@ -231,6 +231,17 @@ func captured(t *testing.T, p, plain *netlab.Pod) {
 			func(c *net.TCPConn) string { return "plain hears " + remote(c) })
 	}
 	refused(t, plain, p, p.IPs)
+	for i, probe := range []string{"169.254.7.127", "fd16:9254:7127:1337:ffff:ffff:ffff:ffff"} { // a kubelet's health check
+		c, err := p.Node.Dial(t.Context(), linux.DialOptions{Remote: netip.AddrPortFrom(p.IPs[i], 8000), Timeout: 3 * time.Second})
+		if err != nil {
+			t.Errorf("probe of %s: %v", p.IPs[i], err)
+			continue
+		}
+		if got, err := io.ReadAll(c); err != nil || string(got) != "app hears "+probe {
+			t.Errorf("probe of %s: heard %q, %v; want that the app hears %s", p.IPs[i], got, err, probe)
+		}
+		c.Close()
+	}
 	for i, ip := range p.IPs {
 		wildcard, loopback := netip.IPv4Unspecified(), netip.MustParseAddr("127.0.0.1")
 		stranger := netip.MustParseAddr("192.0.2.7")

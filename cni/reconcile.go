@@ -53,7 +53,8 @@ type reconciler struct {
 	metrics *metrics
 	log     *zap.Logger
 
-	start chan *pod // new pods, to Run, which owns the workers
+	start chan *pod     // new pods, to run, which owns the workers
+	slots chan struct{} // one place for each change of rules at a time: each is some dozens of processes
 
 	mu   sync.Mutex
 	pods map[podKey]*pod
@@ -66,6 +67,7 @@ type pod struct {
 	file    *os.File // the namespace, for ztunnel; closed when the pod is gone
 	gone    bool
 	gen     int           // counts attachments; what a worker found out about an earlier one is void
+	greeted int           // counts snapshots: what an earlier ztunnel answered is void
 	stale   []string      // UIDs of earlier attachments that ztunnel may still know
 	result  result        // of the worker's last attempt
 	settled chan struct{} // closed and replaced with each result
@@ -74,6 +76,7 @@ type pod struct {
 	seen      int
 	applied   *rules.Options // what the namespace holds, as far as the worker knows
 	acked     bool           // ztunnel has taken the pod
+	ackedBy   int            // greeted when it did
 	announced *redirection
 	clean     bool // not captured for certain: nothing to remove
 }
@@ -96,7 +99,7 @@ func (r *reconciler) restore(list []record) {
 	for _, rec := range list {
 		p := newPod(rec)
 		p.file, _ = rec.file() // when it has vanished, the worker finds out
-		p.acked = rec.Enabled  // the snapshot goes out before anything else
+		p.acked = rec.Enabled  // until another ztunnel comes
 		r.pods[p.key] = p
 	}
 }
@@ -166,7 +169,10 @@ func (r *reconciler) snapshot() []zds.Pod {
 	for _, p := range r.pods {
 		if p.rec.Captured && !p.gone && p.file != nil {
 			out = append(out, zds.Pod{Info: p.rec.info(), NetNS: p.file})
-			p.nudge() // one that waits for a ztunnel
+			// Whether ztunnel takes a pod of the snapshot the agent is not told: each is offered once more, which
+			// costs nothing when it did.
+			p.greeted++
+			p.nudge()
 		}
 	}
 	return out

@@ -59,9 +59,12 @@ func (r *reconciler) publish(p *pod, gen int, err error) {
 // settle makes one attempt to bring the pod to where it should be. Over means that the pod is gone and forgotten.
 func (r *reconciler) settle(ctx context.Context, p *pod) (gen int, over bool, err error) {
 	r.mu.Lock()
-	rec, gone, stale := p.rec, p.gone, p.stale
+	rec, gone, stale, greeted := p.rec, p.gone, p.stale, p.greeted
 	gen = p.gen
 	r.mu.Unlock()
+	if p.ackedBy != greeted {
+		p.acked, p.ackedBy = false, greeted
+	}
 	if p.seen != gen {
 		p.seen, p.applied, p.acked, p.announced, p.clean = gen, nil, false, nil, false
 	}
@@ -130,7 +133,11 @@ func (r *reconciler) enrol(ctx context.Context, p *pod, gen int, rec record, ns 
 	p.clean = false
 	if p.applied == nil || !equalOptions(*p.applied, v.Options) {
 		p.applied = nil
-		changed, err := r.rules.Apply(ns, rules.InPod(v.Options))
+		var changed bool
+		err := r.slot(ctx, func() (err error) {
+			changed, err = r.rules.Apply(ns, rules.InPod(v.Options))
+			return err
+		})
 		if err != nil {
 			return rulesError{fmt.Errorf("capture pod %s: %w", p.key, err)}
 		}
@@ -157,6 +164,17 @@ func (r *reconciler) enrol(ctx context.Context, p *pod, gen int, rec record, ns 
 		r.log.Info("pod enrolled", zap.Stringer("pod", p.key), zap.String("uid", rec.UID), zap.String("reason", v.Why))
 	}
 	return r.announce(p, rec, redirectionEnabled)
+}
+
+// slot runs fn when few enough others do.
+func (r *reconciler) slot(ctx context.Context, fn func() error) error {
+	select {
+	case r.slots <- struct{}{}:
+		defer func() { <-r.slots }()
+		return fn()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // offer hands the pod to ztunnel and waits until it serves it.
@@ -187,7 +205,7 @@ func (r *reconciler) release(ctx context.Context, p *pod, gen int, rec record, n
 	if err := r.probes.Forbid(rec.IPs); err != nil {
 		return fmt.Errorf("keep probes out of pod %s: %w", p.key, err)
 	}
-	if err := r.rules.Remove(ns, rules.InPod(rec.Options)); err != nil {
+	if err := r.slot(ctx, func() error { return r.rules.Remove(ns, rules.InPod(rec.Options)) }); err != nil {
 		return rulesError{fmt.Errorf("release pod %s: %w", p.key, err)}
 	}
 	p.applied, p.acked = nil, false
