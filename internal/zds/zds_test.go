@@ -414,7 +414,7 @@ func TestServerRefusesBadZtunnels(t *testing.T) {
 
 // TestUnansweredAddFails has a ztunnel that takes requests and says nothing.
 func TestUnansweredAddFails(t *testing.T) {
-	s := &zds.Server{Path: socketPath(t), Timeout: 100 * time.Millisecond}
+	s := &zds.Server{Path: socketPath(t), Timeout: time.Second}
 	startServer(t, s)
 	c := dial(t, s.Path)
 	send(t, c, marshal(t, &zdsapi.ZdsHello{Version: zdsapi.Version_V1}))
