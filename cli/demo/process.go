@@ -66,11 +66,24 @@ func containsAll(s string, parts []string) bool {
 func (w *world) startControlPlane(ctx context.Context) error {
 	cp := w.lab.ControlPlane
 	_, err := w.start("istiod", cp.Namespace, "istiod", "-files="+w.path("config"), "-status-dir="+w.path("status"),
-		"-data-dir="+w.path("istiod"), "-ip="+cp.IPs[0].String())
+		"-data-dir="+w.path("istiod"), "-ips="+cp.IPs[0].String())
 	if err != nil {
 		return err
 	}
+	if err := w.istiodTool(ctx, "root", "-out="+w.path("tokens", "root-cert.pem")); err != nil {
+		return err
+	}
 	return w.ready(ctx, "istiod", cp.Namespace, mesh.PortIstiodMon, "/ready")
+}
+
+// istiodTool runs one of istiod's commands that hand out what a node needs to join.
+func (w *world) istiodTool(ctx context.Context, args ...string) error {
+	args = append(args, "-data-dir="+w.path("istiod"))
+	out, err := w.lab.Command(ctx, nil, filepath.Join(w.bin, "istiod"), args...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("istiod %s: %w: %s", args[0], err, out)
+	}
+	return nil
 }
 
 func (w *world) startNodes(ctx context.Context) error {
@@ -80,9 +93,8 @@ func (w *world) startNodes(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if out, err := w.lab.Command(ctx, nil, filepath.Join(w.bin, "istiod"), "token", "-node="+n.Name,
-			"-data-dir="+w.path("istiod"), "-out="+w.path("tokens", n.Name)).CombinedOutput(); err != nil {
-			return fmt.Errorf("make a token for %s: %w: %s", n.Name, err, out)
+		if err := w.istiodTool(ctx, "token", "-node="+n.Name, "-out="+w.path("tokens", n.Name)); err != nil {
+			return err
 		}
 		if err := w.startZtunnel(ctx, n.Name); err != nil {
 			return err
@@ -101,7 +113,7 @@ func (w *world) startZtunnel(ctx context.Context, node string) error {
 	n, cp := w.node(node), w.lab.ControlPlane
 	_, err := w.start("ztunnel-"+node, n.Namespace, "ztunnel", "-node-name="+node, "-instance-ip="+n.IPs[0].String(),
 		"-xds-address=https://"+netip.AddrPortFrom(cp.IPs[0], mesh.PortXDS).String(),
-		"-xds-root-ca="+w.path("istiod", "root-cert.pem"), "-auth-token="+w.path("tokens", node),
+		"-xds-root-ca="+w.path("tokens", "root-cert.pem"), "-auth-token="+w.path("tokens", node),
 		"-inpod-uds="+w.zdsSocket(n))
 	if err != nil {
 		return err
