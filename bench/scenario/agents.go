@@ -2,6 +2,7 @@ package scenario
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -85,11 +86,11 @@ func (a *agents) do(ctx context.Context, r *peers.Running, o load.Order) (load.R
 		return load.Report{}, context.Cause(ctx)
 	}
 	if err := c.orders.Encode(o); err != nil {
-		return load.Report{}, errors.Join(context.Cause(ctx), err)
+		return load.Report{}, fmt.Errorf("order: %w", cmp.Or(context.Cause(ctx), err))
 	}
 	var rep load.Report
 	if err := c.out.Decode(&rep); err != nil {
-		return load.Report{}, fmt.Errorf("read the load client's report: %w", errors.Join(context.Cause(ctx), err))
+		return load.Report{}, fmt.Errorf("read the load client's report: %w", cmp.Or(context.Cause(ctx), err))
 	}
 	return rep, nil
 }
