@@ -41,7 +41,7 @@ func TestRatioOfExactPairsHasNoWidth(t *testing.T) {
 
 // The interval must hold the true ratio in about 95 of 100 experiments, and must be narrow enough to be of use.
 func TestRatioCoversTheTruth(t *testing.T) {
-	const truth, experiments, blocks = 1.5, 150, 15
+	const truth, experiments, blocks = 1.5, 60, 15
 	rng := seeded()
 	covered, width := 0, 0.0
 	for range experiments {
