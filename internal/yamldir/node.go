@@ -9,7 +9,7 @@ import (
 )
 
 // maxNodes bounds what aliases may make of one document.
-const maxNodes = 1 << 20
+const maxNodes = 1 << 18
 
 // maxDepth bounds how deep a document may nest.
 const maxDepth = 100
@@ -39,12 +39,21 @@ func jsonTag(n *yaml.Node) string {
 // pairs yields the keys and values of a mapping; those of merged mappings (<<) come last, where no own key hides them.
 func pairs(n *yaml.Node) iter.Seq2[*yaml.Node, *yaml.Node] {
 	return func(yield func(k, v *yaml.Node) bool) {
-		seen := make(map[string]bool, len(n.Content)/2)
-		eachPair(n, seen, 0, yield)
+		m := merging{keys: make(map[string]bool, len(n.Content)/2), done: make(map[*yaml.Node]bool), yield: yield}
+		m.mapping(n)
 	}
 }
 
-func eachPair(n *yaml.Node, seen map[string]bool, depth int, yield func(k, v *yaml.Node) bool) bool {
+// merging is a walk over a mapping and what is merged into it.
+type merging struct {
+	keys  map[string]bool
+	done  map[*yaml.Node]bool // mappings walked: a second time would add nothing, and one may contain itself
+	yield func(k, v *yaml.Node) bool
+}
+
+func (m *merging) mapping(n *yaml.Node) bool {
+	own := len(m.done) == 0
+	m.done[n] = true
 	var merged []*yaml.Node
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		k, v := resolve(n.Content[i]), n.Content[i+1]
@@ -52,24 +61,21 @@ func eachPair(n *yaml.Node, seen map[string]bool, depth int, yield func(k, v *ya
 			merged = append(merged, resolve(v))
 			continue
 		}
-		if seen[k.Value] && depth > 0 {
+		if m.keys[k.Value] && !own {
 			continue
 		}
-		seen[k.Value] = true
-		if !yield(k, v) {
+		m.keys[k.Value] = true
+		if !m.yield(k, v) {
 			return false
 		}
 	}
-	if depth == maxDepth {
-		return true
-	}
-	for _, m := range merged {
-		from := []*yaml.Node{m}
-		if m.Kind == yaml.SequenceNode {
-			from = m.Content
+	for _, from := range merged {
+		list := []*yaml.Node{from}
+		if from.Kind == yaml.SequenceNode {
+			list = from.Content
 		}
-		for _, f := range from {
-			if f = resolve(f); f.Kind == yaml.MappingNode && !eachPair(f, seen, depth+1, yield) {
+		for _, f := range list {
+			if f = resolve(f); f.Kind == yaml.MappingNode && !m.done[f] && !m.mapping(f) {
 				return false
 			}
 		}

@@ -135,6 +135,9 @@ func parseObject(n *yaml.Node) []document {
 	if n.Kind != yaml.MappingNode {
 		return refuse(&fault{n.Line, "want an object with apiVersion and kind, have " + describe(n)})
 	}
+	if items := field(n, "items"); items != nil && strings.HasSuffix(text(field(n, "kind")), "List") {
+		return parseItems(items)
+	}
 	raw, err := toJSON(n)
 	if err != nil {
 		return refuse(asFault(n, err))
@@ -145,9 +148,6 @@ func parseObject(n *yaml.Node) []document {
 	}
 	if h.Kind == "" || h.APIVersion == "" {
 		return refuse(&fault{n.Line, "apiVersion or kind is missing"})
-	}
-	if items := field(n, "items"); items != nil && strings.HasSuffix(h.Kind, "List") {
-		return parseItems(items)
 	}
 	key, k, known, err := findKind(h.APIVersion, h.Kind)
 	doc.Key = Key{Kind: key, Namespace: h.Metadata.Namespace, Name: h.Metadata.Name}
@@ -186,7 +186,12 @@ func parseItems(items *yaml.Node) []document {
 	}
 	var docs []document
 	for _, item := range items.Content {
-		docs = append(docs, parseObject(resolve(item))...)
+		item = resolve(item)
+		if field(item, "items") != nil {
+			docs = append(docs, document{Object: Object{Line: item.Line}, faults: []*fault{{item.Line, "a list inside of a list"}}})
+			continue
+		}
+		docs = append(docs, parseObject(item)...)
 	}
 	return docs
 }
@@ -220,6 +225,14 @@ func field(n *yaml.Node, name string) *yaml.Node {
 		}
 	}
 	return nil
+}
+
+// text is the value of a scalar, or "".
+func text(n *yaml.Node) string {
+	if n == nil || n.Kind != yaml.ScalarNode {
+		return ""
+	}
+	return n.Value
 }
 
 func asFault(n *yaml.Node, err error) *fault {

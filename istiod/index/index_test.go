@@ -182,7 +182,7 @@ func (w *world) authn(meta metav1.ObjectMeta) *securityv1.PeerAuthentication {
 }
 
 func TestApplyEqualsADifferenceOfAll(t *testing.T) {
-	steps := 120
+	steps := 60
 	if testing.Short() {
 		steps = 30
 	}

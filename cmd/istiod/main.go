@@ -1,0 +1,24 @@
+// Command istiod is the control plane of the mesh.
+package main
+
+import (
+	"context"
+	"os"
+
+	"github.com/mistnet/mistnet/internal/daemon"
+	"github.com/mistnet/mistnet/istiod"
+)
+
+func main() {
+	if code, handled := istiod.Secrets(os.Args[1:], os.Stdout, os.Stderr); handled {
+		os.Exit(code)
+	}
+	var cfg istiod.Config
+	daemon.Main("istiod", &cfg, func(ctx context.Context, env *daemon.Env) error {
+		d, err := istiod.New(cfg, env)
+		if err != nil {
+			return err
+		}
+		return d.Run(ctx)
+	})
+}

@@ -1,0 +1,114 @@
+package istiod
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"go.uber.org/zap"
+
+	"github.com/mistnet/mistnet/internal/daemon"
+	"github.com/mistnet/mistnet/internal/mesh"
+	"github.com/mistnet/mistnet/internal/yamldir"
+	"github.com/mistnet/mistnet/istiod/files"
+	"github.com/mistnet/mistnet/istiod/translate"
+)
+
+// pages are metrics and readiness for everybody, and debug pages for who is on this machine: they show the whole mesh.
+func (d *Istiod) pages() http.Handler {
+	debug := http.NewServeMux()
+	debug.HandleFunc("GET /debug", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, "istiod ", d.cfg.ClusterID, "\n\n"+
+			"/debug/problems   objects that are refused or not served as written, and why\n"+
+			"/debug/objects    objects in force: how many, and where each is written\n"+
+			"/debug/nouns      what the objects mean: workloads, services and policies; ?name= picks those whose name has it\n"+
+			"/debug/xds        connected clients: what each was sent, has accepted and refused\n"+
+			"/debug/pprof/     Go profiles\n"+
+			"/metrics          Prometheus metrics\n"+
+			"/healthz/ready    200 once the configuration was read\n")
+	})
+	debug.HandleFunc("GET /debug/problems", func(w http.ResponseWriter, _ *http.Request) { d.answer(w, d.problems()) })
+	debug.HandleFunc("GET /debug/objects", func(w http.ResponseWriter, _ *http.Request) {
+		counts, _ := d.mirror.counts()
+		d.answer(w, map[string]any{"counts": counts, "objects": d.source.Places()})
+	})
+	debug.HandleFunc("GET /debug/nouns", func(w http.ResponseWriter, r *http.Request) {
+		d.answer(w, selected(d.mirror.nouns(), r.URL.Query().Get("name")))
+	})
+	debug.HandleFunc("GET /debug/xds", func(w http.ResponseWriter, _ *http.Request) { d.answer(w, d.xds.Clients()) })
+	daemon.HandlePprof(debug)
+
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", daemon.Metrics(d.env.Registry))
+	mux.Handle("GET /healthz/ready", d.env.Ready)
+	mux.Handle("GET /ready", d.env.Ready)
+	mux.Handle("/debug/", onlyLocal(debug))
+	mux.Handle("/debug", onlyLocal(debug))
+	return mux
+}
+
+func onlyLocal(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if a, err := netip.ParseAddrPort(r.RemoteAddr); err != nil || !a.Addr().Unmap().IsLoopback() {
+			http.Error(w, "debug pages answer on loopback only", http.StatusForbidden)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (d *Istiod) answer(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	if err := enc.Encode(v); err != nil {
+		d.log.Debug("debug page was not read to its end", zap.Error(err))
+	}
+}
+
+// problem is one object that is refused, or not served as written.
+type problem struct {
+	File   string `json:"file,omitempty"`
+	Line   int    `json:"line,omitempty"`
+	Object string `json:"object,omitempty"`
+	Reason string `json:"reason"`
+	// Refused: the object's last good form stays in force. Otherwise it is in force as the reason says.
+	Refused bool `json:"refused"`
+}
+
+func (d *Istiod) problems() []problem {
+	all := []problem{}
+	for _, p := range d.source.Problems() {
+		all = append(all, problem{File: p.File, Line: p.Line, Object: objectName(p.Key), Reason: p.Reason, Refused: true})
+	}
+	places := make(map[string]files.Place)
+	for _, p := range d.source.Places() {
+		_, kind, _ := strings.Cut(p.Kind, "/")
+		places[kind+" "+p.Namespace+"/"+p.Name] = p
+	}
+	statuses := d.mirror.nouns().Statuses
+	for _, key := range slices.Sorted(maps.Keys(statuses)) {
+		all = append(all, problem{File: places[key].File, Line: places[key].Line, Object: key,
+			Reason: string(statuses[key].Reason) + ": " + statuses[key].Message})
+	}
+	return all
+}
+
+func objectName(k yamldir.Key) string {
+	if k.IsZero() {
+		return ""
+	}
+	return k.String()
+}
+
+func selected(n translate.Nouns, name string) any {
+	drop := func(key string) bool { return !strings.Contains(key, name) }
+	maps.DeleteFunc(n.Workloads, func(k string, _ *mesh.Workload) bool { return drop(k) })
+	maps.DeleteFunc(n.Services, func(k string, _ *mesh.Service) bool { return drop(k) })
+	maps.DeleteFunc(n.Policies, func(k string, _ *mesh.Policy) bool { return drop(k) })
+	return map[string]any{"workloads": n.Workloads, "services": n.Services, "policies": n.Policies}
+}

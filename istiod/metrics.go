@@ -1,0 +1,109 @@
+package istiod
+
+import (
+	"context"
+	"path"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
+
+	"github.com/mistnet/mistnet/istiod/index"
+)
+
+// metrics are istiod's own, beside those of the process.
+type metrics struct {
+	published *prometheus.CounterVec   // nouns, by kind
+	apply     prometheus.Histogram     // how long a change takes from its event to the wire
+	calls     *prometheus.CounterVec   // certificate requests, by outcome
+	callTime  *prometheus.HistogramVec // and how long they take
+}
+
+func newMetrics(reg *prometheus.Registry, d *Istiod) *metrics {
+	m := &metrics{
+		published: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "istiod_nouns_published_total", Help: "Nouns made different and published, by kind."}, []string{"kind"}),
+		apply: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "istiod_change_duration_seconds", Help: "From a change of objects to its publication.",
+			Buckets: prometheus.ExponentialBuckets(0.0001, 4, 9)}),
+		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "istiod_certificate_requests_total", Help: "Certificate requests, by gRPC status code."}, []string{"code"}),
+		callTime: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "istiod_call_duration_seconds", Help: "How long unary calls take, by method.",
+			Buckets: prometheus.ExponentialBuckets(0.0001, 4, 9)}, []string{"method"}),
+	}
+	reg.MustRegister(m.published, m.apply, m.calls, m.callTime, &state{d})
+	return m
+}
+
+func (m *metrics) applied(changes []index.Change, took time.Duration) {
+	for _, c := range changes {
+		m.published.WithLabelValues(c.Key.Kind.String()).Inc()
+	}
+	m.apply.Observe(took.Seconds())
+}
+
+// countCall counts certificate requests: the only unary calls there are.
+func (m *metrics) countCall(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+	start := time.Now()
+	resp, err := handle(ctx, req)
+	m.calls.WithLabelValues(status.Code(err).String()).Inc()
+	m.callTime.WithLabelValues(path.Base(info.FullMethod)).Observe(time.Since(start).Seconds())
+	return resp, err
+}
+
+// state collects what is true at the moment somebody asks.
+type state struct{ d *Istiod }
+
+var (
+	descClients  = prometheus.NewDesc("istiod_xds_clients", "Connected clients.", nil, nil)
+	descPushes   = prometheus.NewDesc("istiod_xds_pushes", "Responses sent to the clients connected now, by type.", []string{"type"}, nil)
+	descNacks    = prometheus.NewDesc("istiod_xds_nacks", "Responses that the clients connected now refused, by type.", []string{"type"}, nil)
+	descRejected = prometheus.NewDesc("istiod_xds_rejected_resources", "Resources that a connected client refuses, by type.", []string{"type"}, nil)
+	descObjects  = prometheus.NewDesc("istiod_objects", "Objects in force, by kind.", []string{"kind"}, nil)
+	descNouns    = prometheus.NewDesc("istiod_nouns", "Nouns, by kind.", []string{"kind"}, nil)
+	descProblems = prometheus.NewDesc("istiod_problems", "Objects that are refused and stay in their last good form.", nil, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (s *state) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descClients, descPushes, descNacks, descRejected, descObjects, descNouns, descProblems} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (s *state) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	clients := s.d.xds.Clients()
+	type sums struct{ sent, nacked, rejected float64 }
+	byType := make(map[string]*sums)
+	for _, c := range clients {
+		for _, t := range c.Types {
+			if byType[t.TypeURL] == nil {
+				byType[t.TypeURL] = new(sums)
+			}
+			sum := byType[t.TypeURL]
+			sum.sent += float64(t.Sent)
+			sum.nacked += float64(t.Nacked)
+			sum.rejected += float64(len(t.Rejected))
+		}
+	}
+	gauge(descClients, float64(len(clients)))
+	for typeURL, sum := range byType {
+		gauge(descPushes, sum.sent, path.Base(typeURL))
+		gauge(descNacks, sum.nacked, path.Base(typeURL))
+		gauge(descRejected, sum.rejected, path.Base(typeURL))
+	}
+	objects, nouns := s.d.mirror.counts()
+	for kind, n := range objects {
+		gauge(descObjects, float64(n), kind)
+	}
+	for kind, n := range nouns {
+		gauge(descNouns, float64(n), kind)
+	}
+	gauge(descProblems, float64(len(s.d.source.Problems())))
+}
