@@ -245,7 +245,7 @@ func (c *Client) serve(
 	defer c.closed()
 	for _, req := range c.open() {
 		if err := stream.Send(req); err != nil {
-			return false, <-ended // the reason is what Recv says
+			return false, reason(responses, ended)
 		}
 	}
 	for {
@@ -262,8 +262,19 @@ func (c *Client) serve(
 		}
 		for _, req := range append(requests, c.next()...) {
 			if err := stream.Send(req); err != nil {
-				return answered, <-ended
+				return answered, reason(responses, ended)
 			}
+		}
+	}
+}
+
+// reason is why a stream on which a send failed has ended: only the reader learns that, after what else it still reads.
+func reason(responses <-chan *discovery.DeltaDiscoveryResponse, ended <-chan error) error {
+	for {
+		select {
+		case err := <-ended:
+			return err
+		case <-responses:
 		}
 	}
 }

@@ -57,7 +57,7 @@ type Server struct {
 	log  *zap.Logger // limited
 	stop chan struct{}
 	once sync.Once
-	work sync.WaitGroup // goroutines of streams
+	work sync.WaitGroup // streams and their goroutines
 
 	mu      sync.RWMutex // guards what follows; taken after a stream's
 	stores  map[string]*store
@@ -198,6 +198,7 @@ func (s *Server) DeltaAggregatedResources(rpc discovery.AggregatedDiscoveryServi
 	if err != nil {
 		return err
 	}
+	defer s.work.Done()
 	defer s.leave(st)
 	return st.serve()
 }
@@ -213,7 +214,7 @@ func (s *Server) join(
 	s.lastID++
 	st := newStream(s, rpc, s.lastID, who, from)
 	s.streams[st.id] = st
-	s.work.Add(2) // the reader and the writer of st.serve; here, so that Stop cannot miss them
+	s.work.Add(1) // under the lock, so that Stop cannot miss it
 	s.cfg.Log.Info("client connected", zap.String("peer", who), zap.String("peer.addr", from))
 	return st, nil
 }

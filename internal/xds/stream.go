@@ -62,17 +62,12 @@ func (st *stream) serve() error {
 	defer cancel(nil)
 	requests := make(chan *discovery.DeltaDiscoveryRequest) // no buffer: what is not handled waits in the connection
 	ended := make(chan error, 2)                            // a slot for each of the two
-	go func() {                                             // ended by ctx or the client; waited for by Server.Stop
-		defer st.server.work.Done()
-		ended <- st.read(ctx, requests)
-	}()
+	// Both end with the rpc's context, and Server.Stop waits for them: this function cannot, since they end by its return.
+	st.server.work.Go(func() { ended <- st.read(ctx, requests) })
 	slow := time.AfterFunc(st.server.cfg.AckTimeout, func() { cancel(errSlow) })
 	slow.Stop()
 	defer slow.Stop()
-	go func() {
-		defer st.server.work.Done()
-		ended <- st.write(ctx, requests, slow)
-	}()
+	st.server.work.Go(func() { ended <- st.write(ctx, requests, slow) })
 	select {
 	case err := <-ended:
 		return err

@@ -37,11 +37,12 @@ type watch struct {
 
 // batch is the content of one response.
 type batch struct {
+	entries []*entry
+	bytes   int    // of entries
 	raw     []byte // the resources, encoded
-	count   int
 	removes []string
 	partial bool
-	seen    map[string]bool
+	seen    map[string]bool // names told, where a name can come up more than once
 }
 
 func newWatch(s *store, req *discovery.DeltaDiscoveryRequest, chunks bool) *watch {
@@ -124,7 +125,10 @@ func (w *watch) behind() bool { return len(w.queue) > 0 || w.cursor < w.store.se
 
 // collect takes what is pending, as much as fits one response. Removals are taken only when asked for.
 func (w *watch) collect(removals bool) batch {
-	b := batch{seen: make(map[string]bool)}
+	var b batch
+	if !w.wildcard || len(w.queue) > 0 {
+		b.seen = make(map[string]bool)
+	}
 	bounded := w.chunks || !w.syncing
 	for len(w.queue) > 0 && !(bounded && b.full()) {
 		name := w.queue[0]
@@ -154,6 +158,10 @@ func (w *watch) collect(removals bool) batch {
 		}
 		b.removes = append(b.removes, name)
 		delete(w.removes, name)
+	}
+	b.raw = make([]byte, 0, b.bytes)
+	for _, e := range b.entries {
+		b.raw = append(b.raw, e.wire...)
 	}
 	return b
 }
@@ -232,7 +240,9 @@ func (w *watch) add(b *batch, e *entry) {
 	if b.seen[e.name] {
 		return
 	}
-	b.seen[e.name] = true
+	if b.seen != nil {
+		b.seen[e.name] = true
+	}
 	if v, ok := w.claims[e.name]; !ok || v != e.version {
 		w.encode(b, e)
 	}
@@ -248,8 +258,8 @@ func (w *watch) add(b *batch, e *entry) {
 }
 
 func (w *watch) encode(b *batch, e *entry) {
-	b.raw = append(b.raw, e.wire...)
-	b.count++
+	b.entries = append(b.entries, e)
+	b.bytes += len(e.wire)
 	delete(w.claims, e.name)
 	delete(w.removes, e.name)
 	delete(w.rejected, e.name)
@@ -258,9 +268,9 @@ func (w *watch) encode(b *batch, e *entry) {
 	}
 }
 
-func (b *batch) full() bool { return b.count >= maxResources || len(b.raw) >= maxResponseBytes }
+func (b *batch) full() bool { return len(b.entries) >= maxResources || b.bytes >= maxResponseBytes }
 
-func (b *batch) empty() bool { return b.count == 0 && len(b.removes) == 0 }
+func (b *batch) empty() bool { return len(b.entries) == 0 && len(b.removes) == 0 }
 
 // response makes the message. The resources go in as the bytes they were encoded to when they were published: what is
 // an unknown field to the library on this side is resources on the other.
@@ -279,6 +289,6 @@ func (b *batch) response(typeURL, nonce, info string) *discovery.DeltaDiscoveryR
 func (w *watch) sent(b *batch, nonce string, now time.Time) {
 	w.nonce, w.owed = nonce, false
 	w.status.Sent++
-	w.status.SentResources += uint64(b.count)
+	w.status.SentResources += uint64(len(b.entries))
 	w.status.LastSent = now
 }
