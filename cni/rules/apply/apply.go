@@ -104,12 +104,7 @@ func (t *IPTables) Apply(ns Namespace, rs rules.Ruleset) (changed bool, err erro
 func (t *IPTables) Remove(ns Namespace, rs rules.Ruleset) error {
 	return wrap("remove redirection rules", ns.Do(func() error {
 		ipv6 := hasIPv6()
-		var errs []error
-		for _, f := range t.families(rules.Ruleset{}, ipv6) {
-			for _, table := range []string{"nat", "raw", "mangle"} {
-				errs = append(errs, clear(f, table))
-			}
-		}
+		errs := []error{removeChains(t.families(rules.Ruleset{}, ipv6), "nat", "raw", "mangle")}
 		for _, r := range rs.Routes {
 			if !r.IPv6 || ipv6 {
 				errs = append(errs, removeRoute(r))
@@ -204,7 +199,7 @@ func prepare(f familyRules) (connect []func() error, changed bool, err error) {
 			wanted := slices.ContainsFunc(f.chains, func(c rules.Chain) bool { return c.Table == table && c.Name == name })
 			if !wanted && slices.Contains(names, name) {
 				changed = true
-				if err := clearChain(f.ipt, table, name); err != nil {
+				if err := removeChain(f.ipt, table, name); err != nil {
 					return nil, changed, err
 				}
 			}
@@ -235,7 +230,7 @@ func prepare(f familyRules) (connect []func() error, changed bool, err error) {
 		if exists {
 			name = staged(c.Name)
 			if slices.Contains(names, name) { // an Apply that was interrupted
-				if err := clearChain(f.ipt, c.Table, name); err != nil {
+				if err := removeChain(f.ipt, c.Table, name); err != nil {
 					return nil, changed, err
 				}
 			}
@@ -325,24 +320,36 @@ func list(ipt *iptables.IPTables, table, chain string) ([]rules.Rule, error) {
 	return out, nil
 }
 
-// clear removes the family's own chains, staged ones too, and every jump to them.
-func clear(f familyRules, table string) error {
-	names, err := f.ipt.ListChains(table)
-	if err != nil {
-		return err
-	}
+// removeChains takes the families' own chains out of the tables, staged ones too. All of them are disconnected, in the
+// order of the tables, before the first is taken apart, which takes a while: deletions wait for packets under way.
+func removeChains(families []familyRules, tables ...string) error {
 	var errs []error
-	for _, name := range f.owned {
-		for _, name := range []string{name, staged(name)} {
-			if slices.Contains(names, name) {
-				errs = append(errs, clearChain(f.ipt, table, name))
+	var remove []func() error
+	for _, table := range tables {
+		for _, f := range families {
+			names, err := f.ipt.ListChains(table)
+			if err != nil {
+				errs = append(errs, err)
+				continue
+			}
+			for _, name := range f.owned {
+				for _, name := range []string{name, staged(name)} {
+					if slices.Contains(names, name) {
+						errs = append(errs, disconnect(f.ipt, table, name))
+						remove = append(remove, func() error { return f.ipt.ClearAndDeleteChain(table, name) })
+					}
+				}
 			}
 		}
+	}
+	for _, fn := range remove {
+		errs = append(errs, fn())
 	}
 	return errors.Join(errs...)
 }
 
-func clearChain(ipt *iptables.IPTables, table, name string) error {
+// disconnect removes every jump to the chain from a built-in one.
+func disconnect(ipt *iptables.IPTables, table, name string) error {
 	builtin := []string{"PREROUTING", "OUTPUT"}
 	if table == "nat" {
 		builtin = append(builtin, "POSTROUTING")
@@ -357,6 +364,13 @@ func clearChain(ipt *iptables.IPTables, table, name string) error {
 				return err
 			}
 		}
+	}
+	return nil
+}
+
+func removeChain(ipt *iptables.IPTables, table, name string) error {
+	if err := disconnect(ipt, table, name); err != nil {
+		return err
 	}
 	return ipt.ClearAndDeleteChain(table, name)
 }

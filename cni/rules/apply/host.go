@@ -98,7 +98,7 @@ func (h *Host) Remove() error {
 	return wrap("remove host probe rules", h.ns.Do(func() error {
 		var errs []error
 		for _, f := range h.families() {
-			errs = append(errs, clear(f.rules, "nat"))
+			errs = append(errs, removeChains([]familyRules{f.rules}, "nat"))
 			if err := netlink.IpsetDestroy(f.Set); err != nil && !errors.Is(err, unix.ENOENT) {
 				errs = append(errs, fmt.Errorf("destroy ipset %s: %w", f.Set, err))
 			}
