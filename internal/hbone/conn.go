@@ -75,6 +75,10 @@ type budget struct {
 
 var fullBudget = budget{control: 10_000, resets: 1_000}
 
+// A stream that is opened pays for the frames that honest peers send when it ends at both sides at once, and one that is
+// answered for one that will not be: however fast short connections come and go, they do not look like a flood.
+const controlPerStream = 4
+
 var errCalm = &connError{http2.ErrCodeEnhanceYourCalm, "too many useless frames"}
 
 // spendLocked takes one from a budget; an error ends the connection.
@@ -311,6 +315,7 @@ func (c *conn) open(authority string, h *Header) *Stream {
 		return nil
 	}
 	s := newStream(c, c.nextID)
+	c.budget.control += controlPerStream
 	c.nextID += 2
 	c.streams[s.id] = s
 	b := c.w.staged

@@ -97,6 +97,7 @@ func (c *conn) requestLocked(id uint32, m *message, end bool) {
 	s := newStream(c, id)
 	s.gotEnd, s.in.end = end, end
 	c.streams[id] = s
+	c.budget.control += controlPerStream
 	r := &Request{
 		Method: m.method, Authority: m.authority, Header: m.header,
 		RemoteAddr: c.remote, LocalAddr: c.local, TLS: c.state,

@@ -215,6 +215,7 @@ func (r *Request) answer(status int, baggage string, flags http2.Flags) error {
 		return fmt.Errorf("answer request: %w", err)
 	}
 	s.answered = true
+	c.budget.resets++
 	b := c.w.staged
 	at := len(b)
 	b = appendFrameHeader(b, 0, http2.FrameHeaders, flags, s.id)
