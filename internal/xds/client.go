@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -330,6 +332,7 @@ func (c *Client) handle(ctx context.Context, resp *discovery.DeltaDiscoveryRespo
 	c.mu.Unlock()
 
 	rejected = append(rejected, c.cfg.Apply(ctx, u)...)
+	slices.SortStableFunc(rejected, func(a, b Rejection) int { return strings.Compare(a.Name, b.Name) })
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
