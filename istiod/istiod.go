@@ -128,7 +128,12 @@ func (d *Istiod) RootPEM() []byte { return d.authority.RootPEM() }
 func (d *Istiod) Run(ctx context.Context) error {
 	d.env.Ready.Pending(taskRead)
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return d.source.Run(ctx, d.mirror.apply) })
+	g.Go(func() error {
+		if err := d.source.Run(ctx, d.mirror.apply); err != nil {
+			return fmt.Errorf("read the mesh (-files, -status-dir): %w", err)
+		}
+		return nil
+	})
 	g.Go(func() error { return daemon.ServeHTTP(ctx, d.monListener, d.pages()) })
 	g.Go(func() error {
 		// Who asks before everything was read would be told that there is nothing, and that no pod may have a certificate.

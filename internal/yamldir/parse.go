@@ -2,6 +2,7 @@ package yamldir
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,7 +22,7 @@ import (
 // document is one object of a file: decoded, refused (faults) or of a kind that is ignored.
 type document struct {
 	Object
-	json    []byte // what two forms of an object are compared by
+	sum     [sha256.Size]byte // of its JSON: what two forms of an object are compared by
 	faults  []*fault
 	ignored string // apiVersion of an object that is passed over; Key.Kind has the kind
 }
@@ -129,7 +130,7 @@ type header struct {
 func parseObject(n *yaml.Node) []document {
 	doc := document{Object: Object{Line: n.Line}}
 	refuse := func(faults ...*fault) []document {
-		doc.Value, doc.json, doc.faults = nil, nil, faults
+		doc.Value, doc.faults = nil, faults
 		return []document{doc}
 	}
 	if n.Kind != yaml.MappingNode {
@@ -176,7 +177,7 @@ func parseObject(n *yaml.Node) []document {
 	group, name, _ := strings.Cut(key, "/")
 	doc.Value.GetObjectKind().SetGroupVersionKind(schema.FromAPIVersionAndKind(k.apiVersion(group), name))
 	doc.Value.(metav1.Object).SetNamespace(doc.Key.Namespace)
-	doc.json = raw
+	doc.sum = sha256.Sum256(raw)
 	return []document{doc}
 }
 

@@ -1,11 +1,11 @@
 package yamldir
 
 import (
-	"bytes"
 	"cmp"
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 )
 
 // store is what is known of the directory: every file's objects in their last good form, and which file's form of an
@@ -106,8 +106,8 @@ func (s *store) ignore(doc document) {
 		return
 	}
 	s.ignored[id] = true
-	_, name, _ := bytes.Cut([]byte(doc.Key.Kind), []byte("/"))
-	s.newIgnored = append(s.newIgnored, Ignored{APIVersion: doc.ignored, Kind: string(name), File: doc.File, Line: doc.Line})
+	_, name, _ := strings.Cut(doc.Key.Kind, "/")
+	s.newIgnored = append(s.newIgnored, Ignored{APIVersion: doc.ignored, Kind: name, File: doc.File, Line: doc.Line})
 }
 
 func (s *store) replace(file string, old, next *fileState) {
@@ -138,8 +138,8 @@ func (s *store) replace(file string, old, next *fileState) {
 	}
 }
 
-// flush returns what changed since the last flush; any is false when nothing did.
-func (s *store) flush() (c Change, any bool) {
+// flush returns what changed since the last flush; changed is false when nothing did.
+func (s *store) flush() (c Change, changed bool) {
 	for key := range s.dirty {
 		claims := s.claims[key]
 		if len(claims) > 1 {
@@ -158,7 +158,7 @@ func (s *store) flush() (c Change, any bool) {
 		}
 		now := s.files[claims[0]].objects[key]
 		s.current[key] = now
-		if !had || !bytes.Equal(before.json, now.json) {
+		if !had || before.sum != now.sum {
 			c.Upserts = append(c.Upserts, now.Object)
 		}
 	}
@@ -169,9 +169,9 @@ func (s *store) flush() (c Change, any bool) {
 	slices.SortFunc(c.Deletes, compareKeys)
 	c.Ignored, s.newIgnored = s.newIgnored, nil
 	c.Problems = s.allProblems()
-	any = len(c.Upserts)+len(c.Deletes)+len(c.Ignored) > 0 || !slices.Equal(c.Problems, s.problems)
+	changed = len(c.Upserts)+len(c.Deletes)+len(c.Ignored) > 0 || !slices.Equal(c.Problems, s.problems)
 	s.problems = c.Problems
-	return c, any
+	return c, changed
 }
 
 func (s *store) allProblems() []Problem {

@@ -36,7 +36,11 @@ func Watch(ctx context.Context, dir string, on func(Change)) error {
 		return fmt.Errorf("watch %s: %w", dir, err)
 	}
 	defer events.Close()
-	w := &watcher{root: filepath.Clean(dir), events: events, store: newStore(),
+	root, err := filepath.EvalSymlinks(dir) // a walk does not follow links, not even from where it starts
+	if err != nil {
+		return fmt.Errorf("watch %s: %w", dir, err)
+	}
+	w := &watcher{root: root, events: events, store: newStore(),
 		dirs: make(map[string]bool), touched: make(map[string]bool), empty: make(map[string]bool)}
 	if err := w.start(); err != nil {
 		return fmt.Errorf("watch %s: %w", dir, err)
@@ -75,7 +79,7 @@ func (w *watcher) run(ctx context.Context, on func(Change)) error {
 	defer poll.Stop()
 	var firstEvent time.Time
 	report := func() {
-		if c, any := w.store.flush(); any {
+		if c, changed := w.store.flush(); changed {
 			on(c)
 		}
 	}
@@ -137,8 +141,9 @@ func (w *watcher) note(ev fsnotify.Event) bool {
 	base := filepath.Base(path)
 	switch {
 	case path == w.root:
-		w.rescan = ev.Has(fsnotify.Remove) || ev.Has(fsnotify.Rename)
-		return w.rescan
+		gone := ev.Has(fsnotify.Remove) || ev.Has(fsnotify.Rename)
+		w.rescan = w.rescan || gone
+		return gone
 	case w.dirs[path], strings.HasPrefix(base, ".."): // a mounted ConfigMap changes by renaming its ..data link
 		w.rescan = true
 		return true
@@ -149,8 +154,9 @@ func (w *watcher) note(ev fsnotify.Event) bool {
 		return true
 	case ev.Has(fsnotify.Create):
 		info, err := os.Stat(path)
-		w.rescan = w.rescan || err == nil && info.IsDir()
-		return w.rescan
+		isDir := err == nil && info.IsDir()
+		w.rescan = w.rescan || isDir
+		return isDir
 	}
 	return false
 }

@@ -2,6 +2,7 @@ package yamldir_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -287,6 +288,57 @@ func TestUnreadableFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	want(t, l.next(), "! f.yaml:0 [] not a regular file")
+}
+
+func TestDirectoryMayBeALink(t *testing.T) {
+	dir, link := t.TempDir(), filepath.Join(t.TempDir(), "link")
+	if err := errors.Join(os.WriteFile(filepath.Join(dir, "f.yaml"), []byte(podYAML), 0o644), os.Symlink(dir, link)); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	err := yamldir.Watch(ctx, link, func(c yamldir.Change) {
+		want(t, c, "+ Pod shop/cart-1 (f.yaml:1)")
+		cancel()
+	})
+	if err != nil {
+		t.Errorf("Watch = %v, want nil", err)
+	}
+}
+
+// TestMountedConfigMap changes files as a kubelet does: behind a link that is swapped.
+func TestMountedConfigMap(t *testing.T) {
+	dir := t.TempDir()
+	swap := func(version, content string) {
+		t.Helper()
+		if err := errors.Join(
+			os.Mkdir(filepath.Join(dir, "..v"+version), 0o755),
+			os.WriteFile(filepath.Join(dir, "..v"+version, "f.yaml"), []byte(content), 0o644),
+			os.Symlink("..v"+version, filepath.Join(dir, "..data_tmp")),
+			os.Rename(filepath.Join(dir, "..data_tmp"), filepath.Join(dir, "..data")),
+		); err != nil {
+			t.Fatal(err)
+		}
+	}
+	swap("1", podYAML)
+	if err := os.Symlink("..data/f.yaml", filepath.Join(dir, "f.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	calls := 0
+	err := yamldir.Watch(ctx, dir, func(c yamldir.Change) {
+		switch calls++; calls {
+		case 1:
+			want(t, c, "+ Pod shop/cart-1 (f.yaml:1)")
+			swap("2", policyYAML)
+		case 2:
+			want(t, c, "+ AuthorizationPolicy shop/deny (f.yaml:1)", "- Pod shop/cart-1")
+			cancel()
+		}
+	})
+	if err != nil || calls != 2 {
+		t.Errorf("Watch = %v after %d calls, want nil after 2", err, calls)
+	}
 }
 
 func TestNoDirectory(t *testing.T) {
