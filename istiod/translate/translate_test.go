@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -72,15 +73,28 @@ func onWire(t *testing.T, n translate.Nouns) {
 		}
 	}
 	for _, s := range n.Services {
-		if _, err := wds.EncodeService(s); err != nil {
+		body, err := wds.EncodeService(s)
+		if err != nil {
 			t.Errorf("encode: %v", err)
+			continue
+		}
+		back, err := wds.DecodeAddress(body)
+		if diff := cmp.Diff(s, back.Service, cmp.Comparer(sameAddr)); diff != "" || err != nil {
+			t.Errorf("service %s changed on the wire: %v\n%s", s.Key(), err, diff)
 		}
 	}
 	for _, p := range n.Policies {
-		if _, err := wds.EncodePolicy(translate.Enforceable(p)); err != nil {
+		p = translate.Enforceable(p)
+		body, err := wds.EncodePolicy(p)
+		if err != nil {
 			t.Errorf("encode: %v", err)
+			continue
 		}
-		if _, err := authz.Compile([]*mesh.Policy{translate.Enforceable(p)}); err != nil {
+		back, err := wds.DecodePolicy(body)
+		if diff := cmp.Diff(p, back, cmp.Comparer(sameAddr), cmpopts.EquateEmpty()); diff != "" || err != nil {
+			t.Errorf("policy %s changed on the wire: %v\n%s", p.Key(), err, diff)
+		}
+		if _, err := authz.Compile([]*mesh.Policy{p}); err != nil {
 			t.Errorf("compile: %v", err)
 		}
 	}
