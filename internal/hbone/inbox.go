@@ -6,8 +6,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/net/http2"
 )
 
 // inbox is the receiving half of a stream: what arrived and was not taken yet, and who takes it.
@@ -59,6 +57,9 @@ func (s *Stream) Receive(to Sink) {
 
 // finishIfOver calls Done if the stream is over and everything was taken. It is called with in.mu held and releases it.
 func (in *inbox) finishIfOver() {
+	if in.finished && !in.draining {
+		in.dropParts()
+	}
 	if in.sink == nil || in.finished || !in.end || in.err == nil && in.size > 0 {
 		in.mu.Unlock()
 		return
@@ -200,9 +201,6 @@ func (s *Stream) drainToSink() {
 		in.mu.Lock()
 		if in.finished || len(in.parts) == 0 {
 			in.draining = false
-			if in.finished {
-				in.dropParts()
-			}
 			in.finishIfOver()
 			return
 		}
@@ -222,7 +220,6 @@ func (s *Stream) drainToSink() {
 		if err != nil {
 			in.mu.Lock()
 			in.draining = false
-			in.dropParts()
 			in.mu.Unlock()
 			s.sinkFailed(err)
 			return
@@ -230,14 +227,15 @@ func (s *Stream) drainToSink() {
 	}
 }
 
-// sinkFailed ends a stream whose application connection failed.
+// sinkFailed stops receiving for an application connection that takes no more. What it had sent before may still be on
+// its way to the peer, so the stream's other half is left to its owner, whom Done tells.
 func (s *Stream) sinkFailed(err error) {
-	s.in.mu.Lock()
-	if !s.in.end {
-		s.in.end, s.in.err = true, err
+	in := &s.in
+	in.mu.Lock()
+	if !in.end || in.err == nil {
+		in.end, in.err = true, err
 	}
-	s.in.mu.Unlock()
-	s.reset(http2.ErrCodeConnect)
+	in.finishIfOver()
 }
 
 // endReceive ends the receiving half because of the peer or the connection: with nil or io.EOF when the peer ended it,

@@ -147,6 +147,36 @@ func TestAResetOfOneEndResetsTheOther(t *testing.T) {
 	}
 }
 
+func TestAnAnswerSentBeforeTheServerStoppedListeningArrives(t *testing.T) {
+	m := newTunnelled(t)
+	for range 20 {
+		client, server := m.connect(t)
+		answer := random(100_000)
+		if _, err := client.Write(random(1000)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(server, make([]byte, 1000)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := server.Write(answer); err != nil {
+			t.Fatal(err)
+		}
+		server.Close()
+		for range 3 { // has nowhere to go; the server's kernel answers with a reset
+			client.Write(random(1000))
+		}
+		got, err := io.ReadAll(client)
+		if err != nil || !bytes.Equal(got, answer) {
+			t.Fatalf("client read %d bytes, %v; want %d", len(got), err, len(answer))
+		}
+		for {
+			if _, err := client.Write(random(1000)); err != nil {
+				break // and the client learns of it
+			}
+		}
+	}
+}
+
 func TestASlowApplicationDoesNotBlockItsNeighbours(t *testing.T) {
 	m := newTunnelled(t)
 	slow, _ := m.connect(t) // its server never reads

@@ -109,6 +109,9 @@ func (c *conn) readLoop() error {
 		used, ferr := c.consume(buf[:n])
 		c.in.deliver()
 		c.mu.Lock()
+		if ferr == nil && len(c.w.staged) > maxOwed {
+			ferr = errCalm // it asks and does not read the answers
+		}
 		c.send(false)
 		if ferr != nil {
 			return ferr

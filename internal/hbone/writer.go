@@ -4,7 +4,7 @@ import "golang.org/x/net/http2"
 
 const (
 	maxStaged   = 64 << 10       // DATA staged while somebody else writes; more waits in the queue
-	maxControl  = 1 << 20        // staged bytes of any kind; a peer that makes us owe it more is misbehaving
+	maxOwed     = 4 << 20        // staged bytes of any kind; a peer that makes us owe it more is misbehaving
 	stageLimit  = 8 << 10        // messages up to this size are copied rather than queued
 	batchLimit  = 4 * (64 << 10) // plaintext encrypted for one flush
 	extraRounds = 4              // what a stream's goroutine writes for others before it hands over
@@ -104,12 +104,6 @@ func (c *conn) drive(owner *Stream, block bool) {
 		if !block && c.w.head < len(c.w.queue) || owner != nil && len(owner.out) == 0 && round >= extraRounds {
 			c.driveElsewhere()
 			c.mu.Unlock()
-			return
-		}
-		if len(c.w.staged) > maxControl {
-			c.w.busy = false
-			c.mu.Unlock()
-			c.fail(errCalm)
 			return
 		}
 		staged := c.collectLocked()
