@@ -319,7 +319,13 @@ func TestAnnotationsOfARunningPod(t *testing.T) {
 	write("  annotations: {ambient.istio.io/bypass-inbound-capture: 'true'}\n")
 	n.eventually("inbound is no longer captured", func() bool { return !nat("15006")() && !nat("15053")() && nat("15001")() })
 	write("")
-	n.eventually("inbound is captured again", nat("15006"))
+	n.eventually("inbound is captured again", func() bool {
+		if !nat("15006")() {
+			return false
+		}
+		code, _ := n.ask(http.MethodPost, plugin.PathCheck, s.event("shop", "web-1", "u-1", "c-1"))
+		return code == http.StatusOK // all of it: chains appear one by one
+	})
 	if !s.captured() {
 		t.Error("not captured")
 	}

@@ -346,6 +346,8 @@ func (r *reconciler) verify(ev plugin.Event) error {
 	switch {
 	case unknown == nil && v.Enrolled && !rec.Enabled:
 		return fmt.Errorf("pod %s is not yet enrolled", k)
+	case unknown == nil && v.Enrolled && !equalOptions(v.Options, rec.Options):
+		return fmt.Errorf("pod %s is not yet captured as it should be", k)
 	case rec.Captured:
 		return r.rules.Verify(ns, rules.InPod(rec.Options))
 	}

@@ -120,10 +120,8 @@ func (t *IPTables) Verify(ns Namespace, rs rules.Ruleset) error {
 	return wrap("verify redirection rules", ns.Do(func() error {
 		ipv6 := hasIPv6()
 		for _, f := range t.families(rs, ipv6) {
-			for _, c := range f.chains {
-				if err := verifyChain(f.ipt, c); err != nil {
-					return err
-				}
+			if err := verify(f); err != nil {
+				return err
 			}
 		}
 		for _, r := range rs.Routes {
@@ -138,14 +136,33 @@ func (t *IPTables) Verify(ns Namespace, rs rules.Ruleset) error {
 	}))
 }
 
+// verify checks every table we use, those too in which no chain is wanted.
+func verify(f familyRules) error {
+	for _, table := range f.tables {
+		names, err := f.ipt.ListChains(table)
+		if err != nil {
+			return err
+		}
+		for _, name := range f.owned {
+			i := slices.IndexFunc(f.chains, func(c rules.Chain) bool { return c.Table == table && c.Name == name })
+			there := slices.Contains(names, name)
+			switch {
+			case i < 0 && there:
+				return fmt.Errorf("table %s has a chain %s too many", table, name)
+			case i < 0:
+			case !there:
+				return fmt.Errorf("table %s has no chain %s", table, name)
+			default:
+				if err := verifyChain(f.ipt, f.chains[i]); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
 func verifyChain(ipt *iptables.IPTables, c rules.Chain) error {
-	names, err := ipt.ListChains(c.Table)
-	if err != nil {
-		return err
-	}
-	if !slices.Contains(names, c.Name) {
-		return fmt.Errorf("table %s has no chain %s", c.Table, c.Name)
-	}
 	right, err := holds(ipt, c)
 	if err != nil {
 		return err
@@ -163,13 +180,14 @@ func verifyChain(ipt *iptables.IPTables, c rules.Chain) error {
 type familyRules struct {
 	ipt    *iptables.IPTables
 	chains []rules.Chain
-	owned  []string // names of chains that must go when they are not among chains
+	// Chains of these names in these tables are ours, and must go when they are not among chains.
+	owned, tables []string
 }
 
 func (t *IPTables) families(rs rules.Ruleset, ipv6 bool) []familyRules {
-	fs := []familyRules{{t.v4, rs.IPv4, ours}}
+	fs := []familyRules{{t.v4, rs.IPv4, ours, tables}}
 	if ipv6 {
-		fs = append(fs, familyRules{t.v6, rs.IPv6, ours})
+		fs = append(fs, familyRules{t.v6, rs.IPv6, ours, tables})
 	}
 	return fs
 }
@@ -185,13 +203,9 @@ func wrap(what string, err error) error {
 // order.
 func prepare(f familyRules) (connect []func() error, changed bool, err error) {
 	present := map[string][]string{}
-	for _, c := range f.chains {
-		if _, ok := present[c.Table]; !ok {
-			names, err := f.ipt.ListChains(c.Table)
-			if err != nil {
-				return nil, changed, err
-			}
-			present[c.Table] = names
+	for _, table := range f.tables {
+		if present[table], err = f.ipt.ListChains(table); err != nil {
+			return nil, changed, err
 		}
 	}
 	for table, names := range present { // a chain the options no longer ask for
@@ -243,8 +257,11 @@ func prepare(f familyRules) (connect []func() error, changed bool, err error) {
 	return connect, changed, nil
 }
 
-// ours are the chains a pod's namespace may hold.
-var ours = []string{rules.ChainPrerouting, rules.ChainOutput}
+// What a pod's namespace may hold of ours.
+var (
+	ours   = []string{rules.ChainPrerouting, rules.ChainOutput}
+	tables = []string{"mangle", "raw", "nat"}
+)
 
 // staged is what a chain is called while it waits to replace one.
 func staged(name string) string { return name + "_NEW" }
@@ -322,10 +339,10 @@ func list(ipt *iptables.IPTables, table, chain string) ([]rules.Rule, error) {
 
 // removeChains takes the families' own chains out of the tables, staged ones too. All of them are disconnected, in the
 // order of the tables, before the first is taken apart, which takes a while: deletions wait for packets under way.
-func removeChains(families []familyRules, tables ...string) error {
+func removeChains(families []familyRules, from ...string) error {
 	var errs []error
 	var remove []func() error
-	for _, table := range tables {
+	for _, table := range from {
 		for _, f := range families {
 			names, err := f.ipt.ListChains(table)
 			if err != nil {

@@ -249,8 +249,17 @@ func TestApplyGoesFirstAndLeavesStrangersAlone(t *testing.T) {
 	if _, err := ipt.Apply(ns, rules.InPod(rules.Options{Ingress: true})); err != nil {
 		t.Fatal(err)
 	}
-	if got := dump(t, path, tool); strings.Contains(got, "15006") || strings.Contains(got, "15053") {
-		t.Errorf("rules of the former options are still there:\n%s", got)
+	got := dump(t, path, tool)
+	for _, former := range []string{"15006", "15053", "raw"} {
+		if strings.Contains(got, former) {
+			t.Errorf("rules of the former options are still there:\n%s", got)
+		}
+	}
+	if err := ipt.Verify(ns, rules.InPod(rules.Options{})); err == nil {
+		t.Error("Verify misses a chain that is not there")
+	}
+	if err := ipt.Verify(ns, rules.InPod(rules.Options{Ingress: true})); err != nil {
+		t.Error(err)
 	}
 	if err := ipt.Remove(ns, rs); err != nil {
 		t.Fatal(err)

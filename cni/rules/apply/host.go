@@ -55,10 +55,10 @@ type hostFamily struct {
 }
 
 func (h *Host) families() []hostFamily {
-	owned := []string{rules.ChainPostrouting}
-	fs := []hostFamily{{h.h.IPv4, unix.AF_INET, familyRules{h.ipt.v4, h.h.IPv4.Chains, owned}}}
+	owned, nat := []string{rules.ChainPostrouting}, []string{"nat"}
+	fs := []hostFamily{{h.h.IPv4, unix.AF_INET, familyRules{h.ipt.v4, h.h.IPv4.Chains, owned, nat}}}
 	if hasIPv6() {
-		fs = append(fs, hostFamily{h.h.IPv6, unix.AF_INET6, familyRules{h.ipt.v6, h.h.IPv6.Chains, owned}})
+		fs = append(fs, hostFamily{h.h.IPv6, unix.AF_INET6, familyRules{h.ipt.v6, h.h.IPv6.Chains, owned, nat}})
 	}
 	return fs
 }
