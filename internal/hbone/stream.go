@@ -2,6 +2,7 @@ package hbone
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"net"
 	"os"
@@ -248,6 +249,9 @@ func (s *Stream) resetLocked(code http2.ErrCode, err error) {
 	s.dropOutLocked(err)
 	s.c.forgetLocked(s)
 }
+
+// TLS is the state of the connection that carries the stream: who the peer is, as its certificate proved.
+func (s *Stream) TLS() tls.ConnectionState { return s.c.state }
 
 // LocalAddr is the tunnel connection's local address.
 func (s *Stream) LocalAddr() net.Addr { return s.c.raw.LocalAddr() }
