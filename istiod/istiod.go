@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -67,7 +68,9 @@ func New(cfg Config, env *daemon.Env) (*Istiod, error) {
 		return nil, fmt.Errorf("open the token key (-data-dir): %w", err)
 	}
 	d.auth = issuer
-	d.source = files.New(files.Config{Dir: cfg.Files, StatusDir: cfg.StatusDir, Log: env.Log.Named("files")})
+	d.source = files.New(files.Config{
+		Dir: cfg.Files, StatusDir: cfg.StatusDir, HeldFile: filepath.Join(cfg.DataDir, "last-good.json"), Log: env.Log.Named("files"),
+	})
 	d.mirror = newMirror(translate.Config{
 		ClusterID: cfg.ClusterID, TrustDomain: cfg.TrustDomain, RootNamespace: cfg.RootNamespace, ClusterDomain: cfg.ClusterDomain,
 	}, env.Log.Named("translate"))

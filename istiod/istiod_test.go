@@ -490,6 +490,42 @@ func TestKeysOutliveRestarts(t *testing.T) {
 	}
 }
 
+// TestABrokenPolicyOutlivesRestarts: a slip of the pen leaves the last good policy in force, and so it stays.
+func TestABrokenPolicyOutlivesRestarts(t *testing.T) {
+	l := newLab(t)
+	l.write(l.dir, "mesh.yaml", meshYAML)
+	l.write(l.dir, "policy.yaml", policyYAML)
+	l.write(l.status, "shop_web.yaml", stateYAML)
+	l.start()
+	p := l.connect(l.token("-node", "n1"))
+	p.until("web and its policy", func() bool { return p.snap.Workload(webUID) != nil && p.snap.Policy("shop/guard") != nil })
+	l.write(l.dir, "policy.yaml", "not: [yaml")
+	l.write(l.dir, "mesh.yaml", strings.Replace(meshYAML, "10.96.0.1", "10.96.0.2", 1)) // the same watcher: the slip was seen before
+	p.until("second address", func() bool {
+		svc := p.snap.Service(webName)
+		return svc != nil && svc.VIPs[0].Prefix.Addr() == netip.MustParseAddr("10.96.0.2")
+	})
+	l.stop()
+	l.start()
+	p = l.connect(l.token("-node", "n1"))
+	p.until("web and its policy", func() bool { return p.snap.Workload(webUID) != nil && p.snap.Policy("shop/guard") != nil })
+	if !p.denied(evil) || p.denied(good) {
+		t.Error("the last good policy is not in force after a restart")
+	}
+	if len(l.problems()) != 1 {
+		t.Errorf("problems = %+v, want the slip", l.problems())
+	}
+	l.write(l.dir, "policy.yaml", "# deleted by a person\n")
+	p.until("the policy is gone", func() bool { return p.snap.Policy("shop/guard") == nil })
+	l.stop()
+	l.start()
+	p = l.connect(l.token("-node", "n1"))
+	p.until("web", func() bool { return p.snap.Workload(webUID) != nil })
+	if p.denied(evil) {
+		t.Error("a policy that was deleted came back")
+	}
+}
+
 func TestWrongUsageSaysHow(t *testing.T) {
 	var errs bytes.Buffer
 	if code, handled := istiod.Secrets([]string{"token", "-data-dir", t.TempDir()}, io.Discard, &errs); code != 1 || !handled || !strings.Contains(errs.String(), "-node is required") {

@@ -57,6 +57,13 @@ type Problem struct {
 	Reason string
 }
 
+// Concerns reports whether the problem may be about that object: it names it, or it is about a document of the
+// object's file that was not understood far enough to tell.
+func (p Problem) Concerns(o Object) bool {
+	_, known := kinds[p.Key.Kind]
+	return p.File == o.File && (p.Key == o.Key || !known || p.Key.Name == "")
+}
+
 func compareProblems(a, b Problem) int {
 	return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), compareKeys(a.Key, b.Key),
 		cmp.Compare(a.Reason, b.Reason))

@@ -6,6 +6,7 @@
 package files
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -29,6 +30,7 @@ import (
 type Config struct {
 	Dir       string      // objects, by people; must exist
 	StatusDir string      // state of pods, by node agents; "": none; made when missing
+	HeldFile  string      // where the last good forms of broken objects outlive a restart; "": they do not
 	Log       *zap.Logger // nil: none
 }
 
@@ -43,7 +45,8 @@ type Source struct {
 	pending  []index.Event                  // until both are
 	written  map[translate.Name]*corev1.Pod // pods as people wrote them
 	state    map[translate.Name]*corev1.Pod // and as agents told
-	places   map[yamldir.Key]Place
+	inForce  map[yamldir.Key]yamldir.Object // as people wrote them
+	held     held
 	problems map[string][]yamldir.Problem // by directory, with full paths
 }
 
@@ -64,7 +67,7 @@ func New(cfg Config) *Source {
 	return &Source{
 		cfg: cfg, log: cfg.Log,
 		written: make(map[translate.Name]*corev1.Pod), state: make(map[translate.Name]*corev1.Pod),
-		places: make(map[yamldir.Key]Place), problems: make(map[string][]yamldir.Problem),
+		inForce: make(map[yamldir.Key]yamldir.Object), held: held{path: cfg.HeldFile, log: cfg.Log}, problems: make(map[string][]yamldir.Problem),
 	}
 }
 
@@ -164,25 +167,34 @@ func (s *Source) Problems() []yamldir.Problem {
 func (s *Source) Places() []Place {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.SortedFunc(maps.Values(s.places), func(a, b Place) int {
-		if c := strings.Compare(a.File, b.File); c != 0 {
-			return c
-		}
-		return a.Line - b.Line
+	places := make([]Place, 0, len(s.inForce))
+	for key, o := range s.inForce {
+		places = append(places, Place{Kind: key.Kind, Namespace: key.Namespace, Name: key.Name,
+			File: filepath.Join(s.cfg.Dir, o.File), Line: o.Line})
+	}
+	slices.SortFunc(places, func(a, b Place) int {
+		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Name, b.Name))
 	})
+	return places
 }
 
 func (s *Source) writtenChange(c yamldir.Change) []index.Event {
+	upserts, deletes := c.Upserts, c.Deletes
+	if s.held.restored == nil {
+		upserts = append(slices.Clone(upserts), s.held.load(c)...)
+	} else {
+		deletes = append(slices.Clone(deletes), s.held.settle(c)...)
+	}
 	var events []index.Event
-	for _, o := range c.Upserts {
-		s.places[o.Key] = Place{Kind: o.Key.Kind, Namespace: o.Key.Namespace, Name: o.Key.Name,
-			File: filepath.Join(s.cfg.Dir, o.File), Line: o.Line}
+	for _, o := range upserts {
+		s.inForce[o.Key] = o
 		events = s.event(events, o.Key, o.Value)
 	}
-	for _, key := range c.Deletes {
-		delete(s.places, key)
+	for _, key := range deletes {
+		delete(s.inForce, key)
 		events = s.event(events, key, nil)
 	}
+	s.held.save(c.Problems, s.inForce)
 	return events
 }
 
