@@ -80,7 +80,8 @@ func New(cfg *Config, env *daemon.Env) (*Ztunnel, error) {
 	z.xds = xds.NewClient(xds.ClientConfig{
 		Target: xdsTarget, TLS: xdsTLS, Token: z.token, Metadata: map[string]string{"clusterid": cfg.ClusterID}, Node: node,
 		Subscriptions: []xds.Subscription{
-			{TypeURL: mesh.TypeAddress, Wildcard: true}, {TypeURL: mesh.TypeAuthorization, Wildcard: true},
+			// Policies first: a workload should not be known before what guards it.
+			{TypeURL: mesh.TypeAuthorization, Wildcard: true}, {TypeURL: mesh.TypeAddress, Wildcard: true},
 		},
 		Apply: z.state.apply, Log: env.Log.Named("xds"),
 		OnMessage: z.xdsMet.message, OnDisconnect: z.xdsMet.disconnect,

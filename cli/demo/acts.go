@@ -172,7 +172,7 @@ func strict(ctx context.Context, w *world, c *checks) {
 func crash(ctx context.Context, w *world, c *checks) {
 	cart := w.at("shop/cart-2")
 	seen, err := w.capture(ctx, func() error {
-		w.kill("node1")
+		w.kill("ztunnel-node1")
 		c.check("ztunnel of node1 killed with -9: web cannot call, and does not fall back to plaintext", func() (string, error) {
 			return "", w.refused(ctx, "shop/web", cart)
 		})

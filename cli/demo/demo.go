@@ -89,7 +89,7 @@ func eventually(ctx context.Context, limit time.Duration, f func() error) (time.
 		}
 		select {
 		case <-ctx.Done():
-			return 0, ctx.Err()
+			return 0, fmt.Errorf("%w: %w", ctx.Err(), err)
 		case <-tick.C:
 		}
 	}

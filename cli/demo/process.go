@@ -121,8 +121,11 @@ func (w *world) startZtunnel(ctx context.Context, node string) error {
 	return w.ready(ctx, "ztunnel-"+node, n.Namespace, mesh.PortReadiness, "/healthz/ready")
 }
 
-// kill ends a node's ztunnel as a crash would.
-func (w *world) kill(node string) { _ = w.procs["ztunnel-"+node].Kill() }
+// kill ends a program as a crash would.
+func (w *world) kill(name string) {
+	_ = w.procs[name].Kill()
+	delete(w.procs, name)
+}
 
 // ready waits until a program says it is.
 func (w *world) ready(ctx context.Context, name string, in *netlab.Namespace, port int, path string) error {

@@ -156,6 +156,7 @@ func (s *Snapshot) Policy(key string) *Policy {
 }
 
 // PoliciesFor returns the policies that govern connections to w: the mesh's, its namespace's and those that select it.
+// An invalid one counts wherever it is named, since its scope cannot be relied on.
 // missing lists the keys among the latter that are not known yet.
 func (s *Snapshot) PoliciesFor(w *Workload) (policies []*Policy, missing []string) {
 	global, _ := s.inScope.get("")
@@ -168,7 +169,7 @@ func (s *Snapshot) PoliciesFor(w *Workload) (policies []*Policy, missing []strin
 			missing = append(missing, key)
 			continue
 		}
-		if p.Scope == ScopeWorkload {
+		if p.Scope == ScopeWorkload || p.Invalid != "" {
 			policies = append(policies, p)
 		}
 	}
