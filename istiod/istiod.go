@@ -77,6 +77,8 @@ func New(cfg Config, env *daemon.Env) (*Istiod, error) {
 	d.xds = xds.NewServer(xds.ServerConfig{
 		Authenticate: d.authenticate, CheckNode: checkNode, Ready: d.mirror.filled, Log: env.Log.Named("xds"),
 	})
+	// A mesh without policies is a mesh with an empty list of them.
+	d.xds.PublishAll([]xds.Change{{TypeURL: mesh.TypeAuthorization}, {TypeURL: mesh.TypeAddress}})
 	d.mirror.publish = d.xds.PublishAll
 	d.metrics = newMetrics(env.Registry, d)
 	d.mirror.applied = d.metrics.applied
