@@ -3,6 +3,7 @@ package hbone_test
 import (
 	"io"
 	"net"
+	"runtime"
 	"sync"
 	"syscall"
 	"testing"
@@ -110,4 +111,38 @@ func BenchmarkOpen(b *testing.B) {
 		s.Close()
 	}
 	b.ReportMetric(float64((cpu()-start).Microseconds())/float64(b.N), "cpu-µs/op")
+}
+
+// BenchmarkIdle reports what an idle tunnelled connection costs both proxies together, without the kernel's share.
+func BenchmarkIdle(b *testing.B) {
+	m := newTunnelled(b)
+	m.connect(b)
+	used := func() (heap, stack float64) {
+		for range 3 { // each cycle halves stacks that grew while the connection was busy
+			runtime.GC()
+		}
+		var s runtime.MemStats
+		runtime.ReadMemStats(&s)
+		return float64(s.HeapAlloc), float64(s.StackInuse)
+	}
+	one := make([]byte, 1)
+	for b.Loop() {
+		const n = 500
+		heap, stack := used()
+		conns := make([]net.Conn, 0, 2*n)
+		for range n {
+			c, s := m.connect(b)
+			c.Write(one)
+			io.ReadFull(s, one)
+			s.Write(one)
+			io.ReadFull(c, one)
+			conns = append(conns, c, s)
+		}
+		heapNow, stackNow := used()
+		b.ReportMetric((heapNow-heap)/n, "heap-B/conn")
+		b.ReportMetric((stackNow-stack)/n, "stack-B/conn")
+		for _, c := range conns {
+			c.Close()
+		}
+	}
 }
