@@ -1,0 +1,242 @@
+// Package app is what runs in the pods of suites: servers that say whom they see, and clients that count. It knows nothing
+// of the mesh and links little, for every pod of a suite carries it.
+//
+//	app serve                     HTTP on :8080, TCP echo on :9000, until it is told to end
+//	app get URL [COUNT]           one line per request: STATUS DURATION BODY; fails at the first that fails
+//	app load URL RATE             requests on new connections until it is told to end, then "sent N failed N"
+//	app hold HOST:PORT INTERVAL   one TCP connection over which a line is echoed every interval, "tick N"
+//	app resolve NAME              addresses, one per line
+//	app wait DURATION             does nothing
+package app
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Where serve listens.
+const (
+	HTTPAddr = ":8080"
+	EchoAddr = ":9000"
+)
+
+// requestTimeout bounds one request of a client.
+const requestTimeout = 5 * time.Second
+
+// Main runs one of the commands. It ends when ctx does.
+func Main(ctx context.Context, args []string, out io.Writer) error {
+	if len(args) == 0 {
+		args = []string{"serve"}
+	}
+	command, args := args[0], args[1:]
+	switch {
+	case command == "serve" && len(args) == 0:
+		return serve(ctx, out)
+	case command == "get" && len(args) == 1:
+		return get(ctx, args[0], 1, out)
+	case command == "get" && len(args) == 2:
+		n, err := strconv.Atoi(args[1])
+		if err != nil {
+			return err
+		}
+		return get(ctx, args[0], n, out)
+	case command == "load" && len(args) == 2:
+		rate, err := strconv.Atoi(args[1])
+		if err != nil || rate < 1 {
+			return fmt.Errorf("rate %q: want requests per second", args[1])
+		}
+		return load(ctx, args[0], rate, out)
+	case command == "hold" && len(args) == 2:
+		every, err := time.ParseDuration(args[1])
+		if err != nil {
+			return err
+		}
+		return hold(ctx, args[0], every, out)
+	case command == "resolve" && len(args) == 1:
+		ips, err := net.DefaultResolver.LookupHost(ctx, args[0])
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(out, strings.Join(ips, "\n"))
+		return nil
+	case command == "wait" && len(args) == 1:
+		d, err := time.ParseDuration(args[0])
+		if err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(d):
+		}
+		return nil
+	}
+	return errors.New("usage: app serve | get URL [COUNT] | load URL RATE | hold HOST:PORT INTERVAL | resolve NAME | wait DURATION")
+}
+
+// serve runs both servers. /healthz and /readyz answer probes; a POST of "false" or "true" to one sets what it answers.
+func serve(ctx context.Context, out io.Writer) error {
+	name, err := os.Hostname()
+	if err != nil {
+		return err
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "%s node=%s sees=%s\n", name, os.Getenv("NODE"), hostOf(r.RemoteAddr))
+	})
+	for _, probe := range []string{"/healthz", "/readyz"} {
+		var failing atomic.Bool
+		mux.HandleFunc(probe, func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodPost {
+				body, _ := io.ReadAll(io.LimitReader(r.Body, 16))
+				failing.Store(string(body) == "false")
+			} else if failing.Load() {
+				w.WriteHeader(http.StatusServiceUnavailable)
+			}
+			fmt.Fprintln(w, !failing.Load())
+		})
+	}
+	echo, err := (&net.ListenConfig{}).Listen(ctx, "tcp", EchoAddr)
+	if err != nil {
+		return err
+	}
+	server := &http.Server{Addr: HTTPAddr, Handler: mux, ReadHeaderTimeout: requestTimeout}
+	unlink := context.AfterFunc(ctx, func() { _ = server.Close(); _ = echo.Close() })
+	defer unlink()
+	var conns sync.WaitGroup
+	defer conns.Wait()
+	conns.Go(func() {
+		for {
+			c, err := echo.Accept()
+			if err != nil {
+				return // closed
+			}
+			conns.Go(func() { greet(ctx, c, name) })
+		}
+	})
+	fmt.Fprintln(out, name, "serves HTTP on", HTTPAddr, "and echoes on", EchoAddr)
+	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+		_ = echo.Close()
+		return err
+	}
+	return nil
+}
+
+func greet(ctx context.Context, c net.Conn, name string) {
+	defer c.Close()
+	unlink := context.AfterFunc(ctx, func() { c.Close() })
+	defer unlink()
+	if _, err := fmt.Fprintf(c, "%s sees=%s\n", name, hostOf(c.RemoteAddr().String())); err == nil {
+		_, _ = io.Copy(c, c)
+	}
+}
+
+func hostOf(addr string) string {
+	host, _, _ := net.SplitHostPort(addr)
+	return strings.TrimPrefix(host, "::ffff:")
+}
+
+// newClient makes a client that connects anew for every request.
+func newClient() *http.Client {
+	return &http.Client{Timeout: requestTimeout, Transport: &http.Transport{DisableKeepAlives: true}}
+}
+
+func get(ctx context.Context, url string, count int, out io.Writer) error {
+	client := newClient()
+	for range count {
+		began := time.Now()
+		status, body, err := request(ctx, client, url)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(out, "%d %s %s\n", status, time.Since(began).Round(10*time.Microsecond), strings.TrimSpace(body))
+	}
+	return nil
+}
+
+func request(ctx context.Context, client *http.Client, url string) (int, string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return 0, "", err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return 0, "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(body), err
+}
+
+// load sends requests at a rate, each on its own, so that a slow one does not hold up the next. Failures are printed as
+// they happen; those that the end of the program cuts off do not count.
+func load(ctx context.Context, url string, rate int, out io.Writer) error {
+	client := newClient()
+	tick := time.NewTicker(time.Second / time.Duration(rate))
+	defer tick.Stop()
+	var requests sync.WaitGroup
+	var sent, failed atomic.Int64
+	for ctx.Err() == nil {
+		requests.Go(func() {
+			status, _, err := request(context.WithoutCancel(ctx), client, url)
+			sent.Add(1)
+			if err == nil && status != http.StatusOK {
+				err = fmt.Errorf("status %d", status)
+			}
+			if err != nil {
+				failed.Add(1)
+				fmt.Fprintln(out, time.Now().Format(time.StampMilli), err)
+			}
+		})
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+		}
+	}
+	requests.Wait()
+	fmt.Fprintf(out, "sent %d failed %d\n", sent.Load(), failed.Load())
+	return nil
+}
+
+func hold(ctx context.Context, addr string, every time.Duration, out io.Writer) error {
+	c, err := (&net.Dialer{Timeout: requestTimeout}).DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	r := bufio.NewReader(c)
+	greeting, err := r.ReadString('\n')
+	if err != nil {
+		return fmt.Errorf("connected, but no greeting came: %w", err)
+	}
+	fmt.Fprint(out, greeting)
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for n := 1; ; n++ {
+		_ = c.SetDeadline(time.Now().Add(requestTimeout))
+		line := fmt.Sprintf("tick %d\n", n)
+		if _, err := io.WriteString(c, line); err != nil {
+			return err
+		}
+		got, err := r.ReadString('\n')
+		if err != nil || got != line {
+			return fmt.Errorf("tick %d: got %q: %w", n, got, err)
+		}
+		fmt.Fprint(out, line)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}

@@ -1,0 +1,161 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+)
+
+const usage = `usage: lab COMMAND [flags]
+  up              start a cluster and leave it running
+  down            remove it
+  status          list clusters, their nodes and pods
+  build           only build the programs a cluster needs
+  shell NODE      a shell, or the command that follows, on a node
+  load ARCHIVE... load image archives on every node
+  off|on NODE     pull a node's plug, or put it back in
+  kubectl ...     kubectl as administrator, also of a lab that is not linked to the machine
+Flags: lab COMMAND -h`
+
+// Main runs the lab command.
+func Main(ctx context.Context, args []string, out io.Writer) error {
+	if len(args) == 0 {
+		return errors.New(usage)
+	}
+	cfg := Config{Keep: true, MachineLink: true, Progress: out}
+	flags := flag.NewFlagSet("lab "+args[0], flag.ContinueOnError)
+	flags.SetOutput(out)
+	flags.StringVar(&cfg.Name, "name", "lab", "which lab")
+	if args[0] == "up" {
+		flags.IntVar(&cfg.Nodes, "nodes", 2, "how many nodes, 1 to 9")
+		flags.BoolVar(&cfg.DualStack, "dual-stack", false, "IPv6 besides IPv4")
+		flags.StringVar(&cfg.ProxyMode, "proxy-mode", "nftables", "kube-proxy's mode, nftables or iptables")
+		flags.BoolVar(&cfg.MachineLink, "link", true, "connect this machine with nodes and pods; one lab at a time")
+	}
+	if err := flags.Parse(args[1:]); errors.Is(err, flag.ErrHelp) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	rest := flags.Args()
+	switch args[0] {
+	case "up":
+		return up(ctx, cfg, out)
+	case "down":
+		return Remove(ctx, "", cfg.Name)
+	case "status":
+		return status(ctx, out)
+	case "build":
+		_, err := Build(ctx, "", out)
+		return err
+	}
+	l, err := Open("", cfg.Name)
+	if err != nil {
+		return fmt.Errorf("%w: start it with: lab up", err)
+	}
+	defer l.CloseHandle()
+	switch args[0] {
+	case "load":
+		return l.LoadImages(ctx, rest...)
+	case "kubectl":
+		return interactive(l.Command(ctx, append([]string{"kubectl"}, rest...)...))
+	case "shell", "off", "on":
+		return l.onNode(ctx, args[0], rest)
+	}
+	return fmt.Errorf("no command %q\n%s", args[0], usage)
+}
+
+func (l *Lab) onNode(ctx context.Context, what string, args []string) error {
+	if len(args) == 0 {
+		return fmt.Errorf("lab %s: which node?", what)
+	}
+	for _, n := range l.Nodes {
+		if n.Name != args[0] {
+			continue
+		}
+		switch what {
+		case "off":
+			return n.PowerOff(ctx)
+		case "on":
+			return n.PowerOn(ctx)
+		}
+		if len(args) == 1 {
+			args = append(args, "bash")
+		}
+		cmd, err := n.Command(ctx, args[1:]...)
+		if err != nil {
+			return err
+		}
+		return interactive(cmd)
+	}
+	return fmt.Errorf("no node %q: there are node1 to node%d", args[0], len(l.Nodes))
+}
+
+func interactive(cmd *exec.Cmd) error {
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	return cmd.Run()
+}
+
+func up(ctx context.Context, cfg Config, out io.Writer) error {
+	l, err := Start(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer l.CloseHandle()
+	nodes, err := l.Kubectl(ctx, "get", "nodes", "-o", "wide")
+	if err != nil {
+		return err
+	}
+	fmt.Fprint(out, "\n", nodes, "\n")
+	if cfg.MachineLink {
+		fmt.Fprintf(out, "  export KUBECONFIG=%s PATH=%s:$PATH\n  kubectl get pods -A\n", l.Kubeconfig(), l.Bin())
+	} else {
+		fmt.Fprintf(out, "  go run ./e2e/cmd/lab kubectl -name %s get pods -A\n", l.Name())
+	}
+	suffix := ""
+	if l.Name() != "lab" {
+		suffix = " -name " + l.Name()
+	}
+	fmt.Fprintf(out, "  go run ./e2e/cmd/lab shell%s node1    # look around on a node\n", suffix)
+	fmt.Fprintf(out, "  go run ./e2e/cmd/lab load%s ARCHIVE   # images cannot be pulled here\n", suffix)
+	fmt.Fprintf(out, "  go run ./e2e/cmd/lab down%s           # remove it, nothing is left\n", suffix)
+	return nil
+}
+
+func status(ctx context.Context, out io.Writer) error {
+	names, err := Names("")
+	if err != nil {
+		return err
+	}
+	if len(names) == 0 {
+		fmt.Fprintln(out, "no lab runs")
+	}
+	for _, name := range names {
+		l, err := Open("", name)
+		if err != nil {
+			fmt.Fprintf(out, "%s: %v; remove it with: lab down -name %s\n", name, err, name)
+			continue
+		}
+		var on []string
+		for _, n := range l.Nodes {
+			if n.running() {
+				on = append(on, n.Name)
+			}
+		}
+		fmt.Fprintf(out, "%s: %s on; kube-proxy %s; KUBECONFIG=%s\n", name, strings.Join(on, ", "), l.ProxyMode(), l.Kubeconfig())
+		pods, err := l.Kubectl(ctx, "get", "nodes,pods", "-A", "-o", "wide", "--request-timeout=5s")
+		if err != nil {
+			fmt.Fprintln(out, err)
+		}
+		fmt.Fprintln(out, pods)
+		if err := l.CloseHandle(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
