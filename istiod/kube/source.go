@@ -1,0 +1,263 @@
+package kube
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"sync"
+
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/watch"
+
+	"github.com/mistnet/mistnet/istiod/index"
+	"github.com/mistnet/mistnet/istiod/translate"
+)
+
+// Config is what is read of a cluster, and as whom. Clients and Mesh are required.
+type Config struct {
+	Clients   Clients
+	Mesh      translate.Config
+	Namespace string // istiod's own; "": the root namespace
+	Revision  string // of this control plane: the mesh's ConfigMap is istio-<revision>; "" or "default": istio
+	Identity  string // of this replica, among those that vie for the lease; "": its host's name
+	Log       *zap.Logger
+}
+
+// Source reads a mesh from an API server, and keeps there what only one replica may write.
+type Source struct {
+	cfg   Config
+	log   *zap.Logger
+	feeds []*feed
+	roots *roots
+	told  *statuses
+
+	mu        sync.Mutex
+	selection *selection
+	pending   []index.Event
+	wake      chan struct{} // holds one token while there is something pending
+	leads     bool
+
+	writing chan struct{} // holds a token while this replica writes
+}
+
+// New returns a source that does nothing until Run.
+func New(cfg Config) *Source {
+	cfg = cfg.withDefaults()
+	s := &Source{
+		cfg: cfg, log: cfg.Log, selection: newSelection(cfg.Mesh.RootNamespace), wake: make(chan struct{}, 1), writing: make(chan struct{}, 1),
+	}
+	s.roots = newRoots(cfg.Clients.Kube, cfg.Log.Named("roots"))
+	s.told = newStatuses(cfg.Clients.Dynamic, cfg.Mesh, cfg.Log.Named("status"))
+	s.feeds = s.makeFeeds()
+	return s
+}
+
+// Slices that Kubernetes makes of a service's selector name pods only, which are known by the selector already. They
+// are most of all, and change with every pod.
+const slicesByHand = discoveryv1.LabelManagedBy + "!=endpointslice-controller.k8s.io"
+
+func (s *Source) makeFeeds() []*feed {
+	k := s.cfg.Clients.Kube
+	all := metav1.NamespaceAll
+	core := k.CoreV1()
+	own := core.ConfigMaps(s.cfg.Namespace)
+	mesh, copies := "metadata.name="+s.cfg.meshConfigMap(), "metadata.name="+RootConfigMap
+	feeds := []*feed{
+		{name: "configmaps/" + s.cfg.meshConfigMap(), client: k, versions: typed(own.List, own.Watch, mesh, ""), trim: trimConfigMap, take: s.takeMesh},
+		{name: "namespaces", client: k, versions: typed(core.Namespaces().List, core.Namespaces().Watch, "", ""), trim: trimNamespace, take: s.takeNamespaces},
+		{name: "nodes", client: k, versions: typed(core.Nodes().List, core.Nodes().Watch, "", ""), trim: trimNode, take: s.taker(index.Node)},
+		{name: "pods", client: k, versions: typed(core.Pods(all).List, core.Pods(all).Watch, "", ""), trim: trimPod, take: s.taker(index.Pod)},
+		{name: "services", client: k, versions: typed(core.Services(all).List, core.Services(all).Watch, "", ""), trim: trimService, take: s.taker(index.Service)},
+		{name: "endpointslices", client: k, versions: typed(k.DiscoveryV1().EndpointSlices(all).List, k.DiscoveryV1().EndpointSlices(all).Watch, "", slicesByHand),
+			trim: trimSlice, take: s.taker(index.EndpointSlice)},
+		{name: "configmaps/" + RootConfigMap, client: k, versions: typed(core.ConfigMaps(all).List, core.ConfigMaps(all).Watch, copies, ""),
+			trim: trimConfigMap, take: s.roots.takeCopies},
+		{name: "authorizationpolicies", client: s.cfg.Clients.Dynamic, versions: s.istio("authorizationpolicies"), optional: true,
+			trim: trimAuthorizationPolicy, take: s.takePolicies},
+		{name: "peerauthentications", client: s.cfg.Clients.Dynamic, versions: s.istio("peerauthentications"), optional: true,
+			trim: trimPeerAuthentication, take: s.taker(index.PeerAuthentication)},
+	}
+	for _, f := range feeds {
+		f.init(s.log)
+	}
+	return feeds
+}
+
+// istio are the versions of a kind of security.istio.io, which have the same fields.
+func (s *Source) istio(resource string) (versions []version) {
+	for _, name := range []string{"v1", "v1beta1"} {
+		r := s.cfg.Clients.Dynamic.Resource(schema.GroupVersionResource{Group: "security.istio.io", Version: name, Resource: resource})
+		versions = append(versions, version{
+			name:  name,
+			list:  func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return r.List(ctx, o) },
+			watch: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) { return r.Watch(ctx, o) },
+		})
+	}
+	return versions
+}
+
+// Run reads until ctx is done, through whatever happens to the API server. The first call of on carries everything
+// there is, later ones what changed; calls never overlap.
+func (s *Source) Run(ctx context.Context, on func([]index.Event)) error {
+	ctx = withLog(ctx, s.log)
+	g, ctx := errgroup.WithContext(ctx)
+	for _, f := range s.feeds {
+		g.Go(func() error { return f.run(ctx) })
+	}
+	g.Go(func() error { return s.deliver(ctx, on) })
+	g.Go(func() error { return s.lead(ctx) })
+	return g.Wait()
+}
+
+// deliver hands over what is pending, in as large pieces as it comes.
+func (s *Source) deliver(ctx context.Context, on func([]index.Event)) error {
+	for _, f := range s.feeds {
+		select {
+		case <-f.synced:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	s.log.Info("the cluster was read", zap.Any("objects", s.counts()))
+	on(s.takePending())
+	for {
+		select {
+		case <-s.wake:
+		case <-ctx.Done():
+			return nil
+		}
+		if events := s.takePending(); len(events) > 0 {
+			on(events)
+		}
+	}
+}
+
+func (s *Source) takePending() []index.Event {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	events := s.pending
+	s.pending = nil
+	return events
+}
+
+func (s *Source) counts() map[string]int {
+	n := make(map[string]int, len(s.feeds))
+	for _, f := range s.feeds {
+		n[f.name] = f.current().Objects
+	}
+	return n
+}
+
+// add queues events; s.mu is held.
+func (s *Source) add(events ...index.Event) {
+	if len(events) == 0 {
+		return
+	}
+	s.pending = append(s.pending, events...)
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// taker takes objects of one kind.
+func (s *Source) taker(kind index.Kind) func([]change) {
+	return func(changes []change) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, c := range changes {
+			s.add(s.selection.pass(kind, c.name, c.object)...)
+		}
+	}
+}
+
+func (s *Source) takeNamespaces(changes []change) {
+	s.taker(index.Namespace)(changes)
+	for _, c := range changes {
+		ns, _ := c.object.(*corev1.Namespace)
+		s.roots.takeNamespace(c.name.Name, ns != nil && ns.DeletionTimestamp == nil)
+	}
+}
+
+func (s *Source) takePolicies(changes []change) {
+	plain := make([]change, len(changes))
+	for i, c := range changes {
+		plain[i] = c
+		p, ok := c.object.(*policy)
+		if ok {
+			plain[i].object = &p.AuthorizationPolicy
+		}
+		s.told.take(c.name, p)
+	}
+	s.taker(index.AuthorizationPolicy)(plain)
+}
+
+// takeMesh takes the mesh's configuration: of what can change while istiod runs, the selectors.
+func (s *Source) takeMesh(changes []change) {
+	for _, c := range changes {
+		cm, _ := c.object.(*corev1.ConfigMap)
+		m, err := readMeshConfig(cm)
+		if err != nil {
+			s.log.Error("mesh configuration cannot be read, what it said before stays", zap.String("configmap", c.name.String()), zap.Error(err))
+			continue
+		}
+		if fixed := m.over(s.cfg.Mesh); fixed != s.cfg.Mesh {
+			s.log.Error("mesh configuration asks for another trust domain or root namespace: restart istiod for it",
+				zap.String("trust_domain", fixed.TrustDomain), zap.String("root_namespace", fixed.RootNamespace))
+		}
+		m.tell(s.log)
+		s.choose(m.selectors)
+	}
+}
+
+func (s *Source) choose(selectors []labels.Selector) {
+	s.mu.Lock()
+	events, relist := s.selection.choose(selectors)
+	s.add(events...)
+	s.mu.Unlock()
+	if !relist {
+		return
+	}
+	for _, f := range s.feeds {
+		if slices.Contains([]string{"pods", "services", "endpointslices", "authorizationpolicies", "peerauthentications"}, f.name) {
+			f.relist()
+		}
+	}
+}
+
+// Problem is an object that is not in force as written.
+type Problem struct {
+	Resource string
+	Name     translate.Name
+	Reason   string
+}
+
+// Problems are the objects that could not be read, of which what was read before stays in force, and the policies that
+// deny because they were not understood.
+func (s *Source) Problems() []Problem {
+	var all []Problem
+	for _, f := range s.feeds {
+		all = append(all, f.problems()...)
+	}
+	all = append(all, s.told.problems()...)
+	slices.SortFunc(all, func(a, b Problem) int {
+		return cmp.Or(cmp.Compare(a.Resource, b.Resource), cmp.Compare(a.Name.String(), b.Name.String()))
+	})
+	return all
+}
+
+// Feeds tells how reading goes, by kind.
+func (s *Source) Feeds() []FeedStatus {
+	all := make([]FeedStatus, len(s.feeds))
+	for i, f := range s.feeds {
+		all[i] = f.current()
+	}
+	return all
+}

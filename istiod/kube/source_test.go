@@ -1,0 +1,178 @@
+package kube_test
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	dynamicfake "k8s.io/client-go/dynamic/fake"
+	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/mistnet/mistnet/istiod/index"
+	"github.com/mistnet/mistnet/istiod/kube"
+	"github.com/mistnet/mistnet/istiod/translate"
+)
+
+const patience = 20 * time.Second
+
+var (
+	policies = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "authorizationpolicies"}
+	peers    = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "peerauthentications"}
+)
+
+// cluster is a pretended API server and what an index makes of it.
+type cluster struct {
+	t       *testing.T
+	kube    *fake.Clientset
+	dynamic *dynamicfake.FakeDynamicClient
+	source  *kube.Source
+	index   *index.Index
+	batches chan []index.Event
+}
+
+func newCluster(t *testing.T, objects ...runtime.Object) *cluster {
+	t.Helper()
+	var core, other []runtime.Object
+	for _, o := range objects {
+		if _, ok := o.(*unstructured.Unstructured); ok {
+			other = append(other, o)
+		} else {
+			core = append(core, o)
+		}
+	}
+	kinds := map[schema.GroupVersionResource]string{
+		policies: "AuthorizationPolicyList", peers: "PeerAuthenticationList",
+		policies.GroupResource().WithVersion("v1beta1"): "AuthorizationPolicyList", peers.GroupResource().WithVersion("v1beta1"): "PeerAuthenticationList",
+	}
+	return &cluster{
+		t: t, kube: fake.NewClientset(core...), index: index.New(translate.Config{}), batches: make(chan []index.Event, 100),
+		dynamic: dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), kinds, other...),
+	}
+}
+
+// start runs the source, which stops with the test.
+func (c *cluster) start() {
+	c.t.Helper()
+	c.source = kube.New(kube.Config{Clients: kube.Clients{Kube: c.kube, Dynamic: c.dynamic}, Identity: "replica-1"})
+	ctx, cancel := context.WithCancel(c.t.Context())
+	done := make(chan error, 1)
+	go func() { done <- c.source.Run(ctx, func(events []index.Event) { c.batches <- events }) }()
+	c.t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			c.t.Errorf("Run = %v, want nil", err)
+		}
+	})
+	c.next()
+}
+
+// next applies the next events.
+func (c *cluster) next() {
+	c.t.Helper()
+	select {
+	case events := <-c.batches:
+		c.index.Apply(events...)
+	case <-time.After(patience):
+		c.t.Fatalf("no events; feeds: %+v", c.source.Feeds())
+	}
+}
+
+// until applies events until the condition holds.
+func (c *cluster) until(what string, holds func(translate.Nouns) bool) {
+	c.t.Helper()
+	for !holds(c.index.Nouns()) {
+		select {
+		case events := <-c.batches:
+			c.index.Apply(events...)
+		case <-time.After(patience):
+			c.t.Fatalf("never: %s; there is %s", what, c.names())
+		}
+	}
+}
+
+// names lists the nouns there are.
+func (c *cluster) names() string {
+	n := c.index.Nouns()
+	return strings.Join(slices.Sorted(slices.Values(slices.Concat(
+		slices.Collect(maps.Keys(n.Workloads)), slices.Collect(maps.Keys(n.Services)), slices.Collect(maps.Keys(n.Policies))))), " ")
+}
+
+func namespace(name string, labels map[string]string) *corev1.Namespace {
+	return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}
+}
+
+func pod(namespace, name, ip string) *corev1.Pod {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: "uid-" + "1", Labels: map[string]string{"app": name},
+			Annotations:   map[string]string{"ambient.istio.io/redirection": "enabled", "some": "thing"},
+			ManagedFields: []metav1.ManagedFieldsEntry{{Manager: "kubelet"}}},
+		Spec: corev1.PodSpec{NodeName: "n1", ServiceAccountName: "sa", Containers: []corev1.Container{{Name: "app", Image: "app:1"}}},
+		Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIP: ip, PodIPs: []corev1.PodIP{{IP: ip}},
+			Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}},
+	}
+}
+
+func service(namespace, name, ip string) *corev1.Service {
+	return &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name},
+		Spec: corev1.ServiceSpec{ClusterIP: ip, ClusterIPs: []string{ip}, Selector: map[string]string{"app": name},
+			Ports: []corev1.ServicePort{{Name: "http", Port: 80}}},
+	}
+}
+
+func object(kind, namespace, name string, spec map[string]any) *unstructured.Unstructured {
+	return &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "security.istio.io/v1", "kind": kind,
+		"metadata": map[string]any{"namespace": namespace, "name": name, "generation": int64(3)}, "spec": spec,
+	}}
+}
+
+func allow(namespace, name, from string) *unstructured.Unstructured {
+	return object("AuthorizationPolicy", namespace, name, map[string]any{
+		"selector": map[string]any{"matchLabels": map[string]any{"app": "web"}},
+		"rules":    []any{map[string]any{"from": []any{map[string]any{"source": map[string]any{"namespaces": []any{from}}}}}},
+	})
+}
+
+func TestObjectsBecomeNouns(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, namespace("shop", nil), pod("shop", "web", "10.0.0.1"), service("shop", "web", "10.96.0.1"), allow("shop", "guard", "shop"),
+		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Labels: map[string]string{corev1.LabelTopologyZone: "z1"}}})
+	c.start()
+	if got, want := c.names(), "Kubernetes//Pod/shop/web shop/guard shop/web.shop.svc.cluster.local"; got != want {
+		t.Fatalf("after the first read there is %q, want %q", got, want)
+	}
+	web := c.index.Nouns().Workloads["Kubernetes//Pod/shop/web"]
+	if web.Locality.Zone != "z1" || !web.Healthy || web.Protocol.String() != "HBONE" || web.ServiceAccount != "sa" {
+		t.Errorf("workload = %+v, want zone z1, healthy, HBONE, account sa", web)
+	}
+	if diff := cmp.Diff([]string{"shop/guard"}, web.Policies); diff != "" {
+		t.Errorf("policies of web (-want +got):\n%s", diff)
+	}
+	if !c.index.Runs("n1", "shop", "sa") || c.index.Runs("n2", "shop", "sa") {
+		t.Error("Runs does not tell where the account runs")
+	}
+
+	ctx := t.Context()
+	if _, err := c.kube.CoreV1().Pods("shop").Create(ctx, pod("shop", "db", "10.0.0.2"), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.until("db comes", func(n translate.Nouns) bool { return n.Workloads["Kubernetes//Pod/shop/db"] != nil })
+	if err := c.kube.CoreV1().Pods("shop").Delete(ctx, "web", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.until("web goes", func(n translate.Nouns) bool { return n.Workloads["Kubernetes//Pod/shop/web"] == nil })
+	if err := c.dynamic.Resource(policies).Namespace("shop").Delete(ctx, "guard", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.until("guard goes", func(n translate.Nouns) bool { return n.Policies["shop/guard"] == nil })
+}

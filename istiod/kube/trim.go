@@ -1,0 +1,181 @@
+package kube
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	securityapi "istio.io/api/security/v1beta1"
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/mistnet/mistnet/istiod/translate"
+)
+
+// Each trim function returns a new object with what the mesh looks at. It must leave what it returned as it is.
+
+const (
+	annotationTraffic = "networking.istio.io/traffic-distribution"
+	annotationDryRun  = "istio.io/dry-run"
+)
+
+func trimmedMeta(m *metav1.ObjectMeta, annotations ...string) metav1.ObjectMeta {
+	t := metav1.ObjectMeta{Name: m.Name, Namespace: m.Namespace, Labels: m.Labels, DeletionTimestamp: m.DeletionTimestamp}
+	for _, key := range annotations {
+		if v, ok := m.Annotations[key]; ok {
+			if t.Annotations == nil {
+				t.Annotations = make(map[string]string)
+			}
+			t.Annotations[key] = v
+		}
+	}
+	return t
+}
+
+func trimPod(o runtime.Object) (runtime.Object, error) {
+	pod, ok := o.(*corev1.Pod)
+	if !ok {
+		return nil, unexpected(o)
+	}
+	return translate.TrimPod(pod), nil
+}
+
+func trimNamespace(o runtime.Object) (runtime.Object, error) {
+	ns, ok := o.(*corev1.Namespace)
+	if !ok {
+		return nil, unexpected(o)
+	}
+	return &corev1.Namespace{ObjectMeta: trimmedMeta(&ns.ObjectMeta, annotationTraffic), Status: corev1.NamespaceStatus{Phase: ns.Status.Phase}}, nil
+}
+
+func trimNode(o runtime.Object) (runtime.Object, error) {
+	node, ok := o.(*corev1.Node)
+	if !ok {
+		return nil, unexpected(o)
+	}
+	return &corev1.Node{ObjectMeta: trimmedMeta(&node.ObjectMeta)}, nil
+}
+
+func trimService(o runtime.Object) (runtime.Object, error) {
+	svc, ok := o.(*corev1.Service)
+	if !ok {
+		return nil, unexpected(o)
+	}
+	return &corev1.Service{ObjectMeta: trimmedMeta(&svc.ObjectMeta, annotationTraffic), Spec: svc.Spec}, nil
+}
+
+func trimSlice(o runtime.Object) (runtime.Object, error) {
+	slice, ok := o.(*discoveryv1.EndpointSlice)
+	if !ok {
+		return nil, unexpected(o)
+	}
+	return &discoveryv1.EndpointSlice{ObjectMeta: trimmedMeta(&slice.ObjectMeta), AddressType: slice.AddressType,
+		Endpoints: slice.Endpoints, Ports: slice.Ports}, nil
+}
+
+func trimConfigMap(o runtime.Object) (runtime.Object, error) {
+	cm, ok := o.(*corev1.ConfigMap)
+	if !ok {
+		return nil, unexpected(o)
+	}
+	return &corev1.ConfigMap{ObjectMeta: trimmedMeta(&cm.ObjectMeta), Data: cm.Data}, nil
+}
+
+func unexpected(o runtime.Object) error { return fmt.Errorf("object is a %T", o) }
+
+// security is an object of security.istio.io as it travels: spec and status are read apart, so that a status that
+// somebody spoiled does not take a policy out of force.
+type security struct {
+	Metadata metav1.ObjectMeta `json:"metadata"`
+	Spec     json.RawMessage   `json:"spec"`
+	Status   struct {
+		Conditions []condition `json:"conditions"`
+	} `json:"status"`
+}
+
+func readSecurity(o runtime.Object) (s security, err error) {
+	u, ok := o.(*unstructured.Unstructured)
+	if !ok {
+		return s, unexpected(o)
+	}
+	text, err := json.Marshal(map[string]any{"metadata": u.Object["metadata"], "spec": u.Object["spec"]})
+	if err != nil {
+		return s, err
+	}
+	if err := json.Unmarshal(text, &s); err != nil {
+		return s, err
+	}
+	s.Status.Conditions = conditionsOf(u.Object)
+	m := trimmedMeta(&s.Metadata, annotationDryRun)
+	m.CreationTimestamp, m.Generation = s.Metadata.CreationTimestamp, s.Metadata.Generation
+	s.Metadata = m
+	return s, nil
+}
+
+// decode reads a spec. unknown is what is in it that this program does not know: a newer version of the API may say
+// with it whom not to let in.
+func decode(spec json.RawMessage, into proto.Message) (unknown, err error) {
+	if len(spec) == 0 || string(spec) == "null" {
+		return nil, nil
+	}
+	unknown = protojson.Unmarshal(spec, into)
+	if unknown == nil {
+		return nil, nil
+	}
+	proto.Reset(into)
+	return unknown, protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(spec, into)
+}
+
+// policy is an AuthorizationPolicy and what its status says now.
+type policy struct {
+	securityv1.AuthorizationPolicy
+	conditions []condition
+	unknown    string // what of it this program does not understand; such a policy denies
+}
+
+// notUnderstood makes a policy deny where it holds: translate refuses a condition without values, and what is refused
+// denies.
+func (p *policy) notUnderstood(reason error) {
+	p.unknown = reason.Error()
+	p.Spec.Action = min(p.Spec.Action, securityapi.AuthorizationPolicy_DENY)
+	p.Spec.Rules = []*securityapi.Rule{{When: []*securityapi.Condition{{Key: "not understood"}}}}
+}
+
+func trimAuthorizationPolicy(o runtime.Object) (runtime.Object, error) {
+	if p, ok := o.(*policy); ok {
+		return p, nil
+	}
+	s, err := readSecurity(o)
+	if err != nil {
+		return nil, err
+	}
+	p := &policy{conditions: s.Status.Conditions}
+	p.ObjectMeta = s.Metadata
+	unknown, err := decode(s.Spec, &p.Spec)
+	if err != nil { // whom it is for cannot be told either
+		proto.Reset(&p.Spec)
+		unknown = err
+	}
+	if unknown != nil {
+		p.notUnderstood(unknown)
+	}
+	return p, nil
+}
+
+func trimPeerAuthentication(o runtime.Object) (runtime.Object, error) {
+	if pa, ok := o.(*securityv1.PeerAuthentication); ok {
+		return pa, nil
+	}
+	s, err := readSecurity(o)
+	if err != nil {
+		return nil, err
+	}
+	pa := &securityv1.PeerAuthentication{ObjectMeta: s.Metadata}
+	_, err = decode(s.Spec, &pa.Spec)
+	return pa, err
+}
