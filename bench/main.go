@@ -60,6 +60,10 @@ func parse() options {
 	flag.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "seed of the random order and of the bootstrap")
 	flag.DurationVar(&o.budget, "budget", 0, "run for this long instead, and for as many blocks as fit (to look at a contender under load)")
 	flag.Parse()
+	// Programs run in folders of their own.
+	if abs, err := filepath.Abs(o.bin); err == nil {
+		o.bin = abs
+	}
 	return o
 }
 
