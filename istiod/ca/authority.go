@@ -23,11 +23,13 @@ const (
 	backdate   = 2 * time.Minute // clocks of peers may be that much behind
 )
 
-// Config is what an Authority is made of. Dir is required.
+// Config is what an Authority is made of. Dir or Files is required.
 type Config struct {
 	// Dir holds ca-cert.pem, ca-key.pem, root-cert.pem and, where intermediates lead from the one to the other,
 	// cert-chain.pem; or else self-signed-ca.pem, which is made when there is neither.
-	Dir         string
+	Dir string
+	// Files are the files of an authority that is plugged in, by name, where they do not come from Dir.
+	Files       map[string][]byte
 	TrustDomain string        // "": cluster.local
 	DefaultTTL  time.Duration // of workload certificates; 0: 24 h
 	MaxTTL      time.Duration // more is refused; 0: 90 d
@@ -68,9 +70,15 @@ func Open(cfg Config) (*Authority, error) {
 	if cfg.Log == nil {
 		cfg.Log = zap.NewNop()
 	}
-	s, err := load(cfg.Dir, cfg.TrustDomain, time.Now())
+	var s signer
+	var err error
+	if cfg.Files != nil {
+		s, err = readPlugged(cfg.Files, cfg.TrustDomain, time.Now())
+	} else if s, err = load(cfg.Dir, cfg.TrustDomain, time.Now()); err != nil {
+		err = fmt.Errorf("in %s: %w", cfg.Dir, err)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("open certificate authority in %s: %w", cfg.Dir, err)
+		return nil, fmt.Errorf("open certificate authority: %w", err)
 	}
 	cfg.Log.Info("certificate authority opened", zap.String("subject", s.cert.Subject.String()),
 		zap.Time("expires", s.notAfter), zap.Int("roots", len(s.roots)), zap.String("trust_domain", cfg.TrustDomain))

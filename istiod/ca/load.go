@@ -29,22 +29,20 @@ const (
 	chainFile = "cert-chain.pem"
 )
 
+var fileNames = []string{certFile, keyFile, rootFile, chainFile}
+
+// tlsNames are what the same files are called in a Secret of type kubernetes.io/tls, as cert-manager makes them.
+var tlsNames = map[string]string{certFile: "tls.crt", keyFile: "tls.key", rootFile: "ca.crt"}
+
 // selfSignedFile holds the root we made: certificate and key in one file, so that there cannot be one without the other.
 const selfSignedFile = "self-signed-ca.pem"
 
 const selfSignedYears = 10
 
 func load(dir, trustDomain string, now time.Time) (signer, error) {
-	plugged := make(map[string][]byte, 4)
-	for _, name := range []string{certFile, keyFile, rootFile, chainFile} {
-		data, err := keyfile.LoadMounted(filepath.Join(dir, name))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return signer{}, err
-		}
-		plugged[name] = data
+	plugged, err := Files(dir)
+	if err != nil {
+		return signer{}, err
 	}
 	if len(plugged) > 0 {
 		return readPlugged(plugged, trustDomain, now)
@@ -58,6 +56,59 @@ func load(dir, trustDomain string, now time.Time) (signer, error) {
 		return signer{}, fmt.Errorf("%s: %w", selfSignedFile, err)
 	}
 	return s, nil
+}
+
+// Files returns the files in dir of an authority that is plugged in there, by name; nothing when there is none.
+func Files(dir string) (map[string][]byte, error) {
+	plugged := make(map[string][]byte, len(fileNames))
+	for _, name := range fileNames {
+		data, err := keyfile.LoadMounted(filepath.Join(dir, name))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		plugged[name] = data
+	}
+	return plugged, nil
+}
+
+// SecretFiles returns the files of an authority out of the data of a Secret: under Istio's names, or else those of the
+// type kubernetes.io/tls. A root that is missing is the certificate itself, as in Secrets of old versions of Istio.
+// Empty files do not count. It returns nothing when there is no key.
+func SecretFiles(data map[string][]byte) map[string][]byte {
+	files := make(map[string][]byte, len(fileNames))
+	for _, name := range fileNames {
+		if len(data[name]) > 0 {
+			files[name] = data[name]
+		}
+	}
+	if files[keyFile] == nil {
+		for name, other := range tlsNames {
+			if len(data[other]) > 0 {
+				files[name] = data[other]
+			}
+		}
+	}
+	switch {
+	case files[keyFile] == nil:
+		return nil
+	case files[rootFile] == nil && files[certFile] != nil:
+		files[rootFile] = files[certFile]
+	}
+	return files
+}
+
+// NewRoot makes the files of an authority with a root of its own, to be kept where all replicas find them.
+func NewRoot(trustDomain string) (map[string][]byte, error) {
+	text, err := makeRoot(trustDomain, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	block, key := pem.Decode(text)
+	cert := pem.EncodeToMemory(block)
+	return map[string][]byte{certFile: cert, keyFile: key, rootFile: cert}, nil
 }
 
 // readPlugged checks the files as a whole and reports every fault it can find.

@@ -67,6 +67,9 @@ type service struct {
 func (s *service) CreateCertificate(ctx context.Context, req *capb.IstioCertificateRequest) (*capb.IstioCertificateResponse, error) {
 	audit := []zap.Field{zap.String("peer.addr", peerAddr(ctx))}
 	caller, err := s.authenticate(ctx)
+	if errors.Is(err, token.ErrUnavailable) {
+		return nil, s.refused(codes.Unavailable, err, audit)
+	}
 	if err != nil {
 		return nil, s.refused(codes.Unauthenticated, err, audit)
 	}

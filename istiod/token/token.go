@@ -15,6 +15,9 @@ import (
 // another purpose of no use here.
 const Audience = "istio-ca"
 
+// ErrUnavailable says that nobody could be asked about a token: the same one may be accepted later.
+var ErrUnavailable = errors.New("tokens cannot be verified now")
+
 // maxBytes bounds a token: a Kubernetes one is some 1 kB.
 const maxBytes = 16 << 10
 
