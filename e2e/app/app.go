@@ -1,9 +1,10 @@
 // Package app is what runs in the pods of suites: servers that say whom they see, and clients that count. It knows nothing
 // of the mesh and links little, for every pod of a suite carries it.
 //
-//	app serve                     HTTP on :8080, TCP echo on :9000, until it is told to end
+//	app serve [HTTP ECHO]         HTTP on :8080, TCP echo on :9000, or elsewhere, until it is told to end
 //	app get URL [COUNT]           one line per request: STATUS DURATION BODY; fails at the first that fails
-//	app load URL RATE             requests on new connections until it is told to end, then "sent N failed N"
+//	app post URL BODY             one request
+//	app load URL RATE             requests per second, each on a new connection; "sent N failed N" in all, every second
 //	app hold HOST:PORT INTERVAL   one TCP connection over which a line is echoed every interval, "tick N"
 //	app resolve NAME              addresses, one per line
 //	app wait DURATION             does nothing
@@ -42,7 +43,9 @@ func Main(ctx context.Context, args []string, out io.Writer) error {
 	command, args := args[0], args[1:]
 	switch {
 	case command == "serve" && len(args) == 0:
-		return serve(ctx, out)
+		return serve(ctx, HTTPAddr, EchoAddr, out)
+	case command == "serve" && len(args) == 2:
+		return serve(ctx, args[0], args[1], out)
 	case command == "get" && len(args) == 1:
 		return get(ctx, args[0], 1, out)
 	case command == "get" && len(args) == 2:
@@ -51,6 +54,8 @@ func Main(ctx context.Context, args []string, out io.Writer) error {
 			return err
 		}
 		return get(ctx, args[0], n, out)
+	case command == "post" && len(args) == 2:
+		return post(ctx, args[0], args[1], out)
 	case command == "load" && len(args) == 2:
 		rate, err := strconv.Atoi(args[1])
 		if err != nil || rate < 1 {
@@ -81,11 +86,11 @@ func Main(ctx context.Context, args []string, out io.Writer) error {
 		}
 		return nil
 	}
-	return errors.New("usage: app serve | get URL [COUNT] | load URL RATE | hold HOST:PORT INTERVAL | resolve NAME | wait DURATION")
+	return errors.New("usage: app serve [HTTP ECHO] | get URL [COUNT] | post URL BODY | load URL RATE | hold HOST:PORT INTERVAL | resolve NAME | wait DURATION")
 }
 
 // serve runs both servers. /healthz and /readyz answer probes; a POST of "false" or "true" to one sets what it answers.
-func serve(ctx context.Context, out io.Writer) error {
+func serve(ctx context.Context, httpAddr, echoAddr string, out io.Writer) error {
 	name, err := os.Hostname()
 	if err != nil {
 		return err
@@ -106,11 +111,16 @@ func serve(ctx context.Context, out io.Writer) error {
 			fmt.Fprintln(w, !failing.Load())
 		})
 	}
-	echo, err := (&net.ListenConfig{}).Listen(ctx, "tcp", EchoAddr)
+	echo, err := (&net.ListenConfig{}).Listen(ctx, "tcp", echoAddr)
 	if err != nil {
 		return err
 	}
-	server := &http.Server{Addr: HTTPAddr, Handler: mux, ReadHeaderTimeout: requestTimeout}
+	web, err := (&net.ListenConfig{}).Listen(ctx, "tcp", httpAddr)
+	if err != nil {
+		echo.Close()
+		return err
+	}
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: requestTimeout}
 	unlink := context.AfterFunc(ctx, func() { _ = server.Close(); _ = echo.Close() })
 	defer unlink()
 	var conns sync.WaitGroup
@@ -124,8 +134,8 @@ func serve(ctx context.Context, out io.Writer) error {
 			conns.Go(func() { greet(ctx, c, name) })
 		}
 	})
-	fmt.Fprintln(out, name, "serves HTTP on", HTTPAddr, "and echoes on", EchoAddr)
-	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+	fmt.Fprintln(out, name, "serves HTTP on", web.Addr(), "and echoes on", echo.Addr())
+	if err := server.Serve(web); !errors.Is(err, http.ErrServerClosed) {
 		_ = echo.Close()
 		return err
 	}
@@ -155,7 +165,7 @@ func get(ctx context.Context, url string, count int, out io.Writer) error {
 	client := newClient()
 	for range count {
 		began := time.Now()
-		status, body, err := request(ctx, client, url)
+		status, body, err := request(ctx, client, http.MethodGet, url, "")
 		if err != nil {
 			return err
 		}
@@ -164,8 +174,17 @@ func get(ctx context.Context, url string, count int, out io.Writer) error {
 	return nil
 }
 
-func request(ctx context.Context, client *http.Client, url string) (int, string, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+func post(ctx context.Context, url, body string, out io.Writer) error {
+	status, answer, err := request(ctx, newClient(), http.MethodPost, url, body)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "%d %s\n", status, strings.TrimSpace(answer))
+	return nil
+}
+
+func request(ctx context.Context, client *http.Client, method, url, body string) (int, string, error) {
+	req, err := http.NewRequestWithContext(ctx, method, url, strings.NewReader(body))
 	if err != nil {
 		return 0, "", err
 	}
@@ -174,21 +193,21 @@ func request(ctx context.Context, client *http.Client, url string) (int, string,
 		return 0, "", err
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	return resp.StatusCode, string(body), err
+	answer, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(answer), err
 }
 
 // load sends requests at a rate, each on its own, so that a slow one does not hold up the next. Failures are printed as
-// they happen; those that the end of the program cuts off do not count.
+// they happen, totals every second and at the end. Requests are not cut off by the end of the program.
 func load(ctx context.Context, url string, rate int, out io.Writer) error {
 	client := newClient()
 	tick := time.NewTicker(time.Second / time.Duration(rate))
 	defer tick.Stop()
 	var requests sync.WaitGroup
 	var sent, failed atomic.Int64
-	for ctx.Err() == nil {
+	for n := 1; ctx.Err() == nil; n++ {
 		requests.Go(func() {
-			status, _, err := request(context.WithoutCancel(ctx), client, url)
+			status, _, err := request(context.WithoutCancel(ctx), client, http.MethodGet, url, "")
 			sent.Add(1)
 			if err == nil && status != http.StatusOK {
 				err = fmt.Errorf("status %d", status)
@@ -201,6 +220,9 @@ func load(ctx context.Context, url string, rate int, out io.Writer) error {
 		select {
 		case <-ctx.Done():
 		case <-tick.C:
+		}
+		if n%rate == 0 {
+			fmt.Fprintf(out, "sent %d failed %d\n", sent.Load(), failed.Load())
 		}
 	}
 	requests.Wait()

@@ -119,7 +119,7 @@ func (t target) build(ctx context.Context, src, cacheDir string, progress io.Wri
 	if err != nil {
 		return "", err
 	}
-	m := regexp.MustCompile(`(?m)^(?:require)?\s*` + regexp.QuoteMeta(t.pinned) + ` (v\S+)$`).FindSubmatch(mod)
+	m := regexp.MustCompile(`(?m)^(?:require)?\s*` + regexp.QuoteMeta(t.pinned) + ` (v\S+)( // indirect)?$`).FindSubmatch(mod)
 	if m == nil {
 		return "", fmt.Errorf("%s/go.mod does not require %s", src, t.pinned)
 	}

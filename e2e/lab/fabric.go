@@ -114,7 +114,7 @@ func (l *Lab) buildFabric(ctx context.Context) error {
 func (n *Node) routes() []string {
 	return []string{
 		fmt.Sprintf("route add %s via %s", n.PodCIDR, n.IP),
-		fmt.Sprintf("-6 route add %s via %s", n.PodCIDR6, n.IP6),
+		fmt.Sprintf("route add %s via %s", n.PodCIDR6, n.IP6),
 	}
 }
 
@@ -136,7 +136,7 @@ func (n *Node) link(ctx context.Context) error {
 		fmt.Sprintf("addr add %s/64 dev eth0 nodad", n.IP6),
 		"link set eth0 up",
 		"route add default via " + controlPlaneIP.String(),
-		"-6 route add default via " + controlPlaneIP6.String(),
+		"route add ::/0 via " + controlPlaneIP6.String(),
 	}
 	for _, other := range n.lab.Nodes {
 		if other != n {
