@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -19,19 +20,20 @@ import (
 func Main(ctx context.Context, args []string, out, errOut io.Writer) int {
 	root := &cobra.Command{
 		Use:           "mistctl",
-		Short:         "mistctl shows and inspects a Mistnet mesh",
+		Short:         "mistctl installs and inspects a Mistnet mesh",
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
 	root.SetArgs(args)
 	root.SetOut(out)
 	root.SetErr(errOut)
+	root.AddCommand(installCommand(out), upgradeCommand(out), uninstallCommand(out), manifestCommand(out))
 	root.AddCommand(demoCommand(out), &cobra.Command{
 		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
 		Run: func(*cobra.Command, []string) { fmt.Fprintln(out, daemon.Version()) },
 	})
 	if err := root.ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(errOut, "mistctl:", err)
+		fmt.Fprintln(errOut, "mistctl:", strings.Join(strings.Fields(err.Error()), " "))
 		return 1
 	}
 	return 0

@@ -129,8 +129,9 @@ var places = []place{
 	{"cli", tops, false},
 	{"e2e", tops, false},
 	{"bench", tops, false},
-	{"manifests", tops, false},
+	{"manifests", nouns, false}, // data
 	{"tools", tops, false},
+	{"cli/fakeapi", tops, false},           // tests only
 	{"internal/meshtest", programs, false}, // tests only; see TestWhatIsForTestsStaysThere
 	{"internal/netlab", programs, false},
 	{"internal/archtest", programs, false},
@@ -241,6 +242,7 @@ func TestWhatIsForTestsStaysThere(t *testing.T) {
 	t.Parallel()
 	users := map[string][]string{
 		"internal/archtest": nil,
+		"cli/fakeapi":       nil,
 		"internal/meshtest": {"internal/netlab", "bench", "e2e"},
 		"internal/netlab":   {"bench", "e2e", "cli", "cmd/mistctl"},
 	}

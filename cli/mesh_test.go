@@ -1,0 +1,104 @@
+package cli_test
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"sigs.k8s.io/yaml"
+
+	"github.com/mistnet/mistnet/cli"
+	"github.com/mistnet/mistnet/cli/fakeapi"
+	"github.com/mistnet/mistnet/cli/install"
+)
+
+// mistctl runs the command line and returns its status and what it printed.
+func mistctl(t *testing.T, args ...string) (status int, out, errOut string) {
+	t.Helper()
+	var o, e bytes.Buffer
+	status = cli.Main(t.Context(), args, &o, &e)
+	return status, o.String(), e.String()
+}
+
+func TestEveryProfileFitsTheCharts(t *testing.T) {
+	t.Parallel()
+	for _, profile := range install.Profiles() {
+		args := []string{"manifest", "generate", "--profile", profile, "-i", "mesh"}
+		if profile == "remote" {
+			args = append(args, "--set", "global.remotePilotAddress=192.0.2.1")
+		}
+		status, out, errOut := mistctl(t, args...)
+		if status != 0 {
+			t.Errorf("profile %s: %s", profile, errOut)
+		}
+		kinds := make(map[string]int)
+		for doc := range strings.SplitSeq(out, "---\n") {
+			u := &unstructured.Unstructured{}
+			if err := yaml.Unmarshal([]byte(doc), &u.Object); err != nil {
+				t.Errorf("profile %s prints what is no YAML: %v", profile, err)
+			}
+			if u.Object == nil {
+				continue
+			}
+			kinds[u.GetKind()]++
+			if ns := u.GetNamespace(); ns != "" && ns != "mesh" {
+				t.Errorf("profile %s puts %s %s into namespace %s, not mesh", profile, u.GetKind(), u.GetName(), ns)
+			}
+		}
+		want := map[string]map[string]int{
+			"empty": {}, "minimal": {"CustomResourceDefinition": 15, "Deployment": 1}, "remote": {"CustomResourceDefinition": 15, "DaemonSet": 2},
+		}[profile]
+		if want == nil {
+			want = map[string]int{"CustomResourceDefinition": 15, "Deployment": 1, "DaemonSet": 2}
+		}
+		for _, kind := range []string{"CustomResourceDefinition", "Deployment", "DaemonSet"} {
+			if kinds[kind] != want[kind] {
+				t.Errorf("profile %s has %d objects of kind %s, want %d", profile, kinds[kind], kind, want[kind])
+			}
+		}
+	}
+}
+
+func TestInstallAndUninstallOfTheRealCharts(t *testing.T) {
+	t.Parallel()
+	api := fakeapi.New(t)
+	before := api.Paths()
+	kubeconfig := api.Kubeconfig(t)
+	for _, args := range [][]string{{"install"}, {"install"}, {"upgrade", "--set", "ztunnel.logLevel=debug"}, {"uninstall", "--purge"}} {
+		if status, out, errOut := mistctl(t, append(args, "--kubeconfig", kubeconfig)...); status != 0 {
+			t.Fatalf("mistctl %v: %s\n%s", args, errOut, out)
+		}
+	}
+	if after := api.Paths(); strings.Join(after, "\n") != strings.Join(before, "\n") {
+		t.Errorf("the cluster holds %q, held %q", after, before)
+	}
+}
+
+func TestBadInputIsOneLine(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		want string
+		args []string
+	}{
+		{"did you mean \"istiod.replicaCount\"?", []string{"manifest", "generate", "--set", "istiod.replicaCont=1"}},
+		{"unknown flag: --profil", []string{"install", "--profil", "x"}},
+		{"unknown command \"instal\"", []string{"instal"}},
+		{"read --kubeconfig: stat /none: no such file", []string{"install", "--kubeconfig", "/none"}},
+		{"is the cluster up", []string{"install", "--kubeconfig", unreachable(t)}},
+		{"no context \"moon\"", []string{"install", "--context", "moon", "--kubeconfig", unreachable(t)}},
+	} {
+		status, _, errOut := mistctl(t, c.args...)
+		if status == 0 || !strings.Contains(errOut, c.want) || strings.Count(errOut, "\n") != 1 {
+			t.Errorf("mistctl %v: status %d, %q, want one line with %q", c.args, status, errOut, c.want)
+		}
+	}
+}
+
+// unreachable is the kubeconfig of a server where nothing listens.
+func unreachable(t *testing.T) string {
+	t.Helper()
+	s := &fakeapi.Server{}
+	s.Refuse(t)
+	return s.Kubeconfig(t)
+}
