@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync"
 
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
@@ -25,68 +26,6 @@ import (
 	"github.com/mistnet/mistnet/internal/zds"
 )
 
-// DefaultZtunnelSocket is where the agent listens for ztunnel.
-const DefaultZtunnelSocket = "/var/run/ztunnel/ztunnel.sock"
-
-// Config is the agent's configuration.
-type Config struct {
-	ConfigDir string // YAML of pods and namespaces, watched
-	StatusDir string // where pods' status files go; "" for none
-	RunDir    string // the agent's socket and memory; "" means plugin.DefaultRunDir
-	ZDSSocket string // "" means DefaultZtunnelSocket
-	Listen    string // host:port of metrics and health pages; "" for none
-	IPTables  string // the iptables program; "" means iptables on the PATH
-
-	Policy    Policy
-	HostProbe bool // let this machine's health checks bypass the mesh (needs ipset)
-
-	// CNIConfDir is the runtime's configuration directory; "" means that somebody else puts the plugin on the host.
-	CNIConfDir string
-	CNIBinDir  string // the runtime's plugin directory
-	CNIPlugin  string // the plugin's binary, copied from here
-	Uninstall  bool   // take the plugin off the host instead of running
-}
-
-// Register declares the agent's flags.
-func (c *Config) Register(fs *daemon.FlagSet) {
-	fs.StringVar(&c.ConfigDir, "config-dir", "", "CONFIG_DIR", "directory of YAML with pods and namespaces, watched")
-	fs.StringVar(&c.StatusDir, "status-dir", "", "STATUS_DIR", "directory for the status of the node's pods")
-	fs.StringVar(&c.RunDir, "run-dir", plugin.DefaultRunDir, "CNI_AGENT_RUN_DIR", "directory of the plugin's socket and the agent's memory")
-	fs.StringVar(&c.ZDSSocket, "ztunnel-uds-address", DefaultZtunnelSocket, "ZTUNNEL_UDS_ADDRESS", "socket ztunnel dials")
-	fs.StringVar(&c.Listen, "listen", ":15014", "MONITORING_ADDRESS", "address of /metrics, /healthz and /readyz")
-	fs.StringVar(&c.IPTables, "iptables", "", "IPTABLES", "iptables program; its neighbour ip6tables is used for IPv6")
-	fs.BoolVar(&c.Policy.DNS, "dns-capture", false, "AMBIENT_DNS_CAPTURE", "capture DNS of enrolled pods")
-	fs.BoolVar(&c.HostProbe, "host-probe", false, "HOST_PROBE", "let health checks from this machine bypass the mesh")
-	fs.StringVar(&c.CNIConfDir, "cni-conf-dir", "", "CNI_CONF_DIR",
-		"put the plugin into the chain in this directory, usually /etc/cni/net.d; empty: leave the host alone")
-	fs.StringVar(&c.CNIBinDir, "cni-bin-dir", "/opt/cni/bin", "CNI_BIN_DIR", "where the runtime looks for plugins")
-	fs.StringVar(&c.CNIPlugin, "cni-plugin", "", "CNI_PLUGIN", "the plugin's binary, to be copied to the host")
-	fs.BoolVar(&c.Uninstall, "uninstall", false, "", "take the plugin, and with -host-probe the host's rules, off the host and exit")
-	c.Policy.ExcludeNamespaces = []string{"kube-system"}
-	fs.ListVar(&c.Policy.ExcludeNamespaces, "exclude-namespaces", "EXCLUDE_NAMESPACES",
-		"namespaces whose pods are never enrolled (default kube-system)")
-}
-
-// Validate reports every fault of the configuration.
-func (c *Config) Validate() error {
-	var errs []error
-	if c.ConfigDir == "" && !c.Uninstall {
-		errs = append(errs, errors.New("-config-dir is required: the directory with the YAML of pods and namespaces"))
-	}
-	if c.CNIConfDir != "" && (c.CNIBinDir == "" || c.CNIPlugin == "" && !c.Uninstall) {
-		errs = append(errs, errors.New("-cni-conf-dir needs -cni-bin-dir and -cni-plugin too"))
-	}
-	if c.Uninstall && c.CNIConfDir == "" {
-		errs = append(errs, errors.New("-uninstall needs -cni-conf-dir: where the plugin was put"))
-	}
-	if c.Listen != "" {
-		if _, _, err := net.SplitHostPort(c.Listen); err != nil {
-			errs = append(errs, fmt.Errorf("-listen: want host:port: %w", err))
-		}
-	}
-	return errors.Join(errs...)
-}
-
 // Agent is the node agent. Make it with New.
 type Agent struct {
 	cfg     Config
@@ -96,9 +35,15 @@ type Agent struct {
 	catalog *catalog
 	zds     *zds.Server
 	rec     *reconciler
+	adopter *adopter
+	kube    *kubeSource // nil in files mode
 }
 
-const taskPods = "pods and namespaces"
+// What the agent must have done to be ready.
+const (
+	taskPods    = "pods and namespaces"
+	taskInstall = "CNI plugin"
+)
 
 // New checks what the agent needs of the machine and reads what it remembers. It starts nothing.
 func New(c Config, env *daemon.Env) (*Agent, error) {
@@ -127,15 +72,16 @@ func New(c Config, env *daemon.Env) (*Agent, error) {
 		return nil, err
 	}
 	log := env.Log.Named("cni")
-	known, err := openRecords(filepath.Join(c.RunDir, "pods.json"))
+	known, err := openRecords(filepath.Join(c.RunDir, memoryFile))
 	if errors.Is(err, errBrokenRecords) {
-		log.Error("known pods forgotten, those that are enrolled lose their traffic until they are restarted", zap.Error(err))
+		log.Error("known pods forgotten, looking for those that run", zap.Error(err))
 	} else if err != nil {
 		return nil, err
 	}
-	a := &Agent{cfg: c, env: env, log: log, catalog: newCatalog(c.Policy)}
+	a := &Agent{cfg: c, env: env, log: log, catalog: newCatalog(c.Policy, c.Source == SourceKubernetes)}
 	a.rec = &reconciler{
 		rules: ipt, catalog: a.catalog, records: known, status: statusDir(c.StatusDir), probes: noProbes{}, log: log,
+		proc: c.procDir(), repairEvery: c.RepairEvery,
 		start: make(chan *pod), slots: make(chan struct{}, max(2, runtime.GOMAXPROCS(0))), pods: make(map[podKey]*pod),
 	}
 	a.zds = &zds.Server{Path: c.ZDSSocket, Snapshot: a.rec.snapshot, Log: log.Named("zds")}
@@ -146,9 +92,54 @@ func New(c Config, env *daemon.Env) (*Agent, error) {
 			return nil, err
 		}
 	}
+	if c.Source == SourceKubernetes {
+		if err := a.useKubernetes(); err != nil {
+			return nil, err
+		}
+	}
+	a.adopter = &adopter{
+		catalog: a.catalog, rec: a.rec, status: a.rec.status, proc: a.rec.proc, node: c.Node, log: log, metrics: a.metrics,
+		look: make(chan struct{}, 1), warned: make(map[string]bool),
+	}
+	a.rec.sweeps = append(a.rec.sweeps, a.rec.status.refresh)
 	a.rec.restore(known.list())
 	env.Ready.Pending(taskPods)
+	if c.CNIConfDir != "" {
+		env.Ready.Pending(taskInstall)
+	}
 	return a, nil
+}
+
+// useKubernetes makes the API server the source of pods and the place of announcements.
+func (a *Agent) useKubernetes() (err error) {
+	client := a.cfg.Client
+	if client == nil {
+		if client, err = connect(a.cfg.Kubeconfig); err != nil {
+			return err
+		}
+	}
+	status := newPodStatus(client, a.catalog, a.log)
+	a.kube = &kubeSource{
+		status: status, client: client, node: a.cfg.Node, catalog: a.catalog, log: a.log,
+		touched: func(k podKey) {
+			a.metrics.events.WithLabelValues(eventUpdate).Inc()
+			a.rec.wakeOne(k)
+			a.adopter.nudge()
+		},
+		all: func() {
+			if a.catalog.isLoaded() {
+				a.env.Ready.Done(taskPods)
+			}
+			a.metrics.events.WithLabelValues(eventUpdate).Inc()
+			a.rec.wakeAll()
+			a.adopter.nudge()
+		},
+		owner: &owner{client: client, namespace: a.cfg.Namespace, name: a.cfg.DaemonSet, log: a.log},
+	}
+	a.rec.fetch = a.kube.fetch
+	a.rec.status = status
+	a.rec.sweeps = append(a.rec.sweeps, a.kube.prune)
+	return nil
 }
 
 // Run works until ctx is done, or something it cannot work without fails. It leaves pods, rules and status as they are.
@@ -165,21 +156,49 @@ func (a *Agent) Run(ctx context.Context) error {
 		}
 		defer pages.Close()
 	}
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return a.rec.run(ctx) })
-	g.Go(func() error { return a.zds.Run(ctx) })
-	g.Go(func() error { return daemon.ServeHTTP(ctx, socket, a.pluginAPI()) })
-	g.Go(func() error { return yamldir.Watch(ctx, a.cfg.ConfigDir, a.onChange) })
+	// What serves goes on after ctx is done, until it is clear whether the mesh leaves the node.
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	g, serving := errgroup.WithContext(serving)
+	stopping, release := context.WithCancel(ctx)
+	defer release()
+	defer context.AfterFunc(serving, release)() // something failed
+	var installing sync.WaitGroup
 	if a.cfg.CNIConfDir != "" {
 		i, err := a.cfg.installer(a.log.Named("install"))
 		if err != nil {
 			return err
 		}
-		i.OnInstall = a.metrics.install
-		g.Go(func() error { return i.Run(ctx) })
+		i.OnInstall = a.installed
+		installing.Add(1)
+		g.Go(func() error { defer installing.Done(); return i.Run(stopping) })
 	}
+	g.Go(func() error { return a.rec.run(serving) })
+	g.Go(func() error { return a.zds.Run(serving) })
+	g.Go(func() error { return a.adopter.run(stopping) })
+	g.Go(func() error { return daemon.ServeHTTP(serving, socket, a.pluginAPI()) })
+	if a.kube == nil {
+		g.Go(func() error { return yamldir.Watch(serving, a.cfg.ConfigDir, a.onChange) })
+	} else {
+		g.Go(func() error { return a.kube.run(serving) })
+		g.Go(func() error { return a.kube.status.run(serving) })
+		if a.cfg.Untaint != "" {
+			g.Go(func() error {
+				return untaint(stopping, a.kube.client, a.cfg.Node, a.cfg.Untaint, a.env.Ready, a.log)
+			})
+		}
+	}
+	g.Go(func() error {
+		<-stopping.Done()
+		defer stop()
+		if serving.Err() != nil || a.kube == nil {
+			return nil
+		}
+		installing.Wait()
+		return a.leaveIfOrphaned(serving)
+	})
 	if pages != nil {
-		g.Go(func() error { return daemon.ServeHTTP(ctx, pages, a.pages()) })
+		g.Go(func() error { return daemon.ServeHTTP(serving, pages, a.pages()) })
 	}
 	a.log.Info("agent started", zap.Int("pods", len(a.rec.all())), zap.String("run.dir", a.cfg.RunDir))
 	return g.Wait()
@@ -189,7 +208,7 @@ func (a *Agent) Run(ctx context.Context) error {
 func (c *Config) installer(log *zap.Logger) (*install.Installer, error) {
 	entry, err := json.Marshal(map[string]any{
 		"type": install.PluginType, "plugin_log_level": "info", "cni_agent_run_dir": c.RunDir,
-		"exclude_namespaces": c.Policy.ExcludeNamespaces, "pod_namespace": os.Getenv("POD_NAMESPACE"),
+		"exclude_namespaces": c.Policy.ExcludeNamespaces, "pod_namespace": c.Namespace,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("encode plugin's configuration: %w", err)
@@ -237,6 +256,7 @@ func (a *Agent) onChange(ch yamldir.Change) {
 			zap.Stringer("object", p.Key), zap.String("reason", p.Reason))
 	}
 	touched, all := a.catalog.apply(ch)
+	defer a.adopter.nudge()
 	a.env.Ready.Done(taskPods)
 	if all {
 		a.metrics.events.WithLabelValues(eventUpdate).Inc()
@@ -247,6 +267,16 @@ func (a *Agent) onChange(ch yamldir.Change) {
 		a.metrics.events.WithLabelValues(eventUpdate).Inc()
 		a.rec.wakeOne(k)
 	}
+}
+
+// installed hears how putting the plugin on the host went.
+func (a *Agent) installed(err error) {
+	a.metrics.install(err)
+	if err != nil {
+		a.env.Ready.Pending(taskInstall)
+		return
+	}
+	a.env.Ready.Done(taskInstall)
 }
 
 func (a *Agent) pages() http.Handler {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"reflect"
+	"slices"
 	"sync"
 	"time"
 
@@ -48,10 +49,15 @@ type reconciler struct {
 	zt      ztunnels
 	catalog *catalog
 	records *records
-	status  statusDir
+	status  announcer
 	probes  probes
-	metrics *metrics
 	log     *zap.Logger
+
+	proc  procDir
+	fetch func(ctx context.Context, k podKey, uid string) // asks for a pod that is not known; may be nil
+
+	repairEvery time.Duration // how often rules are compared with what they should be; 0: only at the start
+	sweeps      []func()      // what else is looked at from time to time
 
 	start chan *pod     // new pods, to run, which owns the workers
 	slots chan struct{} // one place for each change of rules at a time: each is some dozens of processes
@@ -75,6 +81,7 @@ type pod struct {
 
 	seen      int
 	applied   *rules.Options // what the namespace holds, as far as the worker knows
+	verified  time.Time      // when the worker knew for certain
 	acked     bool           // ztunnel has taken the pod
 	ackedBy   int            // greeted when it did
 	announced *redirection
@@ -115,7 +122,11 @@ func (r *reconciler) run(ctx context.Context) error {
 	for _, p := range r.all() {
 		workers.Go(func() { r.work(ctx, p) })
 	}
-	sweep := time.NewTicker(sweepEvery)
+	every := sweepEvery
+	if r.repairEvery > 0 {
+		every = min(every, r.repairEvery)
+	}
+	sweep := time.NewTicker(every)
 	defer sweep.Stop()
 	for {
 		select {
@@ -123,6 +134,9 @@ func (r *reconciler) run(ctx context.Context) error {
 			workers.Go(func() { r.work(ctx, p) })
 		case <-sweep.C:
 			r.wakeAll()
+			for _, fn := range r.sweeps {
+				fn()
+			}
 		case <-ctx.Done():
 			return nil
 		}
@@ -186,23 +200,36 @@ func (r *record) info() zds.Info {
 func (r *reconciler) attach(ctx context.Context, ev plugin.Event) error {
 	rec := record{
 		Namespace: ev.PodNamespace, Name: ev.PodName, UID: ev.PodUID,
-		ContainerID: ev.ContainerID, IfName: ev.IfName, Netns: ev.Netns,
+		ContainerID: ev.ContainerID, IfName: ev.IfName, Netns: r.proc.onHost(ev.Netns),
 	}
 	for _, ip := range ev.IPs {
 		rec.IPs = append(rec.IPs, ip.Address.Addr())
 	}
 	var err error
-	if rec.NetnsID, err = netnsID(ev.Netns); err != nil {
+	if rec.NetnsID, err = netnsID(rec.Netns); err != nil {
 		return err
 	}
+	hosts, err := r.proc.hosts()
+	if err != nil {
+		return err
+	}
+	if slices.Contains(hosts, rec.NetnsID) {
+		return errHostNetwork
+	}
+	var asked sync.WaitGroup
+	defer asked.Wait()
 	known, cancel := context.WithTimeout(ctx, knownWithin)
 	defer cancel()
+	if _, _, err := r.catalog.decide(rec.key(), rec.UID); err != nil && r.fetch != nil {
+		asked.Go(func() { r.fetch(known, rec.key(), rec.UID) })
+	}
 	object, err := r.catalog.await(known, rec.key(), rec.UID)
+	cancel()
 	if err != nil {
 		return err
 	}
 	rec.UID = cmp.Or(rec.UID, object, rec.key().String())
-	p, gen, err := r.admit(ctx, rec)
+	p, gen, err := r.admit(ctx, rec, true)
 	if err != nil {
 		return err
 	}
@@ -213,8 +240,20 @@ func (r *reconciler) attach(ctx context.Context, ev plugin.Event) error {
 	return err
 }
 
-// admit writes the attachment down, in place of an earlier one of the same pod.
-func (r *reconciler) admit(ctx context.Context, rec record) (p *pod, gen int, err error) {
+// adopt takes a pod that runs already, unless it is known by now.
+func (r *reconciler) adopt(ctx context.Context, rec record) error {
+	_, _, err := r.admit(ctx, rec, false)
+	return err
+}
+
+func (r *reconciler) knows(k podKey) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.pods[k] != nil
+}
+
+// admit writes the attachment down, in place of an earlier one of the same pod when replace says so.
+func (r *reconciler) admit(ctx context.Context, rec record, replace bool) (p *pod, gen int, err error) {
 	file, err := rec.file()
 	if err != nil {
 		return nil, 0, err
@@ -222,6 +261,11 @@ func (r *reconciler) admit(ctx context.Context, rec record) (p *pod, gen int, er
 	r.mu.Lock()
 	p = r.pods[rec.key()]
 	fresh := p == nil
+	if !fresh && !replace {
+		r.mu.Unlock()
+		file.Close()
+		return p, 0, nil
+	}
 	if fresh {
 		p = newPod(rec)
 		r.pods[p.key] = p
@@ -334,7 +378,7 @@ func (r *reconciler) verify(ev plugin.Event) error {
 	if p == nil {
 		return fmt.Errorf("pod %s is not known", k)
 	}
-	if rec.ContainerID != ev.ContainerID {
+	if rec.ContainerID != "" && rec.ContainerID != ev.ContainerID {
 		return fmt.Errorf("pod %s is attached as container %s, not %s", k, rec.ContainerID, ev.ContainerID)
 	}
 	ns, err := rec.open()

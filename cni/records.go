@@ -77,6 +77,13 @@ func netnsID(path string) (uint64, error) {
 
 var errVanished = errors.New("network namespace has vanished")
 
+// memoryFile is the file of the run directory that holds records, and brokenSuffix the end of the name it gets when it
+// cannot be understood.
+const (
+	memoryFile   = "pods.json"
+	brokenSuffix = ".bad"
+)
+
 // records is the file that holds them.
 type records struct {
 	path string
@@ -98,7 +105,7 @@ func openRecords(path string) (*records, error) {
 	}
 	var list []record
 	if err := json.Unmarshal(b, &list); err != nil {
-		if rerr := os.Rename(path, path+".bad"); rerr != nil {
+		if rerr := os.Rename(path, path+brokenSuffix); rerr != nil {
 			return nil, fmt.Errorf("set broken file aside: %w", rerr)
 		}
 		return rs, fmt.Errorf("%w: %s (set aside as %[2]s.bad): %w", errBrokenRecords, path, err)

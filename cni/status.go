@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -24,6 +25,18 @@ const (
 	redirectionEnabled redirection = "enabled"
 )
 
+// announcer says what the agent did to pods: statusDir to a directory, *podStatus to the API server.
+type announcer interface {
+	// write announces a pod. With redirectionNone it returns only when nobody is told otherwise any longer.
+	write(ctx context.Context, k podKey, ips []netip.Addr, r redirection) error
+	// remove forgets a pod whose sandbox is gone.
+	remove(ctx context.Context, k podKey) error
+	// last returns what is announced of a pod now, and its addresses if known.
+	last(k podKey) (redirection, []netip.Addr)
+	// refresh puts right what others changed.
+	refresh()
+}
+
 // statusDir holds one file for each running pod of the node: what a kubelet would write to the pod's status, and the
 // announcement. Agents of several nodes may share it, as each touches the files of its own pods only.
 type statusDir string
@@ -32,7 +45,7 @@ func (d statusDir) path(k podKey) string {
 	return filepath.Join(string(d), k.Namespace+"_"+k.Name+".yaml")
 }
 
-func (d statusDir) write(k podKey, ips []netip.Addr, r redirection) error {
+func (d statusDir) write(_ context.Context, k podKey, ips []netip.Addr, r redirection) error {
 	if d == "" {
 		return nil
 	}
@@ -63,7 +76,7 @@ func (d statusDir) write(k podKey, ips []netip.Addr, r redirection) error {
 	return nil
 }
 
-func (d statusDir) remove(k podKey) error {
+func (d statusDir) remove(_ context.Context, k podKey) error {
 	if d == "" {
 		return nil
 	}
@@ -71,4 +84,26 @@ func (d statusDir) remove(k podKey) error {
 		return fmt.Errorf("remove status of pod %s: %w", k, err)
 	}
 	return nil
+}
+
+func (d statusDir) last(k podKey) (redirection, []netip.Addr) {
+	b, err := os.ReadFile(d.path(k))
+	var pod corev1.Pod
+	if d == "" || err != nil || yaml.Unmarshal(b, &pod) != nil {
+		return redirectionNone, nil
+	}
+	return redirection(pod.Annotations[mesh.AnnotationRedirection]), podIPs(&pod)
+}
+
+func (d statusDir) refresh() {}
+
+// podIPs are the addresses of a pod's status.
+func podIPs(pod *corev1.Pod) []netip.Addr {
+	var out []netip.Addr
+	for _, ip := range pod.Status.PodIPs {
+		if a, err := netip.ParseAddr(ip.IP); err == nil {
+			out = append(out, a.Unmap())
+		}
+	}
+	return out
 }

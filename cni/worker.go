@@ -131,6 +131,9 @@ func (r *reconciler) enrol(ctx context.Context, p *pod, gen int, rec record, ns 
 		}
 	}
 	p.clean = false
+	if err := r.inspect(ctx, p, ns); err != nil {
+		return err
+	}
 	if p.applied == nil || !equalOptions(*p.applied, v.Options) {
 		p.applied = nil
 		var changed bool
@@ -141,7 +144,7 @@ func (r *reconciler) enrol(ctx context.Context, p *pod, gen int, rec record, ns 
 		if err != nil {
 			return rulesError{fmt.Errorf("capture pod %s: %w", p.key, err)}
 		}
-		p.applied = &v.Options
+		p.applied, p.verified = &v.Options, time.Now()
 		r.log.Info("pod captured", zap.Stringer("pod", p.key), zap.String("reason", v.Why), zap.Bool("changed", changed))
 	}
 	if err := r.probes.Allow(rec.UID, rec.IPs); err != nil {
@@ -152,7 +155,7 @@ func (r *reconciler) enrol(ctx context.Context, p *pod, gen int, rec record, ns 
 			if rec.Enabled { // ztunnel had it once: peers may go on sending
 				return err
 			}
-			return errors.Join(err, r.announce(p, rec, redirectionPending))
+			return errors.Join(err, r.announce(ctx, p, rec, redirectionPending))
 		}
 		p.acked = true
 	}
@@ -163,7 +166,24 @@ func (r *reconciler) enrol(ctx context.Context, p *pod, gen int, rec record, ns 
 		}
 		r.log.Info("pod enrolled", zap.Stringer("pod", p.key), zap.String("uid", rec.UID), zap.String("reason", v.Why))
 	}
-	return r.announce(p, rec, redirectionEnabled)
+	return r.announce(ctx, p, rec, redirectionEnabled)
+}
+
+// inspect compares the pod's rules with what was applied, when the last time is long enough ago, and forgets that they
+// were when they differ: somebody else changed them.
+func (r *reconciler) inspect(ctx context.Context, p *pod, ns *linux.NetNS) error {
+	if p.applied == nil || r.repairEvery == 0 || time.Since(p.verified) < r.repairEvery {
+		return nil
+	}
+	return r.slot(ctx, func() error {
+		if err := r.rules.Verify(ns, rules.InPod(*p.applied)); err != nil {
+			r.log.Warn("rules were changed by somebody else, putting them right", zap.Stringer("pod", p.key), zap.Error(err))
+			p.applied = nil
+			return nil
+		}
+		p.verified = time.Now()
+		return nil
+	})
 }
 
 // slot runs fn when few enough others do.
@@ -192,7 +212,7 @@ func (r *reconciler) offer(ctx context.Context, p *pod, rec record) error {
 // release: announcement, rules, ztunnel, in this order: peers learn first that the pod no longer speaks HBONE, and
 // nothing is captured that nobody would serve. It does nothing for a pod that was never captured but state its status.
 func (r *reconciler) release(ctx context.Context, p *pod, gen int, rec record, ns *linux.NetNS, v Verdict) error {
-	if err := r.announce(p, rec, redirectionNone); err != nil {
+	if err := r.announce(ctx, p, rec, redirectionNone); err != nil {
 		return err
 	}
 	if !rec.Captured {
@@ -226,7 +246,7 @@ func (r *reconciler) release(ctx context.Context, p *pod, gen int, rec record, n
 
 // end forgets a pod that is gone. Its rules stay in its namespace and vanish with it: until then nothing leaks.
 func (r *reconciler) end(ctx context.Context, p *pod, gen int, rec record) (over bool, err error) {
-	if err := r.status.remove(p.key); err != nil {
+	if err := r.status.remove(ctx, p.key); err != nil {
 		return false, err
 	}
 	p.announced = nil
@@ -276,11 +296,13 @@ func (r *reconciler) current(p *pod, gen int) bool {
 }
 
 // announce writes the pod's status when it differs from what was written last.
-func (r *reconciler) announce(p *pod, rec record, to redirection) error {
+func (r *reconciler) announce(ctx context.Context, p *pod, rec record, to redirection) error {
 	if p.announced != nil && *p.announced == to {
 		return nil
 	}
-	if err := r.status.write(p.key, rec.IPs, to); err != nil {
+	ctx, cancel := context.WithTimeout(ctx, stepWithin)
+	defer cancel()
+	if err := r.status.write(ctx, p.key, rec.IPs, to); err != nil {
 		return err
 	}
 	p.announced = &to
