@@ -4,14 +4,22 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 
 	"github.com/mistnet/mistnet/internal/daemon"
 	"github.com/mistnet/mistnet/internal/mesh"
-	"github.com/mistnet/mistnet/istiod/ca"
 )
 
 // Config is what istiod is started with. It implements daemon.Flags.
 type Config struct {
+	Source string // SourceKubernetes or SourceFiles; "": files
+
+	Kubeconfig string // file that says where the API server is; "": the cluster this program runs in
+	Namespace  string // istiod's own; "": RootNamespace
+	PodName    string // this replica's name among its like; "": the host's name
+	Revision   string // of this control plane, by which its ConfigMap is found; "": default
+	CADir      string // where an authority may be mounted; "": nowhere
+
 	Files     string // directory of the mesh's YAML
 	StatusDir string // directory in which node agents tell the state of pods; "" for none
 	DataDir   string // where the CA and the token key live, for root's eyes only
@@ -28,8 +36,24 @@ type Config struct {
 	TrustedAccounts []string // namespace/name of accounts that may ask for the certificates of pods on their node
 }
 
+// The sources of a mesh.
+const (
+	SourceKubernetes = "kubernetes" // an API server
+	SourceFiles      = "files"      // a directory
+)
+
 // Register declares the flags on fs.
 func (c *Config) Register(fs *daemon.FlagSet) {
+	where := SourceFiles
+	if os.Getenv("KUBERNETES_SERVICE_HOST") != "" {
+		where = SourceKubernetes
+	}
+	fs.StringVar(&c.Source, "source", where, "SOURCE", "where the mesh is written: kubernetes (default in a pod) or files")
+	fs.StringVar(&c.Kubeconfig, "kubeconfig", "", "KUBECONFIG", "with -source=kubernetes: kubeconfig file (default: that of the pod)")
+	fs.StringVar(&c.Namespace, "namespace", "", "POD_NAMESPACE", "with -source=kubernetes: istiod's own namespace (default: -root-namespace)")
+	fs.StringVar(&c.PodName, "pod-name", "", "POD_NAME", "with -source=kubernetes: name of this replica (default: the host's name)")
+	fs.StringVar(&c.Revision, "revision", "default", "REVISION", "with -source=kubernetes: of this control plane; another than default reads ConfigMap istio-<revision>")
+	fs.StringVar(&c.CADir, "ca-dir", "/etc/cacerts", "CA_DIR", "with -source=kubernetes: where an authority may be mounted (else Secrets cacerts, istio-ca-secret)")
 	fs.StringVar(&c.Files, "files", "", "FILES", "directory of YAML that is the mesh, watched")
 	fs.StringVar(&c.StatusDir, "status-dir", "", "STATUS_DIR", "directory in which node agents tell the state of pods")
 	fs.StringVar(&c.DataDir, "data-dir", "/var/lib/mistnet/istiod", "DATA_DIR", "directory of the CA's and the token key, made when missing")
@@ -41,17 +65,26 @@ func (c *Config) Register(fs *daemon.FlagSet) {
 	fs.StringVar(&c.MonitoringAddr, "monitoring-addr", fmt.Sprintf(":%d", mesh.PortIstiodMon), "MONITORING_ADDR", "address of metrics, readiness and debug pages")
 	fs.ListVar(&c.DNSNames, "dns-names", "DNS_NAMES", "names in istiod's certificate, besides its own in the root namespace and localhost")
 	fs.ListVar(&c.IPs, "ips", "IPS", "addresses in istiod's certificate, besides loopback")
-	fs.ListVar(&c.TrustedAccounts, "ca-trusted-node-accounts", "CA_TRUSTED_NODE_ACCOUNTS", "namespace/name of the accounts of node proxies (default "+ca.DefaultTrustedAccount+")")
+	fs.ListVar(&c.TrustedAccounts, "ca-trusted-node-accounts", "CA_TRUSTED_NODE_ACCOUNTS", "namespace/name of the accounts of node proxies (default ztunnel in istiod's namespace)")
 }
 
 // Validate reports every fault, each naming the flag.
 func (c *Config) Validate() error {
 	var errs []error
-	if c.Files == "" {
-		errs = append(errs, errors.New("-files is required: the directory with the YAML of the mesh"))
-	}
-	if c.DataDir == "" {
-		errs = append(errs, errors.New("-data-dir is required: the directory for istiod's keys"))
+	switch c.Source {
+	case SourceKubernetes:
+		if c.Files != "" || c.StatusDir != "" {
+			errs = append(errs, errors.New("-files and -status-dir go with -source=files, not with -source=kubernetes"))
+		}
+	case "", SourceFiles:
+		if c.Files == "" {
+			errs = append(errs, errors.New("-files is required: the directory with the YAML of the mesh; or -source=kubernetes"))
+		}
+		if c.DataDir == "" {
+			errs = append(errs, errors.New("-data-dir is required: the directory for istiod's keys"))
+		}
+	default:
+		errs = append(errs, fmt.Errorf("-source: %q is neither kubernetes nor files", c.Source))
 	}
 	for _, ip := range c.IPs {
 		if _, err := netip.ParseAddr(ip); err != nil {
@@ -62,9 +95,16 @@ func (c *Config) Validate() error {
 }
 
 // servingNames are the names and addresses clients may reach istiod by.
-func (c *Config) servingNames() (names []string, ips []netip.Addr) {
-	host := "istiod." + c.RootNamespace
-	names = append([]string{host + ".svc", host + ".svc." + c.ClusterDomain, host, "localhost"}, c.DNSNames...)
+func (c *Config) servingNames(o origin) (names []string, ips []netip.Addr) {
+	services := []string{"istiod"}
+	if c.Revision != "" && c.Revision != "default" {
+		services = append(services, "istiod-"+c.Revision)
+	}
+	for _, svc := range services {
+		host := svc + "." + o.namespace
+		names = append(names, host+".svc", host+".svc."+o.mesh.ClusterDomain, host)
+	}
+	names = append(append(names, "localhost"), c.DNSNames...)
 	ips = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
 	for _, text := range c.IPs {
 		if ip, err := netip.ParseAddr(text); err == nil {

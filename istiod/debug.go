@@ -6,15 +6,12 @@ import (
 	"maps"
 	"net/http"
 	"net/netip"
-	"slices"
 	"strings"
 
 	"go.uber.org/zap"
 
 	"github.com/mistnet/mistnet/internal/daemon"
 	"github.com/mistnet/mistnet/internal/mesh"
-	"github.com/mistnet/mistnet/internal/yamldir"
-	"github.com/mistnet/mistnet/istiod/files"
 	"github.com/mistnet/mistnet/istiod/translate"
 )
 
@@ -34,7 +31,7 @@ func (d *Istiod) pages() http.Handler {
 	debug.HandleFunc("GET /debug/problems", func(w http.ResponseWriter, _ *http.Request) { d.answer(w, d.problems()) })
 	debug.HandleFunc("GET /debug/objects", func(w http.ResponseWriter, _ *http.Request) {
 		counts, _ := d.mirror.counts()
-		d.answer(w, map[string]any{"counts": counts, "objects": d.source.Places()})
+		d.answer(w, map[string]any{"counts": counts, "source": d.source.report()})
 	})
 	debug.HandleFunc("GET /debug/nouns", func(w http.ResponseWriter, r *http.Request) {
 		d.answer(w, selected(d.mirror.nouns(), r.URL.Query().Get("name")))
@@ -68,41 +65,6 @@ func (d *Istiod) answer(w http.ResponseWriter, v any) {
 	if err := enc.Encode(v); err != nil {
 		d.log.Debug("debug page was not read to its end", zap.Error(err))
 	}
-}
-
-// problem is one object that is refused, or not served as written.
-type problem struct {
-	File   string `json:"file,omitempty"`
-	Line   int    `json:"line,omitempty"`
-	Object string `json:"object,omitempty"`
-	Reason string `json:"reason"`
-	// Refused: the object's last good form stays in force. Otherwise it is in force as the reason says.
-	Refused bool `json:"refused"`
-}
-
-func (d *Istiod) problems() []problem {
-	all := []problem{}
-	for _, p := range d.source.Problems() {
-		all = append(all, problem{File: p.File, Line: p.Line, Object: objectName(p.Key), Reason: p.Reason, Refused: true})
-	}
-	places := make(map[string]files.Place)
-	for _, p := range d.source.Places() {
-		_, kind, _ := strings.Cut(p.Kind, "/")
-		places[kind+" "+p.Namespace+"/"+p.Name] = p
-	}
-	statuses := d.mirror.nouns().Statuses
-	for _, key := range slices.Sorted(maps.Keys(statuses)) {
-		all = append(all, problem{File: places[key].File, Line: places[key].Line, Object: key,
-			Reason: string(statuses[key].Reason) + ": " + statuses[key].Message})
-	}
-	return all
-}
-
-func objectName(k yamldir.Key) string {
-	if k.IsZero() {
-		return ""
-	}
-	return k.String()
 }
 
 func selected(n translate.Nouns, name string) any {

@@ -1,16 +1,15 @@
 // Package istiod is the control plane: it reads what people want of the mesh, says what that means, and tells every
 // node proxy. It signs their certificates and believes nobody without a token.
 //
-// It wires together the chain files → index → wds → xds; what is decided, is decided in packages translate and ca.
+// It wires together the chain source → index → wds → xds, where the source is a directory of YAML (package files) or a
+// Kubernetes API server (package kube); what is decided, is decided in packages translate and ca.
 package istiod
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -25,9 +24,7 @@ import (
 	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/internal/xds"
 	"github.com/mistnet/mistnet/istiod/ca"
-	"github.com/mistnet/mistnet/istiod/files"
 	"github.com/mistnet/mistnet/istiod/token"
-	"github.com/mistnet/mistnet/istiod/translate"
 )
 
 const (
@@ -43,7 +40,7 @@ type Istiod struct {
 	auth token.Verifier
 
 	authority *ca.Authority
-	source    *files.Source
+	source    source
 	mirror    *mirror
 	xds       *xds.Server
 	grpc      *grpc.Server
@@ -52,28 +49,14 @@ type Istiod struct {
 	xdsListener, monListener net.Listener
 }
 
-// New opens istiod's keys and ports; it serves nothing before Run.
-func New(cfg Config, env *daemon.Env) (*Istiod, error) {
-	cfg.TrustDomain = cmp.Or(cfg.TrustDomain, mesh.DefaultTrustDomain)
-	cfg.ClusterID = cmp.Or(cfg.ClusterID, mesh.DefaultClusterID)
-	cfg.ClusterDomain = cmp.Or(cfg.ClusterDomain, mesh.DefaultClusterDomain)
-	cfg.RootNamespace = cmp.Or(cfg.RootNamespace, mesh.RootNamespace)
-	d := &Istiod{cfg: cfg, env: env, log: env.Log}
-	var err error
-	if d.authority, err = openCA(cfg, env.Log); err != nil {
+// New opens istiod's keys and ports; it serves nothing before Run. With Kubernetes it waits for the API server.
+func New(ctx context.Context, cfg Config, env *daemon.Env) (*Istiod, error) {
+	o, err := open(ctx, cfg, env)
+	if err != nil {
 		return nil, err
 	}
-	issuer, err := token.OpenIssuer(cfg.DataDir)
-	if err != nil {
-		return nil, fmt.Errorf("open the token key (-data-dir): %w", err)
-	}
-	d.auth = issuer
-	d.source = files.New(files.Config{
-		Dir: cfg.Files, StatusDir: cfg.StatusDir, HeldFile: filepath.Join(cfg.DataDir, "last-good.json"), Log: env.Log.Named("files"),
-	})
-	d.mirror = newMirror(translate.Config{
-		ClusterID: cfg.ClusterID, TrustDomain: cfg.TrustDomain, RootNamespace: cfg.RootNamespace, ClusterDomain: cfg.ClusterDomain,
-	}, env.Log.Named("translate"))
+	d := &Istiod{cfg: cfg, env: env, log: env.Log, auth: o.verifier, authority: o.authority, source: o.source}
+	d.mirror = newMirror(o.mesh, env.Log.Named("translate"))
 	d.xds = xds.NewServer(xds.ServerConfig{
 		Authenticate: d.authenticate, CheckNode: checkNode, Ready: d.mirror.filled, Log: env.Log.Named("xds"),
 	})
@@ -82,7 +65,7 @@ func New(cfg Config, env *daemon.Env) (*Istiod, error) {
 	d.mirror.publish = d.xds.PublishAll
 	d.metrics = newMetrics(env.Registry, d)
 	d.mirror.applied = d.metrics.applied
-	d.grpc = d.newGRPC()
+	d.grpc = d.newGRPC(o)
 	if err := d.listen(); err != nil {
 		return nil, err
 	}
@@ -97,15 +80,19 @@ func openCA(cfg Config, log *zap.Logger) (*ca.Authority, error) {
 	return a, nil
 }
 
-func (d *Istiod) newGRPC() *grpc.Server {
-	names, ips := d.cfg.servingNames()
+func (d *Istiod) newGRPC(o origin) *grpc.Server {
+	names, ips := d.cfg.servingNames(o)
+	trusted := d.cfg.TrustedAccounts
+	if trusted == nil {
+		trusted = []string{o.namespace + "/" + ca.TrustedName}
+	}
 	options := append(xds.ServerOptions(),
 		grpc.Creds(credentials.NewTLS(d.authority.ServingConfig(names, ips))),
 		grpc.ChainUnaryInterceptor(d.metrics.countCall))
 	s := grpc.NewServer(options...)
 	d.xds.Register(s)
 	d.authority.Register(s, ca.ServiceConfig{
-		Verifier: d.auth, Nodes: d.mirror, TrustedAccounts: d.cfg.TrustedAccounts, Log: d.log.Named("ca"),
+		Verifier: d.auth, Nodes: d.mirror, TrustedAccounts: trusted, Log: d.log.Named("ca"),
 	})
 	return s
 }
@@ -135,7 +122,7 @@ func (d *Istiod) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		if err := d.source.Run(ctx, d.mirror.apply); err != nil {
-			return fmt.Errorf("read the mesh (-files, -status-dir): %w", err)
+			return fmt.Errorf("read the mesh: %w", err)
 		}
 		return nil
 	})

@@ -54,7 +54,7 @@ func (l *lab) start() {
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	l.d, err = istiod.New(istiod.Config{
+	l.d, err = istiod.New(l.t.Context(), istiod.Config{
 		Files: l.dir, StatusDir: l.status, DataDir: l.data, XDSAddr: "127.0.0.1:0", MonitoringAddr: "127.0.0.1:0",
 	}, env)
 	if err != nil {
@@ -543,7 +543,7 @@ func TestWrongUsageSaysHow(t *testing.T) {
 	}
 	l := newLab(t)
 	l.start()
-	_, err = istiod.New(istiod.Config{Files: l.dir, DataDir: l.data, XDSAddr: l.d.XDSAddr().String(), MonitoringAddr: "127.0.0.1:0"}, env)
+	_, err = istiod.New(l.t.Context(), istiod.Config{Files: l.dir, DataDir: l.data, XDSAddr: l.d.XDSAddr().String(), MonitoringAddr: "127.0.0.1:0"}, env)
 	if err == nil || !strings.Contains(err.Error(), "-xds-addr") {
 		t.Errorf("New on a port in use = %v, want an error that names -xds-addr", err)
 	}

@@ -105,5 +105,5 @@ func (s *state) Collect(ch chan<- prometheus.Metric) {
 	for kind, n := range nouns {
 		gauge(descNouns, float64(n), kind)
 	}
-	gauge(descProblems, float64(len(s.d.source.Problems())))
+	gauge(descProblems, float64(len(s.d.source.problems())))
 }

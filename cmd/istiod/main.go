@@ -15,7 +15,7 @@ func main() {
 	}
 	var cfg istiod.Config
 	daemon.Main("istiod", &cfg, func(ctx context.Context, env *daemon.Env) error {
-		d, err := istiod.New(cfg, env)
+		d, err := istiod.New(ctx, cfg, env)
 		if err != nil {
 			return err
 		}

@@ -24,8 +24,11 @@ import (
 // impersonatedIdentity is the request metadata by which a node proxy names the workload it asks for.
 const impersonatedIdentity = "ImpersonatedIdentity"
 
-// DefaultTrustedAccount is the service account (namespace/name) of the node proxy.
-const DefaultTrustedAccount = mesh.RootNamespace + "/ztunnel"
+// TrustedName is the service account of the node proxy, in the namespace where the mesh is installed.
+const TrustedName = "ztunnel"
+
+// DefaultTrustedAccount is the same (namespace/name) in the usual namespace.
+const DefaultTrustedAccount = mesh.RootNamespace + "/" + TrustedName
 
 // NodeWorkloads tells what runs where.
 type NodeWorkloads interface {
