@@ -9,7 +9,7 @@ export GOTOOLCHAIN ?= local
 export CGO_ENABLED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help build test demo bench generate generate-check lint fmt fuzz deps-test deps-demo deps-bench clean
+.PHONY: help build test demo bench images generate generate-check lint fmt fuzz deps-test deps-demo deps-bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test: deps-test build ## Prove the code: vet, the generated files, every test wi
 
 bench: deps-bench build ## Measure against other proxies (PROFILE=quick, about 6 minutes)
 	$(GO) run ./bench -profile $(PROFILE)
+
+images: ## Build OCI archives of every program into bin/images (amd64 and arm64), without Docker
+	$(GO) -C tools run ./image -out ../$(BIN)/images
 
 generate: ## Make the Go code of api/*.proto anew
 	cd tools && $(GO) run ./protogen ../api

@@ -154,10 +154,3 @@ func (e *missingPolicyError) Error() string {
 
 // errUnknownWorkload means that istiod has not told about a pod of this node.
 var errUnknownWorkload = errors.New("workload is not known: istiod has not sent it; is its pod in the mesh's configuration?")
-
-func identityOf(w *mesh.Workload) mesh.Identity {
-	if w == nil {
-		return mesh.Identity{}
-	}
-	return w.Identity()
-}
