@@ -7,7 +7,6 @@ import (
 	"sync"
 
 	"github.com/mistnet/mistnet/internal/authz"
-	"github.com/mistnet/mistnet/internal/mesh"
 )
 
 // errPolicyChanged ends a connection that a policy no longer allows.
