@@ -2,6 +2,7 @@ package manifests_test
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -107,11 +108,24 @@ func TestSamplesAreValid(t *testing.T) {
 	}
 }
 
-// The embedded files are the ones beside this test: helpers, whose names begin with _, included.
+// The embedded charts are the ones of this directory, helpers, whose names begin with _, included.
 func TestChartsAreEmbeddedWhole(t *testing.T) {
-	for _, name := range []string{"charts/istiod/templates/_helpers.tpl", "charts/base/files/customresourcedefinitions.gen.yaml"} {
-		if _, err := manifests.Files.ReadFile(name); err != nil {
-			t.Error(err)
+	n := 0
+	err := fs.WalkDir(here, "charts", func(p string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
 		}
+		n++
+		want, err := fs.ReadFile(here, p)
+		if err != nil {
+			return err
+		}
+		if got, err := manifests.Files.ReadFile(p); err != nil || string(got) != string(want) {
+			t.Errorf("%s is not embedded as it is: %v", p, err)
+		}
+		return nil
+	})
+	if err != nil || n < 30 {
+		t.Errorf("walked over %d files: %v", n, err)
 	}
 }

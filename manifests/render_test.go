@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -23,25 +24,31 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	k8syaml "k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/yaml"
-
-	"github.com/mistnet/mistnet/manifests"
 )
 
 var update = flag.Bool("update", false, "write the files that are compared")
 
+// here is the directory that is embedded: -update renders from what it has just written.
+var here = os.DirFS(".")
+
+var schemasOnce sync.Once
+
 // parts are the charts in the order in which they are installed.
 var parts = []string{"base", "istiod", "cni", "ztunnel"}
 
-// load reads a chart from the embedded files; the umbrella with its parts.
+// load reads a chart; the umbrella with its parts.
 func load(t *testing.T, name string) *chart.Chart {
 	t.Helper()
+	if *update {
+		schemasOnce.Do(func() { writeSchemas(t) }) // or new values would be refused by the old schema
+	}
 	var files []*loader.BufferedFile
 	dir := path.Join("charts", name)
-	err := fs.WalkDir(manifests.Files, dir, func(p string, d fs.DirEntry, err error) error {
+	err := fs.WalkDir(here, dir, func(p string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
-		b, err := manifests.Files.ReadFile(p)
+		b, err := fs.ReadFile(here, p)
 		files = append(files, &loader.BufferedFile{Name: strings.TrimPrefix(p, dir+"/"), Data: b})
 		return err
 	})
@@ -70,8 +77,7 @@ func render(t *testing.T, name string, values map[string]any) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	strict := engine.Engine{Strict: false}
-	files, err := strict.Render(c, all)
+	files, err := engine.Render(c, all)
 	if err != nil {
 		return "", err
 	}

@@ -4,15 +4,15 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
 	"sigs.k8s.io/yaml"
-
-	"github.com/mistnet/mistnet/manifests"
 )
 
 // What the schemas say beyond the kinds of the default values, by path; * is any chart or part of it.
@@ -116,35 +116,42 @@ func derive(at string, value any) any {
 	panic(fmt.Sprintf("%s has the kind %T", at, value))
 }
 
-// The schemas follow from the values; -update writes them.
-func TestSchemasFollowTheValues(t *testing.T) {
+// schema is the schema of a chart's values.
+func schema(t *testing.T, name string) []byte {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("charts", name, "values.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var values map[string]any
+	if err := yaml.UnmarshalStrict(text, &values); err != nil {
+		t.Fatal(err)
+	}
+	schema := derive(name, values).(map[string]any)
+	// Istio's older spelling, with its own values once more under the component's name.
+	if older := map[string]string{"istiod": "pilot", "cni": "cni"}[name]; older != "" {
+		properties := schema["properties"].(map[string]any)
+		inner := maps.Clone(properties)
+		delete(inner, "global")
+		properties[older] = map[string]any{"type": "object", "properties": inner, "additionalProperties": false}
+	}
+	schema["$schema"] = "http://json-schema.org/draft-07/schema#"
+	out, err := json.MarshalIndent(schema, "", "  ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(out, '\n')
+}
+
+// writeSchemas compares the schemas with the files, or with -update writes these.
+func writeSchemas(t *testing.T) {
+	t.Helper()
 	for _, name := range parts {
-		t.Run(name, func(t *testing.T) {
-			var values map[string]any
-			text, err := manifests.Files.ReadFile("charts/" + name + "/values.yaml")
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := yaml.UnmarshalStrict(text, &values); err != nil {
-				t.Fatal(err)
-			}
-			schema := derive(name, values).(map[string]any)
-			// Istio's older spelling, with its own values once more under the component's name.
-			if older := map[string]string{"istiod": "pilot", "cni": "cni"}[name]; older != "" {
-				properties := schema["properties"].(map[string]any)
-				inner := maps.Clone(properties)
-				delete(inner, "global")
-				properties[older] = map[string]any{"type": "object", "properties": inner, "additionalProperties": false}
-			}
-			schema["$schema"] = "http://json-schema.org/draft-07/schema#"
-			out, err := json.MarshalIndent(schema, "", "  ")
-			if err != nil {
-				t.Fatal(err)
-			}
-			golden(t, "charts/"+name+"/values.schema.json", append(out, '\n'))
-		})
+		golden(t, filepath.Join("charts", name, "values.schema.json"), schema(t, name))
 	}
 }
+
+func TestSchemasFollowTheValues(t *testing.T) { writeSchemas(t) }
 
 // Every chart takes the same global values: the umbrella and mistctl hand all of them to each.
 func TestGlobalValuesAreTheSameEverywhere(t *testing.T) {
