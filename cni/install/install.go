@@ -37,11 +37,12 @@ const retained = ".before-istio-cni"
 // settle is how long the directory must be quiet before it is looked at, and retry how long until a failure is tried
 // again.
 const (
-	settle = 100 * time.Millisecond
-	retry  = 5 * time.Second
+	settle  = 100 * time.Millisecond
+	retry   = 5 * time.Second
+	recheck = 30 * time.Second // events do not come from everywhere: a directory may be replaced as a whole
 )
 
-// Run installs, and installs again when another plugin overwrites the configuration, until ctx is done. It leaves
+// Run installs, and installs again when somebody overwrites the configuration or deletes the binary, until ctx is done. It leaves
 // everything in place then: while no agent answers, new pods wait instead of starting outside of the mesh.
 func (i *Installer) Run(ctx context.Context) error {
 	w, err := fsnotify.NewWatcher()
@@ -49,11 +50,14 @@ func (i *Installer) Run(ctx context.Context) error {
 		return fmt.Errorf("watch %s: %w", i.ConfDir, err)
 	}
 	defer w.Close()
-	if err := os.MkdirAll(i.ConfDir, 0o755); err != nil {
-		return fmt.Errorf("watch %s: %w", i.ConfDir, err)
-	}
-	if err := w.Add(i.ConfDir); err != nil {
-		return fmt.Errorf("watch %s: %w", i.ConfDir, err)
+	dirs := []string{i.ConfDir, i.BinDir}
+	for _, dir := range dirs {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("watch %s: %w", dir, err)
+		}
+		if err := w.Add(dir); err != nil {
+			return fmt.Errorf("watch %s: %w", dir, err)
+		}
 	}
 	next := time.NewTimer(0)
 	defer next.Stop()
@@ -65,9 +69,16 @@ func (i *Installer) Run(ctx context.Context) error {
 		case err := <-w.Errors:
 			i.Log.Warn("events of the configuration directory lost", zap.Error(err))
 			next.Reset(settle)
-		case <-w.Events:
-			next.Reset(settle)
+		case ev := <-w.Events:
+			if i.concerns(ev.Name) {
+				next.Reset(settle)
+			}
 		case <-next.C:
+			for _, dir := range dirs { // a directory made anew is another one
+				if err := errors.Join(os.MkdirAll(dir, 0o755), w.Add(dir)); err != nil {
+					i.Log.Warn("directory not watched", zap.String("dir", dir), zap.Error(err))
+				}
+			}
 			changed, err := i.Install()
 			if i.OnInstall != nil && (changed || err != nil || !ready) {
 				i.OnInstall(err)
@@ -76,11 +87,19 @@ func (i *Installer) Run(ctx context.Context) error {
 			if err != nil {
 				i.Log.Warn("plugin not installed", zap.Error(err))
 				next.Reset(retry)
-			} else if changed {
+				continue
+			}
+			next.Reset(recheck)
+			if changed {
 				i.Log.Info("plugin installed", zap.String("conf.dir", i.ConfDir))
 			}
 		}
 	}
+}
+
+// concerns reports whether a change of that file may undo what was installed: any configuration, and of the plugins ours.
+func (i *Installer) concerns(path string) bool {
+	return filepath.Dir(path) != filepath.Clean(i.BinDir) || filepath.Base(path) == PluginType
 }
 
 // Install puts the binary and then the entry in place, each at once. It reports whether anything had to change.
@@ -196,13 +215,16 @@ func asList(path string) string {
 	return strings.TrimSuffix(path, filepath.Ext(path)) + ".conflist"
 }
 
-// replace writes a file at once, unless it has that content already. It keeps the mode of the one it replaces.
+// replace writes a file at once, unless it has that content already. A configuration keeps the mode it had.
 func replace(path string, content []byte, mode os.FileMode) (changed bool, err error) {
-	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, content) {
-		return false, nil
-	}
 	if st, err := os.Stat(path); err == nil {
-		mode = st.Mode().Perm()
+		runs := st.Mode().Perm()&0o100 != 0
+		if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, content) && runs == (mode&0o100 != 0) {
+			return false, nil
+		}
+		if mode&0o100 == 0 {
+			mode = st.Mode().Perm() &^ 0o111
+		}
 	}
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {

@@ -244,3 +244,52 @@ func next(t *testing.T, attempts chan error) error {
 		return nil
 	}
 }
+
+func TestRunBringsBackWhatIsTakenAway(t *testing.T) {
+	t.Parallel()
+	i := newInstaller(t)
+	const bridge = `{"cniVersion":"1.0.0","name":"k8s","plugins":[{"type":"bridge"}]}`
+	conf, binary := filepath.Join(i.ConfDir, "10-k8s.conflist"), filepath.Join(i.BinDir, install.PluginType)
+	write(t, conf, bridge)
+	attempts := make(chan error, 100)
+	i.OnInstall = func(err error) { attempts <- err }
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := i.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	defer wg.Wait()
+	defer cancel()
+	whole := func(after string) {
+		t.Helper()
+		for {
+			if err := next(t, attempts); err == nil {
+				break
+			}
+		}
+		st, err := os.Stat(binary)
+		if err != nil || st.Mode().Perm() != 0o755 {
+			t.Errorf("%s: binary is %v, %v; want mode 0755", after, st, err)
+		}
+		if b, err := os.ReadFile(conf); err != nil || !strings.Contains(string(b), install.PluginType) {
+			t.Errorf("%s: %s holds %s, %v; want our entry in it", after, conf, b, err)
+		}
+	}
+	whole("at first")
+	if err := os.Remove(binary); err != nil {
+		t.Fatal(err)
+	}
+	whole("after the binary was deleted")
+	write(t, binary, "something else")
+	whole("after the binary was overwritten")
+	if err := os.Chmod(binary, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	whole("after the binary lost its mode")
+	if err := errors.Join(os.Remove(conf), os.WriteFile(conf, []byte(bridge), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	whole("after another component made the configuration anew")
+}
