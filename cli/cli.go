@@ -27,7 +27,8 @@ func Main(ctx context.Context, args []string, out, errOut io.Writer) int {
 	root.SetArgs(args)
 	root.SetOut(out)
 	root.SetErr(errOut)
-	root.AddCommand(installCommand(out), upgradeCommand(out), uninstallCommand(out), manifestCommand(out))
+	root.AddCommand(installCommand(out), upgradeCommand(out), uninstallCommand(out), manifestCommand(out),
+		ztunnelConfigCommand(out), proxyStatusCommand(out))
 	root.AddCommand(demoCommand(out), &cobra.Command{
 		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
 		Run: func(*cobra.Command, []string) { fmt.Fprintln(out, daemon.Version()) },
