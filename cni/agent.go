@@ -222,25 +222,10 @@ func hostProbe(ipt *apply.IPTables) (*apply.Host, error) {
 	return apply.NewHost(ipt, here, rules.HostProbe(netip.Addr{}, netip.Addr{}))
 }
 
-// Main runs the agent, or takes its plugin off the host when the configuration says so.
+// Main runs the agent, or takes its work off the host when the configuration says so.
 func Main(ctx context.Context, c Config, env *daemon.Env) error {
 	if c.Uninstall {
-		i, err := c.installer(env.Log)
-		if err != nil {
-			return err
-		}
-		if err := i.Uninstall(); err != nil || !c.HostProbe {
-			return err
-		}
-		ipt, err := apply.NewIPTables(c.IPTables)
-		if err != nil {
-			return err
-		}
-		h, err := hostProbe(ipt)
-		if err != nil {
-			return err
-		}
-		return h.Remove()
+		return c.uninstall(ctx, env.Log)
 	}
 	a, err := New(c, env)
 	if err != nil {

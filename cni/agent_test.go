@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/mistnet/mistnet/cni"
+	"github.com/mistnet/mistnet/cni/install"
 	"github.com/mistnet/mistnet/cni/plugin"
 	"github.com/mistnet/mistnet/internal/daemon"
 )
@@ -422,5 +423,63 @@ func TestTwoAgentsDoNotShareARunDirectory(t *testing.T) {
 	st, err := os.Stat(filepath.Join(n.dir("run"), plugin.SocketName))
 	if err != nil || st.Mode().Perm() != 0o600 {
 		t.Errorf("socket has mode %v, %v; want 0600", st.Mode(), err)
+	}
+}
+
+func TestUninstallByHand(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	n.write("shop.yaml", namespace("shop", "ambient")+podYAML("shop", "web-1", "u-1", "")+podYAML("shop", "web-2", "u-2", ""))
+	conf, bin := n.dir("conf"), n.dir("bin")
+	const list = `{"cniVersion":"1.0.0","name":"k8s","plugins":[{"type":"bridge"}]}`
+	for _, dir := range []string{conf, bin} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	path := filepath.Join(conf, "10-k8s.conflist")
+	entered, err := install.Insert([]byte(list), []byte(`{"type":"istio-cni"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.WriteFile(path, entered, 0o600), os.WriteFile(filepath.Join(bin, "istio-cni"), nil, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	stop := n.start()
+	n.ztunnel()
+	s, lost := newSandbox(t), newSandbox(t)
+	n.add(s.event("shop", "web-1", "u-1", "c-1"))
+	n.add(lost.event("shop", "web-2", "u-2", "c-2"))
+	n.redirection("shop/web-1", "enabled")
+
+	env, err := daemon.NewEnv("cni-agent", t.Output(), daemon.LogOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := cni.Config{RunDir: n.dir("run"), StatusDir: n.dir("status"), CNIConfDir: conf, CNIBinDir: bin, Uninstall: true}
+	if err := cni.Main(t.Context(), cfg, env); err == nil || !strings.Contains(err.Error(), "stop it first") {
+		t.Errorf("Main = %v while an agent runs, want an error that says to stop it", err)
+	}
+	if !s.captured() {
+		t.Error("a pod was released under a running agent")
+	}
+	stop()
+	lost.destroy()
+	for range 2 {
+		if err := cni.Main(t.Context(), cfg, env); err != nil {
+			t.Errorf("Main = %v", err)
+		}
+	}
+	if s.captured() {
+		t.Error("rules are left in a running pod")
+	}
+	n.redirection("shop/web-1", "")
+	if b, err := os.ReadFile(path); err != nil || string(b) != list {
+		t.Errorf("conflist is %s, %v; want %s", b, err, list)
+	}
+	for _, dir := range []string{bin, n.dir("run")} {
+		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+			t.Errorf("%s holds %v, %v; want nothing", dir, left, err)
+		}
 	}
 }

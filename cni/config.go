@@ -51,7 +51,7 @@ type Config struct {
 	CNIConfDir string
 	CNIBinDir  string // the runtime's plugin directory
 	CNIPlugin  string // the plugin's binary, copied from here
-	Uninstall  bool   // take the plugin off the host instead of running
+	Uninstall  bool   // take everything off the host instead of running
 }
 
 // Register declares the agent's flags.
@@ -81,7 +81,7 @@ func (c *Config) Register(fs *daemon.FlagSet) {
 		"put the plugin into the chain in this directory, usually /etc/cni/net.d; empty: leave the host alone")
 	fs.StringVar(&c.CNIBinDir, "cni-bin-dir", "/opt/cni/bin", "CNI_BIN_DIR", "where the runtime looks for plugins")
 	fs.StringVar(&c.CNIPlugin, "cni-plugin", "", "CNI_PLUGIN", "the plugin's binary, to be copied to the host")
-	fs.BoolVar(&c.Uninstall, "uninstall", false, "", "take the plugin, and with -host-probe the host's rules, off the host and exit")
+	fs.BoolVar(&c.Uninstall, "uninstall", false, "", "take the plugin, the rules in running pods and, with -host-probe, the host's rules away and exit")
 	c.Policy.ExcludeNamespaces = []string{"kube-system"}
 	fs.ListVar(&c.Policy.ExcludeNamespaces, "exclude-namespaces", "EXCLUDE_NAMESPACES",
 		"namespaces whose pods are never enrolled (default kube-system)")

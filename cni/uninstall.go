@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/mistnet/mistnet/cni/plugin"
+	"github.com/mistnet/mistnet/cni/rules"
 	"github.com/mistnet/mistnet/cni/rules/apply"
 )
 
@@ -47,18 +49,81 @@ func (a *Agent) leave(ctx context.Context) error {
 	if h, ok := a.rec.probes.(*apply.Host); ok {
 		errs = append(errs, h.Remove())
 	}
-	if errors.Join(errs...) == nil { // else the memory is what a second attempt needs
-		for _, name := range []string{memoryFile, memoryFile + brokenSuffix, plugin.SocketName, "istio-cni.log"} {
-			if err := os.Remove(filepath.Join(a.cfg.RunDir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
-				errs = append(errs, err)
-			}
-		}
+	if err := errors.Join(errs...); err != nil { // the memory stays: a second attempt needs it
+		return fmt.Errorf("leave the node: %w", err)
 	}
-	if err := errors.Join(errs...); err != nil {
+	if err := a.cfg.forget(); err != nil {
 		return fmt.Errorf("leave the node: %w", err)
 	}
 	a.log.Info("mesh left the node")
 	return nil
+}
+
+// forget removes what the agent and the plugin keep in the run directory.
+func (c *Config) forget() error {
+	var errs []error
+	for _, name := range []string{memoryFile, memoryFile + brokenSuffix, plugin.SocketName, "istio-cni.log"} {
+		if err := os.Remove(filepath.Join(c.RunDir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// uninstall is for a host whose agent is gone and left its work behind. It goes by the agent's memory, and does not
+// withdraw announcements on the API server.
+func (c *Config) uninstall(ctx context.Context, log *zap.Logger) error {
+	if c.RunDir == "" {
+		c.RunDir = plugin.DefaultRunDir
+	}
+	socket := filepath.Join(c.RunDir, plugin.SocketName)
+	if conn, err := net.DialTimeout("unix", socket, time.Second); err == nil {
+		conn.Close()
+		return fmt.Errorf("uninstall: an agent answers at %s: stop it first", socket)
+	}
+	i, err := c.installer(log)
+	if err != nil {
+		return err
+	}
+	ipt, err := apply.NewIPTables(c.IPTables)
+	if err != nil {
+		return err
+	}
+	known, err := openRecords(filepath.Join(c.RunDir, memoryFile))
+	if err != nil {
+		return fmt.Errorf("uninstall: %w", err)
+	}
+	errs := []error{i.Uninstall()}
+	status := statusDir(c.StatusDir)
+	for _, rec := range known.list() {
+		if !rec.Captured {
+			continue
+		}
+		ns, err := rec.open()
+		if errors.Is(err, errVanished) {
+			continue
+		}
+		if err == nil {
+			err = errors.Join(status.write(ctx, rec.key(), rec.IPs, redirectionNone), ipt.Remove(ns, rules.InPod(rec.Options)))
+			ns.Close()
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("release pod %s: %w", rec.key(), err))
+			continue
+		}
+		log.Info("pod released", zap.Stringer("pod", rec.key()))
+	}
+	if c.HostProbe {
+		h, err := hostProbe(ipt)
+		if err == nil {
+			err = h.Remove()
+		}
+		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("uninstall: %w", err)
+	}
+	return c.forget()
 }
 
 // releaseAll waits until no pod is captured any longer. The catalog must say that none is to be.
