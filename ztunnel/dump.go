@@ -39,9 +39,15 @@ type dumpWorkload struct {
 	Network               string        `json:"network"`
 	ClusterID             string        `json:"clusterId"`
 	Status                string        `json:"status"`
-	Locality              mesh.Locality `json:"locality"`
+	Locality              dumpLocality  `json:"locality"`
 	Waypoint              string        `json:"waypoint,omitempty"`
 	AuthorizationPolicies []string      `json:"authorizationPolicies,omitempty"`
+}
+
+type dumpLocality struct {
+	Region  string `json:"region,omitempty"`
+	Zone    string `json:"zone,omitempty"`
+	Subzone string `json:"subzone,omitempty"`
 }
 
 type dumpService struct {
@@ -131,7 +137,7 @@ func dumpOfWorkload(w *mesh.Workload) dumpWorkload {
 		UID: w.UID, Name: w.Name, Namespace: w.Namespace, WorkloadIPs: w.Addrs, Protocol: w.Protocol.String(),
 		TrustDomain: w.TrustDomain, ServiceAccount: w.ServiceAccount, WorkloadName: w.OwnerName,
 		WorkloadType: w.Kind.String(), CanonicalName: w.CanonicalName, CanonicalRevision: w.CanonicalRevision,
-		Node: w.Node, Network: w.Network, ClusterID: w.ClusterID, Status: health(w), Locality: w.Locality,
+		Node: w.Node, Network: w.Network, ClusterID: w.ClusterID, Status: health(w), Locality: dumpLocality(w.Locality),
 		Waypoint: gatewayName(w.Waypoint), AuthorizationPolicies: w.Policies,
 	}
 }
