@@ -24,24 +24,24 @@ type dump struct {
 }
 
 type dumpWorkload struct {
-	UID                   string        `json:"uid"`
-	Name                  string        `json:"name"`
-	Namespace             string        `json:"namespace"`
-	WorkloadIPs           []netip.Addr  `json:"workloadIps"`
-	Protocol              string        `json:"protocol"`
-	TrustDomain           string        `json:"trustDomain"`
-	ServiceAccount        string        `json:"serviceAccount"`
-	WorkloadName          string        `json:"workloadName"`
-	WorkloadType          string        `json:"workloadType"`
-	CanonicalName         string        `json:"canonicalName"`
-	CanonicalRevision     string        `json:"canonicalRevision"`
-	Node                  string        `json:"node"`
-	Network               string        `json:"network"`
-	ClusterID             string        `json:"clusterId"`
-	Status                string        `json:"status"`
-	Locality              dumpLocality  `json:"locality"`
-	Waypoint              string        `json:"waypoint,omitempty"`
-	AuthorizationPolicies []string      `json:"authorizationPolicies,omitempty"`
+	UID                   string       `json:"uid"`
+	Name                  string       `json:"name"`
+	Namespace             string       `json:"namespace"`
+	WorkloadIPs           []netip.Addr `json:"workloadIps"`
+	Protocol              string       `json:"protocol"`
+	TrustDomain           string       `json:"trustDomain"`
+	ServiceAccount        string       `json:"serviceAccount"`
+	WorkloadName          string       `json:"workloadName"`
+	WorkloadType          string       `json:"workloadType"`
+	CanonicalName         string       `json:"canonicalName"`
+	CanonicalRevision     string       `json:"canonicalRevision"`
+	Node                  string       `json:"node"`
+	Network               string       `json:"network"`
+	ClusterID             string       `json:"clusterId"`
+	Status                string       `json:"status"`
+	Locality              dumpLocality `json:"locality"`
+	Waypoint              string       `json:"waypoint,omitempty"`
+	AuthorizationPolicies []string     `json:"authorizationPolicies,omitempty"`
 }
 
 type dumpLocality struct {
