@@ -13,7 +13,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mistnet/mistnet/cli/demo"
-	"github.com/mistnet/mistnet/internal/daemon"
 )
 
 // Main runs mistctl with these arguments and returns the exit status.
@@ -28,11 +27,8 @@ func Main(ctx context.Context, args []string, out, errOut io.Writer) int {
 	root.SetOut(out)
 	root.SetErr(errOut)
 	root.AddCommand(installCommand(out), upgradeCommand(out), uninstallCommand(out), manifestCommand(out),
-		ztunnelConfigCommand(out), proxyStatusCommand(out))
-	root.AddCommand(demoCommand(out), &cobra.Command{
-		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
-		Run: func(*cobra.Command, []string) { fmt.Fprintln(out, daemon.Version()) },
-	})
+		ztunnelConfigCommand(out), proxyStatusCommand(out), checkCommand(out))
+	root.AddCommand(demoCommand(out), versionCommand(out), bugReportCommand(out))
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(errOut, "mistctl:", strings.Join(strings.Fields(err.Error()), " "))
 		return 1
