@@ -224,6 +224,14 @@ func (rs Ruleset) Text() string {
 	return b.String()
 }
 
+// Script renders chains as iptables-restore reads them: each table at once, its chains complete before the built-in ones
+// lead to them.
+func Script(chains []Chain) string {
+	var b strings.Builder
+	writeTables(&b, chains)
+	return b.String()
+}
+
 func writeTables(b *strings.Builder, chains []Chain) {
 	for i := 0; i < len(chains); {
 		table := chains[i].Table

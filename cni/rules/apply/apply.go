@@ -30,7 +30,13 @@ const lockSeconds = 5
 // IPTables applies rules with the host's own iptables and ip6tables, of whichever kind (nf_tables or legacy) they are.
 // Its methods may be called at the same time for different namespaces, not for the same one.
 type IPTables struct {
-	v4, v6 *iptables.IPTables
+	v4, v6 family
+}
+
+// family is the programs of one address family.
+type family struct {
+	*iptables.IPTables
+	save, restore program
 }
 
 // NewIPTables finds the programs. Path names the IPv4 one, a bare name or a path; "" means "iptables". The IPv6 one is
@@ -43,16 +49,27 @@ func NewIPTables(path string) (*IPTables, error) {
 	if !strings.HasPrefix(name, "iptables") {
 		return nil, fmt.Errorf("find iptables: %q is not named iptables…, so its IPv6 twin cannot be found", path)
 	}
-	v4, err := iptables.New(iptables.IPFamily(iptables.ProtocolIPv4), iptables.Timeout(lockSeconds), iptables.Path(path))
+	v4, err := find(iptables.ProtocolIPv4, path)
 	if err != nil {
 		return nil, fmt.Errorf("find iptables (is the package iptables installed?): %w", err)
 	}
-	path6 := dir + "ip6tables" + strings.TrimPrefix(name, "iptables")
-	v6, err := iptables.New(iptables.IPFamily(iptables.ProtocolIPv6), iptables.Timeout(lockSeconds), iptables.Path(path6))
+	v6, err := find(iptables.ProtocolIPv6, dir+"ip6tables"+strings.TrimPrefix(name, "iptables"))
 	if err != nil {
 		return nil, fmt.Errorf("find ip6tables: %w", err)
 	}
 	return &IPTables{v4: v4, v6: v6}, nil
+}
+
+func find(protocol iptables.Protocol, path string) (f family, err error) {
+	f.IPTables, err = iptables.New(iptables.IPFamily(protocol), iptables.Timeout(lockSeconds), iptables.Path(path))
+	if err != nil {
+		return f, err
+	}
+	if f.save, err = sibling(path, "-save"); err != nil {
+		return f, err
+	}
+	f.restore, err = sibling(path, "-restore")
+	return f, err
 }
 
 // Apply makes the namespace hold exactly the rule set's chains, connected first in their built-in chains, and its
@@ -60,7 +77,8 @@ func NewIPTables(path string) (*IPTables, error) {
 // notice a second Apply.
 //
 // All chains are complete, and the routes in place, before the first jump is inserted; redirections are connected last.
-// A chain that is wrong is replaced by a finished one: the old one steers packets until the new one does. After an error
+// In a namespace that holds nothing of ours this takes one look and one program for each family, which changes a table at
+// once. A chain that is wrong is replaced by a finished one: the old one steers packets until the new one does. After an error
 // the namespace may hold a part of the rules: call Apply again, or Remove.
 //
 // A namespace without IPv6 in its kernel gets the IPv4 part; one where IPv6 is switched off gets all rules, lest an
@@ -138,14 +156,14 @@ func (t *IPTables) Verify(ns Namespace, rs rules.Ruleset) error {
 
 // verify checks every table we use, those too in which no chain is wanted.
 func verify(f familyRules) error {
+	have, err := f.ipt.read()
+	if err != nil {
+		return err
+	}
 	for _, table := range f.tables {
-		names, err := f.ipt.ListChains(table)
-		if err != nil {
-			return err
-		}
 		for _, name := range f.owned {
 			i := slices.IndexFunc(f.chains, func(c rules.Chain) bool { return c.Table == table && c.Name == name })
-			there := slices.Contains(names, name)
+			there := have.has(table, name)
 			switch {
 			case i < 0 && there:
 				return fmt.Errorf("table %s has a chain %s too many", table, name)
@@ -153,7 +171,7 @@ func verify(f familyRules) error {
 			case !there:
 				return fmt.Errorf("table %s has no chain %s", table, name)
 			default:
-				if err := verifyChain(f.ipt, f.chains[i]); err != nil {
+				if err := have.verify(f.chains[i]); err != nil {
 					return err
 				}
 			}
@@ -162,23 +180,8 @@ func verify(f familyRules) error {
 	return nil
 }
 
-func verifyChain(ipt *iptables.IPTables, c rules.Chain) error {
-	right, err := holds(ipt, c)
-	if err != nil {
-		return err
-	}
-	if !right {
-		return fmt.Errorf("chain %s of table %s holds other rules", c.Name, c.Table)
-	}
-	at, err := jumps(ipt, c.Table, c.From, c.Name)
-	if err == nil && !slices.Equal(at, []int{1}) {
-		err = fmt.Errorf("chain %s of table %s does not begin with a jump to %s", c.From, c.Table, c.Name)
-	}
-	return err
-}
-
 type familyRules struct {
-	ipt    *iptables.IPTables
+	ipt    family
 	chains []rules.Chain
 	// Chains of these names in these tables are ours, and must go when they are not among chains.
 	owned, tables []string
@@ -202,16 +205,17 @@ func wrap(what string, err error) error {
 // prepare makes every chain of a family right and returns what remains to be done to connect those that are not, in
 // order.
 func prepare(f familyRules) (connect []func() error, changed bool, err error) {
-	present := map[string][]string{}
-	for _, table := range f.tables {
-		if present[table], err = f.ipt.ListChains(table); err != nil {
-			return nil, changed, err
-		}
+	have, err := f.ipt.read()
+	if err != nil {
+		return nil, changed, err
 	}
-	for table, names := range present { // a chain the options no longer ask for
+	if !have.any(f) {
+		return []func() error{func() error { return f.ipt.restore.run(rules.Script(f.chains)) }}, true, nil
+	}
+	for _, table := range f.tables { // a chain the options no longer ask for
 		for _, name := range f.owned {
 			wanted := slices.ContainsFunc(f.chains, func(c rules.Chain) bool { return c.Table == table && c.Name == name })
-			if !wanted && slices.Contains(names, name) {
+			if !wanted && have.has(table, name) {
 				changed = true
 				if err := removeChain(f.ipt, table, name); err != nil {
 					return nil, changed, err
@@ -220,30 +224,19 @@ func prepare(f familyRules) (connect []func() error, changed bool, err error) {
 		}
 	}
 	for _, c := range f.chains {
-		names := present[c.Table]
-		exists := slices.Contains(names, c.Name)
-		if exists {
-			right, err := holds(f.ipt, c)
-			if err != nil {
-				return nil, changed, err
+		exists := have.has(c.Table, c.Name)
+		if exists && have.holds(c) {
+			if !slices.Equal(positions(have[c.Table][c.From], c.Name), []int{1}) {
+				changed = true
+				connect = append(connect, func() error { return connectChain(f.ipt, c, c.Name) })
 			}
-			if right {
-				at, err := jumps(f.ipt, c.Table, c.From, c.Name)
-				if err != nil {
-					return nil, changed, err
-				}
-				if !slices.Equal(at, []int{1}) {
-					changed = true
-					connect = append(connect, func() error { return connectChain(f.ipt, c, c.Name) })
-				}
-				continue
-			}
+			continue
 		}
 		changed = true
 		name := c.Name
 		if exists {
 			name = staged(c.Name)
-			if slices.Contains(names, name) { // an Apply that was interrupted
+			if have.has(c.Table, name) { // an Apply that was interrupted
 				if err := removeChain(f.ipt, c.Table, name); err != nil {
 					return nil, changed, err
 				}
@@ -266,7 +259,7 @@ var (
 // staged is what a chain is called while it waits to replace one.
 func staged(name string) string { return name + "_NEW" }
 
-func build(ipt *iptables.IPTables, c rules.Chain, name string) error {
+func build(ipt family, c rules.Chain, name string) error {
 	if err := ipt.NewChain(c.Table, name); err != nil {
 		return err
 	}
@@ -280,7 +273,7 @@ func build(ipt *iptables.IPTables, c rules.Chain, name string) error {
 
 // connectChain makes the jump to the chain called name the first rule of c.From. If that is a staged chain, it then
 // takes the old one's place and name.
-func connectChain(ipt *iptables.IPTables, c rules.Chain, name string) error {
+func connectChain(ipt family, c rules.Chain, name string) error {
 	if err := ipt.Insert(c.Table, c.From, 1, "-j", name); err != nil {
 		return err
 	}
@@ -305,25 +298,13 @@ func connectChain(ipt *iptables.IPTables, c rules.Chain, name string) error {
 	return ipt.RenameChain(c.Table, name, c.Name)
 }
 
-// holds reports whether the chain has the rules it should, in order.
-func holds(ipt *iptables.IPTables, c rules.Chain) (bool, error) {
-	have, err := list(ipt, c.Table, c.Name)
-	return err == nil && slices.EqualFunc(have, c.Rules, rules.Same), err
-}
-
 // jumps returns the positions, from 1, of the rules of chain that jump to target without a condition.
-func jumps(ipt *iptables.IPTables, table, chain, target string) ([]int, error) {
+func jumps(ipt family, table, chain, target string) ([]int, error) {
 	have, err := list(ipt, table, chain)
-	var at []int
-	for i, r := range have {
-		if slices.Equal(r, rules.Rule{"-j", target}) {
-			at = append(at, i+1)
-		}
-	}
-	return at, err
+	return positions(have, target), err
 }
 
-func list(ipt *iptables.IPTables, table, chain string) ([]rules.Rule, error) {
+func list(ipt family, table, chain string) ([]rules.Rule, error) {
 	lines, err := ipt.List(table, chain)
 	if err != nil {
 		return nil, err
@@ -366,7 +347,7 @@ func removeChains(families []familyRules, from ...string) error {
 }
 
 // disconnect removes every jump to the chain from a built-in one.
-func disconnect(ipt *iptables.IPTables, table, name string) error {
+func disconnect(ipt family, table, name string) error {
 	builtin := []string{"PREROUTING", "OUTPUT"}
 	if table == "nat" {
 		builtin = append(builtin, "POSTROUTING")
@@ -385,7 +366,7 @@ func disconnect(ipt *iptables.IPTables, table, name string) error {
 	return nil
 }
 
-func removeChain(ipt *iptables.IPTables, table, name string) error {
+func removeChain(ipt family, table, name string) error {
 	if err := disconnect(ipt, table, name); err != nil {
 		return err
 	}

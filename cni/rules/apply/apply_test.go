@@ -312,3 +312,39 @@ func TestNewIPTablesSaysWhatIsMissing(t *testing.T) {
 		}
 	}
 }
+
+// Images hold one program that is iptables, ip6tables and their kin, by the name it is called by, and not every name.
+func TestOnlyIPTablesAndItsTwinAreInstalledByName(t *testing.T) {
+	for _, kind := range tools(t) {
+		t.Run(kind, func(t *testing.T) {
+			ns, path := sandbox(t)
+			dir := t.TempDir()
+			for _, tool := range []string{kind, "ip6" + strings.TrimPrefix(kind, "ip")} {
+				real, err := exec.LookPath(tool)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if real, err = filepath.EvalSymlinks(real); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.Symlink(real, filepath.Join(dir, tool)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			ipt, err := apply.NewIPTables(filepath.Join(dir, kind))
+			if err != nil {
+				t.Fatal(err)
+			}
+			rs := rules.InPod(rules.Options{})
+			if changed, err := ipt.Apply(ns, rs); err != nil || !changed {
+				t.Errorf("Apply = %v, %v, want true, nil", changed, err)
+			}
+			if err := ipt.Verify(ns, rs); err != nil {
+				t.Error(err)
+			}
+			if got := dump(t, path, kind); !strings.Contains(got, "ip6 nat -A OUTPUT -j ISTIO_OUTPUT") {
+				t.Errorf("namespace holds\n%s", got)
+			}
+		})
+	}
+}
