@@ -63,12 +63,14 @@ var (
 	descRejected = prometheus.NewDesc("istiod_xds_rejected_resources", "Resources that a connected client refuses, by type.", []string{"type"}, nil)
 	descObjects  = prometheus.NewDesc("istiod_objects", "Objects in force, by kind.", []string{"kind"}, nil)
 	descNouns    = prometheus.NewDesc("istiod_nouns", "Nouns, by kind.", []string{"kind"}, nil)
+	descLeader   = prometheus.NewDesc("istiod_leader", "1 when this replica is the one that writes to the API server.", nil, nil)
+	descFailing  = prometheus.NewDesc("istiod_source_failing", "1 while a resource cannot be read from the API server: what was read stays in force.", []string{"resource"}, nil)
 	descProblems = prometheus.NewDesc("istiod_problems", "Objects that are refused and stay in their last good form.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (s *state) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descClients, descPushes, descNacks, descRejected, descObjects, descNouns, descProblems} {
+	for _, d := range []*prometheus.Desc{descClients, descPushes, descNacks, descRejected, descObjects, descNouns, descProblems, descLeader, descFailing} {
 		ch <- d
 	}
 }
@@ -106,4 +108,17 @@ func (s *state) Collect(ch chan<- prometheus.Metric) {
 		gauge(descNouns, float64(n), kind)
 	}
 	gauge(descProblems, float64(len(s.d.source.problems())))
+	if k, ok := s.d.source.(kubeSource); ok {
+		gauge(descLeader, number(k.Leads()))
+		for _, f := range k.Feeds() {
+			gauge(descFailing, number(f.Error != ""), f.Resource)
+		}
+	}
+}
+
+func number(yes bool) float64 {
+	if yes {
+		return 1
+	}
+	return 0
 }

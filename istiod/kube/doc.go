@@ -1,2 +1,43 @@
-// Package kube reads a mesh from the Kubernetes API server, and writes there what proxies need of it.
+// Package kube reads a mesh from the Kubernetes API server, and writes there what proxies need of it. It is the only
+// part of istiod that speaks to an API server.
+//
+// Reading: one reflector per kind (list, then watch, from then on until istiod stops) trims objects at the edge and
+// hands them on as index events, in the same form as package files does. Objects are kept by the index alone. Kinds of
+// security.istio.io may be absent, and appear or vanish while istiod runs. Whatever the API server does, what was read
+// stays in force; /debug/objects and the metric istiod_source_failing tell what cannot be read. EndpointSlices that
+// Kubernetes derives from a service's selector are not read: the selector says the same.
+//
+// Of the ConfigMap istio (key mesh) it honours rootNamespace and trustDomain, once, and discoverySelectors, always.
+// What lies in other namespaces than those selected, and the root namespace, is not known to the mesh.
+//
+// Writing: every replica serves; the one that holds the Lease istio-leader writes the ConfigMap istio-ca-root-cert of
+// every namespace, and the condition ZtunnelAccepted of every AuthorizationPolicy. All writes are server-side apply as
+// mistnet-istiod. The Secret istio-ca-secret is created by whichever replica is first, and never changed.
+//
+// Callers are known by TokenReview, with the audience istio-ca.
+//
+// # Permissions
+//
+// istiod needs exactly these; testdata/rbac.yaml has them as YAML, and the tests run with nothing else. In the whole
+// cluster (ClusterRole):
+//
+//	list watch: namespaces nodes pods services
+//	get: pods
+//	list watch: endpointslices.discovery.k8s.io
+//	list watch: authorizationpolicies.security.istio.io peerauthentications.security.istio.io
+//	patch: authorizationpolicies/status.security.istio.io
+//	create: tokenreviews.authentication.k8s.io
+//	get list watch patch: configmaps (istio-ca-root-cert)
+//	create: configmaps
+//
+// In its own namespace (Role); a revision other than default reads the ConfigMap istio-<revision>:
+//
+//	get list watch: configmaps (istio)
+//	get: secrets (cacerts istio-ca-secret)
+//	create: secrets
+//	get update: leases.coordination.k8s.io (istio-leader)
+//	create: leases.coordination.k8s.io
+//
+// pods/get is used only with API servers that do not tell a token's node (before 1.30); configmaps/create and
+// secrets/create cannot be limited to a name. cacerts need not be readable when it is mounted (-ca-dir).
 package kube

@@ -111,21 +111,31 @@ func (s *Source) Run(ctx context.Context, on func([]index.Event)) error {
 	for _, f := range s.feeds {
 		g.Go(func() error { return f.run(ctx) })
 	}
-	g.Go(func() error { return s.deliver(ctx, on) })
-	g.Go(func() error { return s.lead(ctx) })
+	g.Go(func() error {
+		if !s.synced(ctx) {
+			return nil
+		}
+		s.log.Info("the cluster was read", zap.Any("objects", s.counts()))
+		g.Go(func() error { return s.lead(ctx) }) // who writes knows what is there
+		return s.deliver(ctx, on)
+	})
 	return g.Wait()
 }
 
-// deliver hands over what is pending, in as large pieces as it comes.
-func (s *Source) deliver(ctx context.Context, on func([]index.Event)) error {
+// synced waits until every kind was read, and is false when ctx is done before.
+func (s *Source) synced(ctx context.Context) bool {
 	for _, f := range s.feeds {
 		select {
 		case <-f.synced:
 		case <-ctx.Done():
-			return nil
+			return false
 		}
 	}
-	s.log.Info("the cluster was read", zap.Any("objects", s.counts()))
+	return true
+}
+
+// deliver hands over what is pending, in as large pieces as it comes.
+func (s *Source) deliver(ctx context.Context, on func([]index.Event)) error {
 	on(s.takePending())
 	for {
 		select {
