@@ -364,6 +364,40 @@ func TestBrokenMemoryIsSetAside(t *testing.T) {
 	}
 }
 
+func TestBrokenMemoryIsMadeUpFor(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	tree := newProcTree(t)
+	n.config = func(c *cni.Config) { c.Node, c.ProcDir = "node-1", tree.dir }
+	pods := podYAML("shop", "web-1", "u-1", "") + podYAML("shop", "web-2", "u-2", "")
+	n.write("shop.yaml", namespace("shop", "ambient")+pods)
+	stop := n.start()
+	z, _ := n.ztunnel()
+	s, other := newSandbox(t), newSandbox(t)
+	for uid, box := range map[string]*sandbox{"u-1": s, "u-2": other} {
+		box.sleeper()
+		tree.process(100+int(uid[2]), 1, "0::/kubepods/pod"+uid+"/c\n", box.path())
+	}
+	n.add(s.event("shop", "web-1", "u-1", "c-1"))
+	n.add(other.event("shop", "web-2", "u-2", "c-2"))
+	n.redirection("shop/web-2", "enabled")
+	stop()
+	if err := os.WriteFile(filepath.Join(n.dir("run"), "pods.json"), nil, 0o600); err != nil { // a disk that was full
+		t.Fatal(err)
+	}
+	n.write("shop.yaml", namespace("shop", "ambient")+podYAML("shop", "web-1", "u-1", "")+
+		podYAML("shop", "web-2", "u-2", "  labels: {istio.io/dataplane-mode: none}\n"))
+	n.start()
+	z.await("synced []")
+	z.await(fmt.Sprintf("add u-1 shop/web-1 sa-web-1 %d", s.id()))
+	n.redirection("shop/web-2", "")
+	n.eventually("the other is released", func() bool { return !strings.Contains(other.exec("iptables-save"), "ISTIO_") })
+	n.redirection("shop/web-1", "enabled")
+	if !s.captured() {
+		t.Error("not captured")
+	}
+}
+
 func TestGCEndsWhatIsNotValid(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)

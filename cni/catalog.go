@@ -138,6 +138,12 @@ func (c *catalog) complete() { c.edit(func() { c.loaded = true }) }
 // leave makes every verdict one against the mesh.
 func (c *catalog) leave() { c.edit(func() { c.leaving = true }) }
 
+func (c *catalog) isLeaving() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.leaving
+}
+
 // pod returns a pod's object, or nil.
 func (c *catalog) pod(k podKey) *corev1.Pod {
 	c.mu.Lock()

@@ -62,6 +62,7 @@ type node struct {
 	root     string
 	statuses chan map[string]*corev1.Pod // all status files, after each change
 	current  map[string]*corev1.Pod
+	config   func(*cni.Config) // of agents that are started; may be nil
 }
 
 func newNode(t *testing.T) *node {
@@ -117,10 +118,14 @@ func (n *node) start() (stop func()) {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	a, err := cni.New(cni.Config{
+	cfg := cni.Config{
 		ConfigDir: n.dir("config"), StatusDir: n.dir("status"), RunDir: n.dir("run"), ZDSSocket: n.dir("z"),
 		Policy: cni.Policy{ExcludeNamespaces: []string{"kube-system"}},
-	}, env)
+	}
+	if n.config != nil {
+		n.config(&cfg)
+	}
+	a, err := cni.New(cfg, env)
 	if err != nil {
 		n.t.Fatal(err)
 	}

@@ -31,10 +31,9 @@ import (
 // cluster is a node in a cluster with a fake API server.
 type cluster struct {
 	*node
-	api    *fake.Clientset
-	down   atomic.Bool // requests fail; watches stay
-	config func(*cni.Config)
-	env    *daemon.Env
+	api  *fake.Clientset
+	down atomic.Bool // requests fail; watches stay
+	env  *daemon.Env
 }
 
 func newCluster(t *testing.T, objects ...runtime.Object) *cluster {
@@ -293,6 +292,38 @@ func TestTheNodeIsCleanedOnlyWhenTheDaemonSetGoes(t *testing.T) {
 	if err != nil || len(left) != 1 {
 		t.Errorf("run directory holds %v, %v; want only the test's own plugin", left, err)
 	}
+}
+
+func TestUninstallationWithoutTheAPIServer(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, ns("shop", "ambient"), pod("shop", "web-1", "u-1"))
+	stop := c.launch()
+	c.ztunnel()
+	s := newSandbox(t)
+	c.add(s.event("shop", "web-1", "u-1", "c-1"))
+	c.announces("shop", "web-1", "enabled")
+	// Permissions go with the DaemonSet: only the watch brings the news.
+	events := func() bool { return strings.Contains(c.watched(), "daemonsets") }
+	c.eventually("the DaemonSet is watched", events)
+	if err := c.api.AppsV1().DaemonSets("istio-system").Delete(t.Context(), "istio-cni-node", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.down.Store(true)
+	stop()
+	if s.captured() {
+		t.Error("the pod is still captured, and nobody is there to serve it")
+	}
+}
+
+// watched lists the resources that are watched.
+func (c *cluster) watched() string {
+	var out []string
+	for _, a := range c.api.Actions() {
+		if a.GetVerb() == "watch" {
+			out = append(out, a.GetResource().Resource)
+		}
+	}
+	return strings.Join(out, " ")
 }
 
 func TestTheTaintGoesWhenTheAgentIsReady(t *testing.T) {

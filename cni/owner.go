@@ -19,8 +19,11 @@ import (
 // DefaultDaemonSet is the DaemonSet the agent belongs to.
 const DefaultDaemonSet = "istio-cni-node"
 
-// askOwner bounds the question whether the DaemonSet is still there.
-const askOwner = 5 * time.Second
+// askOwner bounds the question whether the DaemonSet is still there, and askAgain is the pause between two attempts.
+const (
+	askOwner = 5 * time.Second
+	askAgain = 500 * time.Millisecond
+)
 
 // owner is the DaemonSet the agent belongs to. An agent that is told to stop while the DaemonSet stays is being
 // replaced; when the DaemonSet goes, so must everything the agent did to the node.
@@ -33,8 +36,7 @@ type owner struct {
 	log             *zap.Logger
 
 	mu      sync.Mutex
-	seen    bool // the watch brought it
-	deleted bool // and then its deletion
+	deleted bool // as the watch says
 }
 
 func (o *owner) factory(client kubernetes.Interface) (informers.SharedInformerFactory, error) {
@@ -65,26 +67,36 @@ func (o *owner) factory(client kubernetes.Interface) (informers.SharedInformerFa
 func (o *owner) set(deleted bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.seen, o.deleted = true, deleted
+	o.deleted = deleted
 }
 
-// gone reports whether the DaemonSet is gone or going. Whoever cannot know says no: a node that keeps what is of no use
-// is mended by hand, one whose pods lost the mesh by mistake leaks.
+// gone reports whether the DaemonSet is gone or going. It asks for a while. Whoever cannot know says no: a node that
+// keeps what is of no use is mended by hand, one whose pods lost the mesh by mistake leaks.
 func (o *owner) gone(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, askOwner)
 	defer cancel()
-	ds, err := o.client.AppsV1().DaemonSets(o.namespace).Get(ctx, o.name, metav1.GetOptions{})
+	again := time.NewTicker(askAgain)
+	defer again.Stop()
+	for {
+		ds, err := o.client.AppsV1().DaemonSets(o.namespace).Get(ctx, o.name, metav1.GetOptions{})
+		switch {
+		case err == nil:
+			return ds.DeletionTimestamp != nil
+		case apierrors.IsNotFound(err), o.watchedGo():
+			return true
+		}
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			o.log.Warn("DaemonSet cannot be read: node is left as it is, for the next agent",
+				zap.String("namespace", o.namespace), zap.String("name", o.name), zap.Error(err))
+			return false
+		}
+	}
+}
+
+func (o *owner) watchedGo() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	switch {
-	case err == nil:
-		return ds.DeletionTimestamp != nil
-	case apierrors.IsNotFound(err):
-		return true
-	case o.seen && o.deleted:
-		return true
-	}
-	o.log.Warn("DaemonSet cannot be read: node is left as it is, for the next agent", zap.String("namespace", o.namespace),
-		zap.String("name", o.name), zap.Error(err))
-	return false
+	return o.deleted
 }

@@ -213,7 +213,11 @@ func (r *reconciler) offer(ctx context.Context, p *pod, rec record) error {
 // nothing is captured that nobody would serve. It does nothing for a pod that was never captured but state its status.
 func (r *reconciler) release(ctx context.Context, p *pod, gen int, rec record, ns *linux.NetNS, v Verdict) error {
 	if err := r.announce(ctx, p, rec, redirectionNone); err != nil {
-		return err
+		if !r.catalog.isLeaving() {
+			return err
+		}
+		// Nobody serves the pod from now on: peers that are not told are the lesser evil.
+		r.log.Warn("announcement stays", zap.Stringer("pod", p.key), zap.Error(err))
 	}
 	if !rec.Captured {
 		if p.clean {
