@@ -88,9 +88,14 @@ func New(c Config, env *daemon.Env) (*Agent, error) {
 	a.metrics = newMetrics(env.Registry, a.zds.Connected)
 	a.rec.zt = a.zds
 	if c.HostProbe {
-		if a.rec.probes, err = hostProbe(ipt); err != nil {
+		h, err := hostProbe(ipt)
+		if err == nil {
+			err = h.Keep(captured(known.list()))
+		}
+		if err != nil {
 			return nil, err
 		}
+		a.rec.probes = h
 	}
 	if c.Source == SourceKubernetes {
 		if err := a.useKubernetes(); err != nil {
@@ -108,6 +113,16 @@ func New(c Config, env *daemon.Env) (*Agent, error) {
 		env.Ready.Pending(taskInstall)
 	}
 	return a, nil
+}
+
+// captured are the addresses of the pods that are in the mesh.
+func captured(list []record) (ips []netip.Addr) {
+	for _, rec := range list {
+		if rec.Captured {
+			ips = append(ips, rec.IPs...)
+		}
+	}
+	return ips
 }
 
 // useKubernetes makes the API server the source of pods and the place of announcements.

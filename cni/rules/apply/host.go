@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -18,7 +19,8 @@ type Host struct {
 	h   rules.Host
 }
 
-// NewHost makes the sets, empty, and the rules that refer to them. The namespace is the machine's.
+// NewHost makes the sets and the rules that refer to them. The namespace is the machine's. Sets that are there keep their
+// members, so that probes pass while an agent is replaced: see Keep.
 func NewHost(ipt *IPTables, ns Namespace, h rules.Host) (*Host, error) {
 	host := &Host{ipt: ipt, ns: ns, h: h}
 	err := ns.Do(func() error {
@@ -26,9 +28,6 @@ func NewHost(ipt *IPTables, ns Namespace, h rules.Host) (*Host, error) {
 			o := netlink.IpsetCreateOptions{Comments: true, Family: f.inet, Replace: true}
 			if err := netlink.IpsetCreate(f.Set, "hash:ip", o); err != nil && !errors.Is(err, unix.EEXIST) {
 				return fmt.Errorf("make ipset %s (does the kernel have ip_set?): %w", f.Set, err)
-			}
-			if err := netlink.IpsetFlush(f.Set); err != nil {
-				return fmt.Errorf("empty ipset %s: %w", f.Set, err)
 			}
 			connect, _, err := prepare(f.rules)
 			if err != nil {
@@ -74,6 +73,30 @@ func (h *Host) Allow(uid string, ips []netip.Addr) error {
 func (h *Host) Forbid(ips []netip.Addr) error {
 	return wrap("forbid probes", h.each(ips, func(set string, ip netip.Addr) error {
 		return netlink.IpsetDel(set, &netlink.IPSetEntry{IP: ip.AsSlice(), Replace: true})
+	}))
+}
+
+// Keep takes back every address that is not among these.
+func (h *Host) Keep(ips []netip.Addr) error {
+	return wrap("forbid probes", h.ns.Do(func() error {
+		var errs []error
+		for _, f := range h.families() {
+			set, err := netlink.IpsetList(f.Set)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("list ipset %s: %w", f.Set, err))
+				continue
+			}
+			for _, e := range set.Entries {
+				ip, ok := netip.AddrFromSlice(e.IP)
+				if ok && slices.Contains(ips, ip.Unmap()) {
+					continue
+				}
+				if err := netlink.IpsetDel(f.Set, &netlink.IPSetEntry{IP: e.IP, Replace: true}); err != nil {
+					errs = append(errs, fmt.Errorf("ipset %s, %s: %w", f.Set, e.IP, err))
+				}
+			}
+		}
+		return errors.Join(errs...)
 	}))
 }
 

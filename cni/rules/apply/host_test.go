@@ -44,6 +44,19 @@ func TestHost(t *testing.T) {
 			t.Errorf("sets are\n%s\nwant once %s", list, want)
 		}
 	}
+	// An agent that follows finds the sets as they were, and takes back what is no longer a pod's.
+	if h, err = apply.NewHost(ipt, ns, rules.HostProbe(netip.Addr{}, netip.Addr{})); err != nil {
+		t.Fatal(err)
+	}
+	if got := in("ipset", "save"); got != list {
+		t.Errorf("after a restart sets are\n%s\nwant\n%s", got, list)
+	}
+	if err := h.Keep(pod[1:]); err != nil {
+		t.Fatal(err)
+	}
+	if got := in("ipset", "save"); strings.Contains(got, "10.0.0.5") || !strings.Contains(got, "fd00::5") {
+		t.Errorf("sets are\n%s\nwant only fd00::5 in them", got)
+	}
 	for range 2 {
 		if err := h.Forbid(pod); err != nil {
 			t.Fatal(err)
