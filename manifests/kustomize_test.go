@@ -110,6 +110,9 @@ func TestSamplesAreValid(t *testing.T) {
 
 // The embedded charts are the ones of this directory, helpers, whose names begin with _, included.
 func TestChartsAreEmbeddedWhole(t *testing.T) {
+	if *update {
+		return // what was embedded is older than what was written
+	}
 	n := 0
 	err := fs.WalkDir(here, "charts", func(p string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {

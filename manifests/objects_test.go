@@ -8,10 +8,12 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"helm.sh/helm/v3/pkg/lint"
 	"helm.sh/helm/v3/pkg/lint/support"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
@@ -109,8 +111,8 @@ func TestProgramsKnowTheirArguments(t *testing.T) {
 					if e.ValueFrom != nil {
 						env[e.Name] = "" // only the kubelet knows
 					}
-					// Read by the Go runtime, by client-go in the pod, or asked for by the case itself.
-					if slices.Contains([]string{"GOMEMLIMIT", "MY_OWN"}, e.Name) {
+					// Read by the Go runtime, or asked for by the case itself.
+					if slices.Contains([]string{"GOMEMLIMIT", "MY_OWN", "MY_UID"}, e.Name) {
 						continue
 					}
 					if !strings.Contains(usage.String(), "[$"+e.Name+"]") {
@@ -226,5 +228,50 @@ func TestUmbrellaIsItsParts(t *testing.T) {
 		if v := load(t, d.Name).Metadata.Version; v != d.Version {
 			t.Errorf("the umbrella wants %s %s, its version is %s", d.Name, d.Version, v)
 		}
+	}
+}
+
+// permissions are the rules of all roles, each taken apart: kind of role, group, resource, name, verb.
+func permissions(t *testing.T, objects []*unstructured.Unstructured) map[string]bool {
+	t.Helper()
+	out := make(map[string]bool)
+	for _, u := range objects {
+		if u.GetKind() != "ClusterRole" && u.GetKind() != "Role" {
+			continue
+		}
+		var role rbacv1.ClusterRole // a Role has the same rules
+		if err := runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, &role); err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range role.Rules {
+			names := r.ResourceNames
+			if len(names) == 0 {
+				names = []string{"*"}
+			}
+			for _, group := range r.APIGroups {
+				for _, resource := range r.Resources {
+					for _, name := range names {
+						for _, verb := range r.Verbs {
+							out[strings.Join([]string{u.GetKind(), group, resource, name, verb}, " ")] = true
+						}
+					}
+				}
+			}
+		}
+	}
+	return out
+}
+
+// istiod may do what its package says it needs, where its tests run with nothing else, and nothing besides.
+func TestIstiodMayDoWhatItNeeds(t *testing.T) {
+	text, err := os.ReadFile("../istiod/kube/testdata/rbac.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := permissions(t, objects(t, string(text)))
+	// Not in that file, as its tests have no custom resources; see the package's comment.
+	want["ClusterRole security.istio.io authorizationpolicies/status * patch"] = true
+	if diff := cmp.Diff(want, permissions(t, objects(t, mustRender(t, "istiod", nil)))); diff != "" {
+		t.Errorf("permissions (-needed +given):\n%s", diff)
 	}
 }

@@ -9,7 +9,7 @@ type image struct {
 	licenses string    // SPDX expression
 
 	packages []string          // distribution packages of which it executes something
-	runs     []string          // what it executes of them, and what that opens by name; shell patterns, ARCH-independent
+	runs     []string          // what it executes of them and what that opens by name, as shell patterns
 	links    map[string]string // symbolic links besides
 }
 
@@ -41,20 +41,27 @@ var catalog = []image{
 		packages: []string{"iptables"},
 		// Sets of addresses are made over netlink: the ipset program is not needed. Every extension comes along, though
 		// our rules need few: iptables cannot list a chain in which somebody else's rule uses one it does not have.
-		runs: []string{"/usr/sbin/xtables-nft-multi", "/usr/sbin/xtables-legacy-multi", "/usr/lib/*/xtables/*.so"},
-		links: map[string]string{
-			"/usr/sbin/iptables":         "xtables-nft-multi",
-			"/usr/sbin/ip6tables":        "xtables-nft-multi",
-			"/usr/sbin/iptables-nft":     "xtables-nft-multi",
-			"/usr/sbin/ip6tables-nft":    "xtables-nft-multi",
-			"/usr/sbin/iptables-legacy":  "xtables-legacy-multi",
-			"/usr/sbin/ip6tables-legacy": "xtables-legacy-multi",
-		},
+		runs:  []string{"/usr/sbin/xtables-nft-multi", "/usr/sbin/xtables-legacy-multi", "/usr/lib/*/xtables/*.so"},
+		links: iptablesNames(),
 	},
 	{
 		name: "demo-app", title: "Mistnet demo application", user: anyUser, licenses: "Apache-2.0",
 		programs: []program{{"./cmd/demo-app", "/usr/local/bin/demo-app"}},
 	},
+}
+
+// iptablesNames are the names by which the agent calls the two programs that have all of iptables in them. The plain
+// ones mean nf_tables, as in the distribution.
+func iptablesNames() map[string]string {
+	names := make(map[string]string)
+	for _, family := range []string{"iptables", "ip6tables"} {
+		for _, use := range []string{"", "-save", "-restore"} {
+			names["/usr/sbin/"+family+use] = "xtables-nft-multi"
+			names["/usr/sbin/"+family+"-nft"+use] = "xtables-nft-multi"
+			names["/usr/sbin/"+family+"-legacy"+use] = "xtables-legacy-multi"
+		}
+	}
+	return names
 }
 
 func imageNames() []string {

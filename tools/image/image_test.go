@@ -278,7 +278,7 @@ func TestCNIImageRunsIPTables(t *testing.T) {
 	each(t, index, func(arch string, img v1.Image, cfg *v1.ConfigFile) {
 		have := files(t, img)
 		for _, want := range []string{"/usr/local/bin/cni-agent", "/opt/cni/bin/istio-cni", "/usr/sbin/iptables", "/usr/sbin/ip6tables",
-			"/usr/sbin/iptables-legacy", "/usr/lib/" + triplets[arch] + "/xtables/libxt_owner.so", "/usr/share/doc/iptables/copyright"} {
+			"/usr/sbin/iptables-legacy", "/usr/sbin/ip6tables-restore", "/usr/lib/" + triplets[arch] + "/xtables/libxt_owner.so", "/usr/share/doc/iptables/copyright"} {
 			if _, ok := have[want]; !ok {
 				t.Errorf("%s: %s is missing", arch, want)
 			}
@@ -326,10 +326,11 @@ func runIPTables(t *testing.T, img v1.Image, arch string) {
 	for _, program := range []string{"iptables", "ip6tables", "iptables-nft", "iptables-legacy"} {
 		// A rule with an extension of each kind we use: a match and a target that are libraries of their own.
 		rules := "-t nat -A OUTPUT -p tcp -m owner --uid-owner 1 -m mark --mark 0x539/0xfff -j REDIRECT --to-ports 15001"
-		for _, args := range []string{rules, "-t nat -S OUTPUT"} {
-			cmd := exec.Command("unshare", append([]string{"--net", "chroot", root, "/usr/sbin/" + program}, strings.Fields(args)...)...)
+		for _, args := range []string{program + " " + rules, program + "-save -t nat", program + "-restore --version"} {
+			words := strings.Fields(args)
+			cmd := exec.Command("unshare", append([]string{"--net", "chroot", root, "/usr/sbin/" + words[0]}, words[1:]...)...)
 			if out, err := cmd.CombinedOutput(); err != nil {
-				t.Errorf("%s %s: %v: %s", program, args, err, out)
+				t.Errorf("%s: %v: %s", args, err, out)
 			}
 		}
 	}
