@@ -7,6 +7,7 @@ import (
 
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/leaderelection"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
@@ -118,11 +119,14 @@ func (q *keyQueue) work(ctx context.Context, log *zap.Logger, all func() []strin
 				once, cancel := context.WithTimeout(ctx, callTimeout)
 				err := do(once, key)
 				cancel()
-				if err != nil && ctx.Err() == nil {
+				switch {
+				case err == nil, ctx.Err() != nil:
+					queue.Forget(key)
+				case apierrors.IsConflict(err): // somebody else wrote; what they did comes
+					queue.AddRateLimited(key)
+				default:
 					log.Warn("write failed, trying again", zap.String("object", key), zap.Error(err))
 					queue.AddRateLimited(key)
-				} else {
-					queue.Forget(key)
 				}
 				queue.Done(key)
 			}

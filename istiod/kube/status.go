@@ -127,7 +127,8 @@ func (s *statuses) write(ctx context.Context, key string) error {
 	}
 	patch, err := json.Marshal(map[string]any{
 		"apiVersion": "security.istio.io/v1", "kind": index.AuthorizationPolicy.String(),
-		"metadata": map[string]any{"name": p.Name, "namespace": p.Namespace},
+		// The version: what others wrote meanwhile is not overwritten, but read and tried again.
+		"metadata": map[string]any{"name": p.Name, "namespace": p.Namespace, "resourceVersion": p.ResourceVersion},
 		"status":   map[string]any{"conditions": all},
 	})
 	if err != nil {

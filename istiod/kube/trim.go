@@ -10,6 +10,7 @@ import (
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -156,6 +157,7 @@ func trimAuthorizationPolicy(o runtime.Object) (runtime.Object, error) {
 	}
 	p := &policy{conditions: s.Status.Conditions}
 	p.ObjectMeta = s.Metadata
+	p.ResourceVersion = metaVersion(o)
 	unknown, err := decode(s.Spec, &p.Spec)
 	if err != nil { // whom it is for cannot be told either
 		proto.Reset(&p.Spec)
@@ -165,6 +167,14 @@ func trimAuthorizationPolicy(o runtime.Object) (runtime.Object, error) {
 		p.notUnderstood(unknown)
 	}
 	return p, nil
+}
+
+func metaVersion(o runtime.Object) string {
+	a, err := meta.Accessor(o)
+	if err != nil {
+		return ""
+	}
+	return a.GetResourceVersion()
 }
 
 func trimPeerAuthentication(o runtime.Object) (runtime.Object, error) {

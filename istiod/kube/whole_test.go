@@ -207,6 +207,7 @@ func TestWithARealAPIServer(t *testing.T) {
 			return p.snap.Policy("shop/guard") != nil && p.snap.Policy("istio-system/istio_converted_static_strict") != nil
 		})
 	}
+	others := 0 // conditions that are not ours, all before ours by name
 	condition := func(wantStatus, wantReason string, generation int64) {
 		t.Helper()
 		s.await("condition "+wantReason, patience, func(ctx context.Context) error {
@@ -215,10 +216,10 @@ func TestWithARealAPIServer(t *testing.T) {
 				return err
 			}
 			list, _, err := unstructured.NestedSlice(u.Object, "status", "conditions")
-			if err != nil || len(list) != 1 {
+			if err != nil || len(list) != others+1 {
 				return fmt.Errorf("conditions = %v, %v", list, err)
 			}
-			c := list[0].(map[string]any)
+			c := list[others].(map[string]any)
 			if c["type"] != "ZtunnelAccepted" || c["status"] != wantStatus || c["reason"] != wantReason || c["observedGeneration"] != generation {
 				return fmt.Errorf("condition = %v", c)
 			}
@@ -226,6 +227,11 @@ func TestWithARealAPIServer(t *testing.T) {
 		})
 	}
 	condition("True", "Accepted", 1)
+	// Somebody else's condition is there to stay: the API server holds the list for one value.
+	_, err = s.dynamic.Resource(policies).Namespace("shop").Patch(t.Context(), "guard", "application/json-patch+json",
+		[]byte(`[{"op":"add","path":"/status/conditions/0","value":{"type":"WaypointAccepted","status":"True"}}]`), metav1.PatchOptions{}, "status")
+	s.check(err)
+	others = 1
 	_, err = s.dynamic.Resource(policies).Namespace("shop").Patch(t.Context(), "guard", "application/merge-patch+json",
 		[]byte(`{"spec":{"action":"AUDIT"}}`), metav1.PatchOptions{})
 	s.check(err)
