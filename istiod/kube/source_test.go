@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -175,4 +176,52 @@ func TestObjectsBecomeNouns(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.until("guard goes", func(n translate.Nouns) bool { return n.Policies["shop/guard"] == nil })
+}
+
+// TestObjectsAreTrimmed: what the mesh does not look at is not kept, and a cluster has much of it.
+func TestObjectsAreTrimmed(t *testing.T) {
+	t.Parallel()
+	ns, svc := namespace("shop", map[string]string{"a": "b"}), service("shop", "web", "10.96.0.1")
+	web := pod("shop", "web", "10.0.0.1")
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Status: corev1.NodeStatus{Images: make([]corev1.ContainerImage, 3)}}
+	for _, m := range []*metav1.ObjectMeta{&ns.ObjectMeta, &svc.ObjectMeta, &node.ObjectMeta} {
+		m.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: "kubectl"}}
+		m.Annotations = map[string]string{"big": "thing", "networking.istio.io/traffic-distribution": "PreferClose"}
+	}
+	c := newCluster(t, ns, svc, web, node, allow("shop", "guard", "shop"))
+	source := kube.New(kube.Config{Clients: kube.Clients{Kube: c.kube, Dynamic: c.dynamic}})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	seen := 0
+	err := source.Run(ctx, func(events []index.Event) {
+		defer cancel()
+		for _, ev := range events {
+			m, err := meta.Accessor(ev.Object)
+			if err != nil {
+				t.Error(err)
+				continue
+			}
+			seen++
+			if m.GetName() == "" || len(m.GetManagedFields()) > 0 || m.GetAnnotations()["big"] != "" || m.GetAnnotations()["some"] != "" {
+				t.Errorf("%s %s is not trimmed: %+v", ev.Kind, ev.Name, ev.Object)
+			}
+			switch o := ev.Object.(type) {
+			case *corev1.Pod:
+				if len(o.Spec.Containers) > 0 || o.Annotations["ambient.istio.io/redirection"] != "enabled" {
+					t.Errorf("pod is not trimmed: %+v", o)
+				}
+			case *corev1.Node:
+				if len(o.Status.Images) > 0 {
+					t.Errorf("node is not trimmed: %+v", o)
+				}
+			case *corev1.Service:
+				if o.Annotations["networking.istio.io/traffic-distribution"] != "PreferClose" {
+					t.Error("an annotation that counts was trimmed")
+				}
+			}
+		}
+	})
+	if err != nil || seen != 5 {
+		t.Errorf("Run = %v after %d objects, want nil after 5", err, seen)
+	}
 }

@@ -6,8 +6,11 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
+	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -142,6 +145,21 @@ func wantCode(t *testing.T, what string, err error, want codes.Code) {
 	}
 }
 
+// page reads a page of the monitoring address.
+func (r *replica) page(path string) string {
+	r.t.Helper()
+	resp, err := http.Get("http://" + r.d.MonitoringAddr().String() + path)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return string(body)
+}
+
 // TestWithARealAPIServer runs two replicas with the documented permissions against a real API server: what is read,
 // who is believed, what is written, and what happens when the API server dies.
 func TestWithARealAPIServer(t *testing.T) {
@@ -198,6 +216,20 @@ func TestWithARealAPIServer(t *testing.T) {
 		return err
 	})
 
+	// What is told of it.
+	leaders := 0
+	for _, r := range []*replica{one, two} {
+		if strings.Contains(r.page("/metrics"), "\nistiod_leader 1\n") {
+			leaders++
+		}
+		if page := r.page("/debug/objects"); !strings.Contains(page, `"resource": "pods"`) || !strings.Contains(page, `"leads"`) {
+			t.Errorf("/debug/objects does not tell what is read:\n%s", page)
+		}
+	}
+	if leaders != 1 {
+		t.Errorf("%d replicas lead, want 1", leaders)
+	}
+
 	// Kinds that come later, and their conditions.
 	s.crds()
 	s.create(policies, allow("shop", "guard", "shop"))
@@ -247,9 +279,15 @@ func TestWithARealAPIServer(t *testing.T) {
 	wantCode(t, "a certificate meanwhile", one.certify(tok, "shop", "sa"), codes.OK)
 	wantCode(t, "an unknown token meanwhile", one.certify("new.token.now", "shop", "sa"), codes.Unavailable)
 	for _, r := range []*replica{one, two} {
-		if code, err := statusCode("http://" + r.d.MonitoringAddr().String() + "/ready"); err != nil || code != 200 {
-			t.Errorf("/ready while the API server is down = %d, %v, want 200", code, err)
+		if page := r.page("/ready"); page != "ready\n" {
+			t.Errorf("/ready while the API server is down = %q, want ready", page)
 		}
+		s.await("it is told that the API server is down", patience, func(context.Context) error {
+			if !strings.Contains(r.page("/metrics"), `istiod_source_failing{resource="pods"} 1`) {
+				return errors.New("istiod_source_failing is 0")
+			}
+			return nil
+		})
 	}
 	s.up()
 	s.pod("shop", "new", "n1", "10.0.0.3")
