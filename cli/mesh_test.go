@@ -82,6 +82,8 @@ func TestBadInputIsOneLine(t *testing.T) {
 		args []string
 	}{
 		{"did you mean \"istiod.replicaCount\"?", []string{"manifest", "generate", "--set", "istiod.replicaCont=1"}},
+		{"Kubernetes v1.20.1 is not supported, the mesh needs >=1.30.0", []string{"manifest", "generate", "--kube-version", "v1.20.1"}},
+		{"understand Kubernetes version \"new\"", []string{"manifest", "generate", "--kube-version", "new"}},
 		{"unknown flag: --profil", []string{"install", "--profil", "x"}},
 		{"unknown command \"instal\"", []string{"instal"}},
 		{"read --kubeconfig: stat /none: no such file", []string{"install", "--kubeconfig", "/none"}},
@@ -101,4 +103,49 @@ func unreachable(t *testing.T) string {
 	s := &fakeapi.Server{}
 	s.Refuse(t)
 	return s.Kubeconfig(t)
+}
+
+func TestVersion(t *testing.T) {
+	t.Parallel()
+	api := fakeapi.New(t)
+	kubeconfig := api.Kubeconfig(t)
+	if status, _, errOut := mistctl(t, "install", "--kubeconfig", kubeconfig, "--set", "global.tag=1.2.3"); status != 0 {
+		t.Fatal(errOut)
+	}
+	for name, labels := range map[string]fakeapi.Object{"a": {"app": "istiod"}, "b": {"app": "ztunnel"}, "c": {"app": "ztunnel"}, "d": {"k8s-app": "istio-cni-node"}} {
+		api.Put("/api/v1/namespaces/istio-system/pods/"+name, fakeapi.Object{"apiVersion": "v1", "kind": "Pod",
+			"metadata": fakeapi.Object{"name": name, "namespace": "istio-system", "labels": labels},
+			"spec":     fakeapi.Object{"containers": []any{fakeapi.Object{"name": "x", "image": "h/x:1.2.3"}}}})
+	}
+	status, out, errOut := mistctl(t, "version", "--remote", "--kubeconfig", kubeconfig)
+	want := "kubernetes:  v1.36.3\ninstalled:   1.2.3\ncni:         1.2.3 (1 pods)\nistiod:      1.2.3 (1 pods)\nztunnel:     1.2.3 (2 pods)\n"
+	if status != 0 || !strings.HasSuffix(out, want) {
+		t.Errorf("version says %q, %s, want it to end with %q", out, errOut, want)
+	}
+}
+
+func TestCompletion(t *testing.T) {
+	t.Parallel()
+	for _, shell := range []string{"bash", "zsh", "fish"} {
+		if status, out, errOut := mistctl(t, "completion", shell); status != 0 || !strings.Contains(out, "mistctl") {
+			t.Errorf("completion %s: %s", shell, errOut)
+		}
+	}
+	if _, out, _ := mistctl(t, "__complete", "install", "--profile", ""); !strings.Contains(out, "ambient\n") || !strings.Contains(out, "openshift\n") {
+		t.Errorf("profiles complete to %q", out)
+	}
+}
+
+func TestCheckBeforeAndAfter(t *testing.T) {
+	t.Parallel()
+	api := fakeapi.New(t)
+	api.Put("/api/v1/nodes/n", fakeapi.Object{"apiVersion": "v1", "kind": "Node", "metadata": fakeapi.Object{"name": "n"},
+		"status": fakeapi.Object{"nodeInfo": fakeapi.Object{"kernelVersion": "6.1.0", "architecture": "amd64", "operatingSystem": "linux"}}})
+	kubeconfig := api.Kubeconfig(t)
+	if status, out, errOut := mistctl(t, "check", "--pre", "--kubeconfig", kubeconfig); status != 0 {
+		t.Errorf("check --pre: %s\n%s", errOut, out)
+	}
+	if status, out, _ := mistctl(t, "check", "--kubeconfig", kubeconfig); status == 0 || !strings.Contains(out, "✗ there is no istiod") {
+		t.Errorf("check without a mesh: status %d\n%s", status, out)
+	}
 }

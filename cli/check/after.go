@@ -32,7 +32,7 @@ func (c *Checker) controlPlane(ctx context.Context) Group {
 	case inv == nil:
 		g.doubt("run mistctl install, unless Helm installed it; -i names another namespace", "mistctl installed nothing in namespace %s", c.Cluster.Namespace)
 	case !inv.Complete:
-		g.bad("run mistctl install again", "an installation of version %s was interrupted", inv.Version)
+		g.bad("run the same mistctl install or upgrade again", "an installation of version %s was interrupted", inv.Version)
 	case c.Version != "" && inv.Version != c.Version:
 		g.doubt("run mistctl upgrade, or use the mistctl of that version", "version %s is installed, mistctl has %s", inv.Version, c.Version)
 	default:

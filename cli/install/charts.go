@@ -98,6 +98,9 @@ func (c *Charts) Render(s *Settings, t Target) ([]Object, error) {
 			return nil, fmt.Errorf("understand Kubernetes version %q: %w", t.KubeVersion, err)
 		}
 		caps.KubeVersion = *v
+		if want := c.byName["base"].Metadata.KubeVersion; want != "" && !chartutil.IsCompatibleRange(want, v.Version) {
+			return nil, fmt.Errorf("Kubernetes %s is not supported, the mesh needs %s: upgrade the cluster, or use an older mesh", v.Version, strings.TrimSuffix(want, "-0"))
+		}
 	}
 	if t.APIs != nil {
 		caps.APIVersions = append(slices.Clone(chartutil.DefaultVersionSet), t.APIs...)

@@ -264,7 +264,7 @@ func TestMissingPermission(t *testing.T) {
 func TestWhatIsNotReadyIsNamed(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
-	l.in.Timeout = 50 * time.Millisecond
+	l.in.Timeout = time.Second
 	l.api.Stored = func(kind string, o fakeapi.Object) {
 		fakeapi.Ready(kind, o)
 		if kind == "Deployment" {
@@ -275,7 +275,7 @@ func TestWhatIsNotReadyIsNamed(t *testing.T) {
 	pod["status"] = fakeapi.Object{"containerStatuses": []any{fakeapi.Object{"name": "discovery", "state": fakeapi.Object{
 		"waiting": fakeapi.Object{"reason": "ImagePullBackOff", "message": "no such image"}}}}}
 	l.api.Put("/api/v1/namespaces/istio-system/pods/istiod-1", pod)
-	wantError(t, l.in.Install(t.Context(), install.Input{}), "istiod is not done after 50ms", "0 of 1 ready", "istiod-1: ImagePullBackOff (no such image)")
+	wantError(t, l.in.Install(t.Context(), install.Input{}), "istiod is not done after 1s", "0 of 1 ready", "istiod-1: ImagePullBackOff (no such image)")
 }
 
 func TestUpgrade(t *testing.T) {

@@ -194,7 +194,7 @@ func (in *Installer) delete(ctx context.Context, r Ref, how metav1.DeletionPropa
 // gone waits until none of the objects is there, nor what they own.
 func (in *Installer) gone(ctx context.Context, what string, refs []Ref) error {
 	return in.await(ctx, "removal of "+what, func(ctx context.Context) (progress, error) {
-		p := progress{want: int32(len(refs))}
+		p := progress{want: int32(len(refs)), word: "gone"}
 		for _, r := range refs {
 			live, err := in.live(ctx, r)
 			if err != nil {
@@ -273,7 +273,7 @@ func (in *Installer) removeNamespace(ctx context.Context) error {
 		if apierrors.IsNotFound(err) {
 			return progress{done: true}, nil
 		}
-		return progress{want: 1}, err
+		return progress{want: 1, word: "gone"}, err
 	})
 }
 

@@ -22,10 +22,11 @@ type progress struct {
 	want, ready int32
 	done        bool
 	note        string // why not, when it is known
+	word        string // what is counted; "ready" when empty
 }
 
 func (p progress) String() string {
-	s := fmt.Sprintf("%d of %d ready", p.ready, p.want)
+	s := fmt.Sprintf("%d of %d %s", p.ready, p.want, cmp.Or(p.word, "ready"))
 	if p.note != "" {
 		s += ", " + p.note
 	}
@@ -77,7 +78,7 @@ func (in *Installer) rolledOut(ctx context.Context, r Ref) (progress, error) {
 	var (
 		p        progress
 		selector *metav1.LabelSelector
-		current  bool
+		current  bool // the status is that of what was applied
 	)
 	switch r.Kind {
 	case "Deployment":
@@ -91,7 +92,10 @@ func (in *Installer) rolledOut(ctx context.Context, r Ref) (progress, error) {
 		}
 		selector = d.Spec.Selector
 		p.ready = min(d.Status.UpdatedReplicas, d.Status.AvailableReplicas)
-		current = d.Status.ObservedGeneration >= d.Generation && d.Status.Replicas == d.Status.UpdatedReplicas
+		current = d.Status.ObservedGeneration >= d.Generation
+		if p.done = current && p.ready >= p.want && d.Status.Replicas == d.Status.UpdatedReplicas; !p.done && p.ready >= p.want {
+			p.note = "the old ones are still there"
+		}
 	case "DaemonSet":
 		d, err := in.Cluster.Kube.AppsV1().DaemonSets(r.Namespace).Get(ctx, r.Name, metav1.GetOptions{})
 		if err != nil {
@@ -100,10 +104,16 @@ func (in *Installer) rolledOut(ctx context.Context, r Ref) (progress, error) {
 		p.want, selector = d.Status.DesiredNumberScheduled, d.Spec.Selector
 		p.ready = min(d.Status.UpdatedNumberScheduled, d.Status.NumberAvailable)
 		current = d.Status.ObservedGeneration >= d.Generation
+		p.done = current && p.ready >= p.want
 	default:
 		return progress{done: true}, nil
 	}
-	if p.done = current && p.ready >= p.want; p.done {
+	switch {
+	case p.done:
+		return p, nil
+	case !current:
+		return progress{want: p.want, note: "applied"}, nil
+	case p.note != "":
 		return p, nil
 	}
 	pods, err := in.Cluster.Kube.CoreV1().Pods(r.Namespace).List(ctx, metav1.ListOptions{LabelSelector: metav1.FormatLabelSelector(selector)})
