@@ -218,20 +218,21 @@ func isOver(pod *corev1.Pod) bool {
 }
 
 // fetch asks for a pod that the watch has not brought yet, and for its namespace, until ctx is done or both are known.
-func (s *kubeSource) fetch(ctx context.Context, k podKey, uid string) {
+// It returns the last answer that did not help.
+func (s *kubeSource) fetch(ctx context.Context, k podKey, uid string) (last error) {
 	pause := time.NewTicker(fetchEvery)
 	defer pause.Stop()
 	for {
 		if _, _, err := s.catalog.decide(k, uid); err == nil {
-			return
+			return nil
 		}
-		if err := s.ask(ctx, k); err != nil && ctx.Err() == nil {
-			s.log.Warn("pod that is about to start cannot be read", zap.Stringer("pod", k), zap.Error(err))
+		if err := s.ask(ctx, k); err != nil && (last == nil || ctx.Err() == nil) {
+			last = err
 		}
 		select {
 		case <-pause.C:
 		case <-ctx.Done():
-			return
+			return last
 		}
 	}
 }

@@ -209,7 +209,7 @@ func (s *podStatus) patch(ctx context.Context, k podKey, uid types.UID, to redir
 		value = string(to)
 	}
 	body, err := json.Marshal(map[string]any{"metadata": map[string]any{
-		"uid":         uid, // a precondition: another UID is a conflict
+		"uid":         uid, // another one is refused: it cannot be changed
 		"annotations": map[string]any{mesh.AnnotationRedirection: value},
 	}})
 	if err != nil {

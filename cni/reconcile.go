@@ -54,7 +54,7 @@ type reconciler struct {
 	log     *zap.Logger
 
 	proc  procDir
-	fetch func(ctx context.Context, k podKey, uid string) // asks for a pod that is not known; may be nil
+	fetch func(ctx context.Context, k podKey, uid string) error // asks for a pod that is not known; may be nil
 
 	repairEvery time.Duration // how often rules are compared with what they should be; 0: only at the start
 	sweeps      []func()      // what else is looked at from time to time
@@ -216,15 +216,7 @@ func (r *reconciler) attach(ctx context.Context, ev plugin.Event) error {
 	if slices.Contains(hosts, rec.NetnsID) {
 		return errHostNetwork
 	}
-	var asked sync.WaitGroup
-	defer asked.Wait()
-	known, cancel := context.WithTimeout(ctx, knownWithin)
-	defer cancel()
-	if _, _, err := r.catalog.decide(rec.key(), rec.UID); err != nil && r.fetch != nil {
-		asked.Go(func() { r.fetch(known, rec.key(), rec.UID) })
-	}
-	object, err := r.catalog.await(known, rec.key(), rec.UID)
-	cancel()
+	object, err := r.identify(ctx, rec.key(), rec.UID)
 	if err != nil {
 		return err
 	}
@@ -238,6 +230,24 @@ func (r *reconciler) attach(ctx context.Context, ev plugin.Event) error {
 		r.leave(p, gen)
 	}
 	return err
+}
+
+// identify waits a little until it is known whether the pod is to be in the mesh, and returns the UID of its object.
+func (r *reconciler) identify(ctx context.Context, k podKey, uid string) (object string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, knownWithin)
+	defer cancel()
+	var asked sync.WaitGroup
+	var refused error // of the last question
+	if _, _, err := r.catalog.decide(k, uid); err != nil && r.fetch != nil {
+		asked.Go(func() { refused = r.fetch(ctx, k, uid) })
+	}
+	object, err = r.catalog.await(ctx, k, uid)
+	cancel()
+	asked.Wait()
+	if err != nil && refused != nil {
+		err = fmt.Errorf("%w; the API server says: %w", err, refused)
+	}
+	return object, err
 }
 
 // adopt takes a pod that runs already, unless it is known by now.
