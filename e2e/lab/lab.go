@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -328,6 +329,20 @@ func New(t testing.TB, cfg Config) *Lab {
 		}
 	})
 	return l
+}
+
+// FromEnv returns what the environment says of labs for tests: MISTNET_E2E_NODES, MISTNET_E2E_PROXY and MISTNET_E2E_DUAL=1.
+// Start refuses what makes no sense.
+func FromEnv() Config {
+	cfg := Config{ProxyMode: os.Getenv("MISTNET_E2E_PROXY"), DualStack: os.Getenv("MISTNET_E2E_DUAL") == "1"}
+	if nodes := os.Getenv("MISTNET_E2E_NODES"); nodes != "" {
+		if n, err := strconv.Atoi(nodes); err == nil {
+			cfg.Nodes = n
+		} else {
+			cfg.Nodes = -1
+		}
+	}
+	return cfg
 }
 
 // Name is the lab's.

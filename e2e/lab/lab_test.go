@@ -2,7 +2,9 @@ package lab_test
 
 import (
 	"bytes"
+	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -71,7 +73,9 @@ func machine(t *testing.T) map[string][]string {
 func TestALabLeavesTheMachineAsItWas(t *testing.T) {
 	needsCluster(t)
 	before := machine(t)
-	l, err := lab.Start(t.Context(), lab.Config{Progress: testWriter{t}})
+	cfg := lab.FromEnv()
+	cfg.Progress = testWriter{t}
+	l, err := lab.Start(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,5 +119,41 @@ func TestConfigIsRefusedByName(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("Start(%+v) = %v, want an error with %q", cfg, err, want)
 		}
+	}
+}
+
+// TestSweepRemovesWhatAKilledProcessLeft starts a lab in a process that is killed in the middle of it.
+func TestSweepRemovesWhatAKilledProcessLeft(t *testing.T) {
+	needsCluster(t)
+	const name = "sweep"
+	if os.Getenv("MISTNET_E2E_VICTIM") != "" {
+		_, err := lab.Start(t.Context(), lab.Config{Name: name})
+		t.Fatalf("started, or not: %v; should have been killed before", err)
+	}
+	victim := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
+	victim.Env = append(os.Environ(), "MISTNET_E2E_VICTIM=1")
+	if err := victim.Start(); err != nil {
+		t.Fatal(err)
+	}
+	// Both nodes run: their programs and the control plane outlive who started them.
+	eventually(t, "the lab is half made", func() error {
+		left, err := lab.Leftovers("", name)
+		if err == nil && strings.Count(strings.Join(left, "\n"), "node.sh") < 2 {
+			err = errors.New("its nodes do not run yet")
+		}
+		return err
+	})
+	if err := victim.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = victim.Wait()
+	if left, err := lab.Leftovers("", name); err != nil || len(left) < 10 {
+		t.Fatalf("a killed process left %q, %v: there is nothing to sweep", left, err)
+	}
+	if err := lab.Sweep(t.Context(), ""); err != nil {
+		t.Error(err)
+	}
+	if left, err := lab.Leftovers("", name); err != nil || len(left) > 0 {
+		t.Errorf("after Sweep there are %q, %v", left, err)
 	}
 }

@@ -198,11 +198,18 @@ func (s *smoker) capture(t *testing.T) {
 	}
 	a, b := s.on(t, s.l.Node(1)), s.on(t, s.l.Node(2))
 	s.exec(t, a, "get", "http://"+net.JoinHostPort(b.Status.PodIP, "8080")+"/?captured-words")
+	// What the control plane keeps is not on the wire between nodes.
+	if err := s.l.Apply(t.Context(), "{apiVersion: v1, kind: ConfigMap, metadata: {name: words, namespace: smoke}, data: {words: stored-words}}"); err != nil {
+		t.Fatal(err)
+	}
 	if err := c.Stop(); err != nil {
 		t.Error(err)
 	}
 	if !c.Contains([]byte("captured-words")) {
 		t.Errorf("%d frames, and not the request between nodes", c.Frames())
+	}
+	if c.Contains([]byte("stored-words")) {
+		t.Error("the capture shows the control plane's own storage")
 	}
 }
 

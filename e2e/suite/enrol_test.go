@@ -34,6 +34,7 @@ func TestEnrol(t *testing.T) {
 	s.label(true)
 	s.redirected(true)
 	s.ticks("holder")
+	s.undisturbed()
 	wire = s.capture()
 	s.get("client", "http://server/?in-the-mesh")
 	s.tunnelled(wire, "in-the-mesh")

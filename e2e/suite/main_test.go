@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"testing"
 	"time"
 
@@ -42,10 +41,9 @@ func run(m *testing.M) (code int, err error) {
 		}
 		defer func() { err = errors.Join(err, cluster.CloseHandle()) }()
 	} else {
-		nodes, _ := strconv.Atoi(os.Getenv("MISTNET_E2E_NODES"))
-		cluster, err = lab.Start(ctx, lab.Config{
-			Nodes: nodes, ProxyMode: os.Getenv("MISTNET_E2E_PROXY"), DualStack: os.Getenv("MISTNET_E2E_DUAL") == "1", Progress: os.Stderr,
-		})
+		cfg := lab.FromEnv()
+		cfg.Progress = os.Stderr
+		cluster, err = lab.Start(ctx, cfg)
 		if err != nil {
 			return 0, err
 		}

@@ -180,7 +180,8 @@ func (s *space) undisturbed() {
 	for _, p := range s.pods() {
 		for _, c := range p.Status.ContainerStatuses {
 			if c.RestartCount > 0 {
-				s.Errorf("%s was started %d times again", p.Name, c.RestartCount)
+				logs, _ := cluster.Kubectl(s.Context(), "-n", s.name, "logs", p.Name, "-c", c.Name, "--previous", "--timestamps", "--tail=3")
+				s.Errorf("%s was started %d times again; before that it said\n%s", p.Name, c.RestartCount, logs)
 			}
 		}
 	}
