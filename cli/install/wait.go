@@ -117,8 +117,11 @@ func (in *Installer) rolledOut(ctx context.Context, r Ref) (progress, error) {
 		return p, nil
 	}
 	pods, err := in.Cluster.Kube.CoreV1().Pods(r.Namespace).List(ctx, metav1.ListOptions{LabelSelector: metav1.FormatLabelSelector(selector)})
-	if err == nil {
+	switch {
+	case err == nil:
 		p.note = Trouble(pods.Items)
+	case ctx.Err() != nil:
+		return p, err // what was known before says more
 	}
 	return p, nil
 }
