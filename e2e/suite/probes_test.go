@@ -22,7 +22,7 @@ func TestProbes(t *testing.T) {
 		workload{name: "http", node: n, more: both("httpGet: {path: /healthz, port: 8080}")},
 		workload{name: "tcp", node: n, more: both("tcpSocket: {port: 9000}")},
 		workload{name: "exec", node: n, more: both(`exec: {command: [/app, get, "http://127.0.0.1:8080/healthz"]}`)},
-		workload{name: "lifecycle", node: n, more: `lifecycle: {postStart: {httpGet: {path: /, port: 8080}}}`},
+		workload{name: "startup", node: n, more: "startupProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1, failureThreshold: 60}"},
 		workload{name: "peer", node: n},
 	)
 	s.redirected(true)
