@@ -92,7 +92,7 @@ func (s *kubeSource) run(ctx context.Context) error {
 		synced = append(synced, reg.HasSynced)
 	}
 	factories := []informers.SharedInformerFactory{pods, rest}
-	f, err := s.owner.factory(s.client)
+	f, err := s.owner.factory(s.client, s.watchFailed("daemonsets"))
 	if err != nil {
 		return err
 	}

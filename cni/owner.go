@@ -39,7 +39,7 @@ type owner struct {
 	deleted bool // as the watch says
 }
 
-func (o *owner) factory(client kubernetes.Interface) (informers.SharedInformerFactory, error) {
+func (o *owner) factory(client kubernetes.Interface, failed cache.WatchErrorHandlerWithContext) (informers.SharedInformerFactory, error) {
 	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithNamespace(o.namespace),
 		informers.WithTweakListOptions(func(l *metav1.ListOptions) {
 			l.FieldSelector = fields.OneTermEqualSelector("metadata.name", o.name).String()
@@ -49,7 +49,11 @@ func (o *owner) factory(client kubernetes.Interface) (informers.SharedInformerFa
 			o.set(ds.DeletionTimestamp != nil)
 		}
 	}
-	_, err := f.Apps().V1().DaemonSets().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+	informer := f.Apps().V1().DaemonSets().Informer()
+	if err := informer.SetWatchErrorHandlerWithContext(failed); err != nil {
+		return nil, fmt.Errorf("watch DaemonSet %s/%s: %w", o.namespace, o.name, err)
+	}
+	_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    put,
 		UpdateFunc: func(_, v any) { put(v) },
 		DeleteFunc: func(v any) {
