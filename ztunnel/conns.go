@@ -24,9 +24,11 @@ type conn struct {
 	*record
 	cancel context.CancelCauseFunc
 
+	original netip.AddrPort // where the caller meant to go
+	target   netip.AddrPort // what is dialed: the next hop, or the application
+
 	// For inbound connections, what authorization reads. pod names the destination.
 	pod     podKey
-	target  netip.AddrPort // where the application listens
 	request authz.Request
 	ctx     context.Context // the scope of the connection
 }
@@ -62,6 +64,13 @@ func (cs *conns) each(f func(*conn)) {
 	for c := range cs.live {
 		f(c)
 	}
+}
+
+// set changes what each shows of a connection that is already tracked.
+func (cs *conns) set(change func()) {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	change()
 }
 
 // recheck ends the inbound connections that v does not allow. A workload or policy that v does not know yet says

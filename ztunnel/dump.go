@@ -183,6 +183,14 @@ func gatewayName(g mesh.GatewayAddress) string {
 	return g.Addr.Network + "/" + g.Addr.Addr.String()
 }
 
+// addrText is "" while the address is not known.
+func addrText(a netip.AddrPort) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
+}
+
 func (z *Ztunnel) dumpPods() map[string]dumpPod {
 	connections := make(map[podKey]*dumpConnections)
 	now := time.Now()
@@ -197,7 +205,7 @@ func (z *Ztunnel) dumpPods() map[string]dumpPod {
 			connections[name] = list
 		}
 		dc := dumpConn{
-			Src: c.src.String(), OriginalDst: c.dst.String(), ActualDst: c.target.String(), Protocol: "TCP",
+			Src: c.src.String(), OriginalDst: addrText(c.original), ActualDst: addrText(c.target), Protocol: "TCP",
 			Age: now.Sub(c.start).Round(time.Millisecond).String(), Sent: c.bytes.AToB.Load(), Received: c.bytes.BToA.Load(),
 		}
 		if c.tunnel != "" {

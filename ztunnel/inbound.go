@@ -69,7 +69,7 @@ func (d *pod) admit(ctx context.Context, r *hbone.Request) (*conn, error) {
 			srcWorkload: v.WorkloadAt(d.networkAddr(r.RemoteAddr.Addr())), dstWorkload: to,
 			srcID: peer, dstID: d.id, traceparent: r.Header.Traceparent,
 		},
-		pod: d.key(), target: hop.Addr,
+		pod: d.key(), original: r.LocalAddr, target: hop.Addr,
 		request: authz.Request{Peer: peer, Src: r.RemoteAddr, Dst: hop.Addr},
 	}
 	c.service = calledService(v, to, hop, r.Header.Forwarded)

@@ -35,7 +35,9 @@ func (d *pod) outbound(ctx context.Context, app *net.TCPConn) {
 		abort(app)
 		return
 	}
-	c := &conn{record: &record{start: time.Now(), src: src, dst: dst, srcWorkload: from, srcID: d.id}}
+	c := &conn{
+		record: &record{start: time.Now(), src: src, dst: dst, srcWorkload: from, srcID: d.id}, original: dst,
+	}
 	ctx = d.conns.track(ctx, c)
 	err = d.carry(ctx, c, v, app)
 	if err != nil {
@@ -46,7 +48,7 @@ func (d *pod) outbound(ctx context.Context, app *net.TCPConn) {
 
 // carry decides c's next hop, connects to it and pumps.
 func (d *pod) carry(ctx context.Context, c *conn, v *view, app *net.TCPConn) error {
-	hop, err := nexthop.Outbound(v.Snapshot, c.srcWorkload, c.dst, pick)
+	hop, err := nexthop.Outbound(v.Snapshot, c.srcWorkload, c.original, pick)
 	c.dstWorkload, c.service = hop.Workload, hop.Service
 	if err != nil {
 		return err
@@ -56,6 +58,9 @@ func (d *pod) carry(ctx context.Context, c *conn, v *view, app *net.TCPConn) err
 			return err
 		}
 	}
+	d.conns.set(func() {
+		c.dst, c.target, c.tunnel = hop.Addr, hop.Addr, hop.Authority
+	})
 	next, err := d.open(ctx, c, hop)
 	if err != nil {
 		return err
@@ -79,10 +84,10 @@ func resolve(ctx context.Context, hop nexthop.Hop) (nexthop.Hop, error) {
 func (d *pod) open(ctx context.Context, c *conn, hop nexthop.Hop) (relay.Conn, error) {
 	switch hop.Protocol {
 	case nexthop.TCP:
-		c.dst, c.srcID = hop.Addr, mesh.Identity{}
+		c.srcID = mesh.Identity{}
 		return d.dial(ctx, hop.Addr, netip.Addr{})
 	case nexthop.HBONE:
-		c.dst, c.tunnel, c.traceparent = hop.Addr, hop.Authority, newTraceparent()
+		c.traceparent = newTraceparent()
 		target := hbone.Target{Local: d.id, LocalAddr: c.src.Addr(), Addr: hop.Addr, Expect: hop.Expect}
 		s, err := d.tunnels.Open(ctx, target, hop.Authority, hbone.Header{
 			Baggage: baggage(c.srcWorkload), Forwarded: forwarded(c.src, hop.ForwardedHost), Traceparent: c.traceparent,
@@ -93,7 +98,7 @@ func (d *pod) open(ctx context.Context, c *conn, hop nexthop.Hop) (relay.Conn, e
 		c.dstID = peerIdentity(s, hop.Expect)
 		return s, nil
 	}
-	return nil, connectError{fmt.Errorf("reach %s by %s: other networks are not supported yet", c.dst, hop.Protocol)}
+	return nil, connectError{fmt.Errorf("reach %s by %s: other networks are not supported yet", c.original, hop.Protocol)}
 }
 
 // peerIdentity is who answered: the handshake made sure it is one of the expected ones.

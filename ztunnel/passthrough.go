@@ -35,7 +35,7 @@ func (d *pod) passthrough(ctx context.Context, caller *net.TCPConn) {
 			start: time.Now(), inbound: true, src: src, dst: dst,
 			srcWorkload: v.WorkloadAt(d.networkAddr(src.Addr())), dstWorkload: to,
 		},
-		pod: d.key(), target: hop.Addr,
+		pod: d.key(), original: dst, target: hop.Addr,
 		request: authz.Request{Src: src, Dst: hop.Addr},
 	}
 	ctx = d.conns.track(ctx, c)
