@@ -107,7 +107,7 @@ func install(ctx context.Context, l *lab.Lab) error {
 func state(ctx context.Context) string {
 	out, err := cluster.Kubectl(ctx, "get", "pods", "-A", "-o", "wide")
 	for _, what := range [][]string{
-		{"describe", "pods", "-n", "istio-system"},
+		{"get", "events", "-n", "istio-system", "--field-selector=type!=Normal", "--sort-by=.lastTimestamp"},
 		{"logs", "-n", "istio-system", "deployment/istiod", "--tail=20"},
 		{"logs", "-n", "istio-system", "-l", "k8s-app=istio-cni-node", "--tail=20", "--prefix"},
 		{"logs", "-n", "istio-system", "-l", "app=ztunnel", "--tail=20", "--prefix"},
