@@ -132,7 +132,7 @@ func TestManyWritersShareRecordsAndWrites(t *testing.T) {
 	})
 }
 
-func TestARoundTripThroughTwoProxiesHardlyAllocates(t *testing.T) {
+func TestARoundTripThroughTwoProxiesDoesNotAllocate(t *testing.T) {
 	m := newTunnelled(t)
 	c, s := m.connect(t)
 	msg, buf := make([]byte, 1000), make([]byte, 1000)
@@ -145,9 +145,9 @@ func TestARoundTripThroughTwoProxiesHardlyAllocates(t *testing.T) {
 	for range 200 {
 		trip()
 	}
-	// crypto/tls allocates one small reader per record it receives, which is two here; our own share is none.
-	if n := testing.AllocsPerRun(500, trip); n > 2.5+raceAllocs {
-		t.Errorf("a round trip allocates %v times, want crypto/tls's 2", n)
+	// crypto/tls would allocate one small reader per record it receives: that there is none says whose records they are.
+	if n := testing.AllocsPerRun(500, trip); n > 0 {
+		t.Errorf("a round trip allocates %v times, want none", n)
 	}
 }
 

@@ -12,6 +12,8 @@ import (
 
 	"go.uber.org/zap"
 	"golang.org/x/net/http2"
+
+	"github.com/mistnet/mistnet/internal/hbone/record"
 )
 
 const (
@@ -24,7 +26,7 @@ const (
 type conn struct {
 	raw    net.Conn
 	bc     *batchConn
-	tls    *tls.Conn
+	rec    records
 	log    *zap.Logger
 	server *Server // nil on the client side
 
@@ -95,12 +97,19 @@ func (c *conn) spend() error {
 	return c.spendLocked(&c.budget.control)
 }
 
-func newConn(ctx context.Context, raw net.Conn, bc *batchConn, tc *tls.Conn, log *zap.Logger) *conn {
+// handshaken is a connection whose TLS handshake is over.
+type handshaken struct {
+	bc    *batchConn
+	rec   records
+	state tls.ConnectionState
+}
+
+func newConn(ctx context.Context, h handshaken, log *zap.Logger) *conn {
 	c := &conn{
-		raw: raw, bc: bc, tls: tc, log: log,
-		state:          tc.ConnectionState(),
-		remote:         addrPort(raw.RemoteAddr()),
-		local:          addrPort(raw.LocalAddr()),
+		raw: h.bc.Conn, bc: h.bc, rec: h.rec, log: log,
+		state:          h.state,
+		remote:         addrPort(h.bc.RemoteAddr()),
+		local:          addrPort(h.bc.LocalAddr()),
 		streams:        make(map[uint32]*Stream),
 		nextID:         1,
 		lastID:         maxStreamID,
@@ -112,7 +121,7 @@ func newConn(ctx context.Context, raw net.Conn, bc *batchConn, tc *tls.Conn, log
 	}
 	c.ctx, c.cancel = context.WithCancelCause(ctx)
 	c.w.window = defaultWindow
-	bc.startCollecting()
+	h.bc.startCollecting()
 	return c
 }
 
@@ -194,6 +203,9 @@ func (c *conn) fail(err error) {
 		c.mu.Unlock()
 		return
 	}
+	if c.w.failAfter != nil {
+		err = c.w.failAfter // what the peer does about our goodbye is no cause
+	}
 	c.err = err
 	streams := c.streams
 	c.streams = map[uint32]*Stream{}
@@ -202,6 +214,9 @@ func (c *conn) fail(err error) {
 	}
 	for _, s := range streams {
 		s.dropOutLocked(err)
+	}
+	if !c.w.busy {
+		c.rec.stopWriting()
 	}
 	c.mu.Unlock()
 	c.raw.Close()
@@ -214,20 +229,27 @@ func (c *conn) fail(err error) {
 	}
 }
 
-// shut sends GOAWAY and ends the connection. It returns when that is done; a peer that does not take the GOAWAY gets
-// little time to.
+// shut sends GOAWAY and close_notify and ends the connection.
 func (c *conn) shut(code http2.ErrCode, cause error) {
 	c.mu.Lock()
 	if c.err != nil {
 		c.mu.Unlock()
 		return
 	}
-	c.draining = true
 	c.w.staged = appendGoAway(c.w.staged, c.maxPeerID, code)
-	c.raw.SetWriteDeadline(time.Now().Add(closeTimeout))
+	c.leaveLocked(record.CloseNotify, cause)
+}
+
+// leaveLocked sends what is staged and an alert, and ends the connection. It is called with c.mu held and the connection
+// alive, and releases c.mu. It returns when all is done; a peer that does not take the alert gets little time to.
+func (c *conn) leaveLocked(last record.Alert, cause error) {
+	c.draining = true
+	if c.w.failAfter == nil { // else somebody is leaving already, and the first cause stays
+		c.w.failAfter, c.w.lastWord = cause, last
+		c.raw.SetWriteDeadline(time.Now().Add(closeTimeout))
+	}
 	if c.w.busy {
-		// Whoever writes now takes the GOAWAY along and then ends the connection.
-		c.w.failAfter = cause
+		// Whoever writes now takes it along and then ends the connection.
 		c.mu.Unlock()
 		timeout := time.NewTimer(closeTimeout)
 		defer timeout.Stop()
@@ -239,10 +261,19 @@ func (c *conn) shut(code http2.ErrCode, cause error) {
 		return
 	}
 	c.w.busy = true
-	c.w.failAfter = cause
 	c.mu.Unlock()
 	c.drive(nil, true)
 	c.fail(cause)
+}
+
+// leave is shut without GOAWAY, for a peer that HTTP/2 does not reach any more.
+func (c *conn) leave(last record.Alert, cause error) {
+	c.mu.Lock()
+	if c.err != nil {
+		c.mu.Unlock()
+		return
+	}
+	c.leaveLocked(last, cause)
 }
 
 // drain makes the connection end gracefully: the peer is told to open no more streams, one round trip later the last
@@ -357,12 +388,25 @@ func (c *conn) splitHeaders(b []byte, at int) []byte {
 	return b
 }
 
+// quiet reports whether the connection has no streams.
+func (c *conn) quiet() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.streams) == 0
+}
+
 // serve reads until the connection ends and returns why; nil when it ended as agreed.
 func (c *conn) serve() error {
 	err := c.readLoop()
 	var ce *connError
 	if errors.As(err, &ce) {
 		c.shut(ce.code, err)
+	}
+	if err == ErrTruncated && c.quiet() {
+		err = ErrPeerClosed // nothing was cut
+	}
+	if alert, ok := alertFor(err); ok {
+		c.leave(alert, err)
 	}
 	c.fail(err)
 	c.mu.Lock()

@@ -72,6 +72,9 @@ var (
 	ErrClosed = errors.New("hbone: closed")
 	// ErrPeerClosed ends the streams of a connection that the peer closed.
 	ErrPeerClosed = errors.New("hbone: connection closed by peer")
+	// ErrTruncated ends a connection whose peer, or whoever is between, closed it without saying so in TLS while
+	// streams were open.
+	ErrTruncated = errors.New("hbone: connection cut off without close_notify")
 	// ErrPingTimeout ends a connection whose peer did not answer a PING in time.
 	ErrPingTimeout = errors.New("hbone: peer did not answer a ping in time")
 

@@ -30,6 +30,9 @@ type PoolConfig struct {
 	MaxStreams  int                                                              // per connection; zero: 100
 	IdleTimeout time.Duration                                                    // zero: 5 min
 	Log         *zap.Logger                                                      // nil: none
+
+	// StdlibRecords leaves TLS records to crypto/tls, instead of only the handshake.
+	StdlibRecords bool
 }
 
 // Pool keeps the client's connections, per target. All of its methods may be called at any time by any goroutine.
@@ -227,17 +230,12 @@ func (p *Pool) connect(ctx context.Context, to Target) (*conn, error) {
 	if err := tune(raw); err != nil {
 		p.cfg.Log.Debug("socket options not set", zap.Error(err))
 	}
-	bc := newBatchConn(raw)
-	tc := tls.Client(bc, tuned(cfg, clientCurves))
-	err = tc.HandshakeContext(ctx)
-	if err == nil && tc.ConnectionState().NegotiatedProtocol != "h2" {
-		err = errors.New("peer did not negotiate HTTP/2")
-	}
+	h, err := clientHandshake(ctx, raw, cfg, p.cfg.StdlibRecords)
 	if err != nil {
 		raw.Close()
 		return nil, &StageError{StageTLS, err}
 	}
-	c := newConn(context.Background(), raw, bc, tc, p.cfg.Log)
+	c := newConn(context.Background(), h, p.cfg.Log)
 	c.maxStreams = p.cfg.MaxStreams
 	c.idleTimeout = p.cfg.IdleTimeout
 	return c, nil

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+
+	"github.com/mistnet/mistnet/internal/hbone/record"
 )
 
 const (
@@ -74,6 +76,10 @@ func (in *reader) gather(s *Stream, p []byte) {
 		in.runStream, in.run = s, p
 		return
 	}
+	if end := len(in.run); end < cap(in.run) && &in.run[:end+1][end] == &p[0] {
+		in.run = in.run[:end+len(p)]
+		return
+	}
 	in.run = append(in.run, p...) // moves it down over the frame header between the two
 }
 
@@ -97,6 +103,7 @@ func (c *conn) readLoop() error {
 		if buf != nil {
 			batchSlabs.put(buf)
 		}
+		c.rec.stopReading()
 	}()
 	for {
 		if err := c.bc.wait(); err != nil {
@@ -105,12 +112,14 @@ func (c *conn) readLoop() error {
 		if buf == nil {
 			buf = batchSlabs.get()
 		}
-		n, err := c.decrypt(buf, kept)
-		used, ferr := c.consume(buf[:n])
+		left, err, ferr := c.receive(buf, kept)
 		c.in.deliver()
 		c.mu.Lock()
 		if ferr == nil && len(c.w.staged) > maxOwed {
 			ferr = errCalm // it asks and does not read the answers
+		}
+		if owed := c.rec.owed(); owed > c.w.update {
+			c.w.update = owed
 		}
 		c.send(false)
 		if ferr != nil {
@@ -119,27 +128,46 @@ func (c *conn) readLoop() error {
 		if err != nil {
 			return readError(err)
 		}
-		if kept = copy(buf, buf[used:n]); kept == 0 && !c.bc.buffered() {
+		if kept = copy(buf, left); kept == 0 && !c.bc.buffered() {
 			batchSlabs.put(buf)
 			buf = nil
 		}
 	}
 }
 
-// decrypt appends to buf[:n] the contents of all records that are there, and waits for at least one.
-func (c *conn) decrypt(buf []byte, n int) (int, error) {
+// receive decrypts the records that are there, waiting for at least one, and handles their frames. The first kept bytes
+// of buf are from before; left is what was not handled. Each record goes directly behind the payload gathered so far, so
+// that of a frame of several records only the first has to be moved over the frame's header.
+func (c *conn) receive(buf []byte, kept int) (left []byte, rerr, ferr error) {
+	at, n := 0, kept // buf[at:n] is not handled yet
 	for {
-		k, err := c.tls.Read(buf[n:])
-		n += k
-		if err != nil || len(buf)-n < 16384 || !c.bc.buffered() {
-			return n, err
+		n, rerr = c.rec.read(buf, n)
+		var used int
+		used, ferr = c.consume(buf[at:n])
+		if at += used; at == n {
+			at = c.in.gathered(buf)
+			n = at
+		}
+		if rerr != nil || ferr != nil || len(buf)-n < record.OpenRoom || !c.bc.buffered() {
+			return buf[at:n], rerr, ferr
 		}
 	}
 }
 
+// gathered is where in buf the gathered payload ends.
+func (in *reader) gathered(buf []byte) int {
+	if in.runStream == nil {
+		return 0
+	}
+	return cap(buf) - cap(in.run) + len(in.run)
+}
+
 func readError(err error) error {
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+	if errors.Is(err, io.EOF) {
 		return ErrPeerClosed
+	}
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return ErrTruncated
 	}
 	return err
 }

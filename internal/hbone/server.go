@@ -31,6 +31,7 @@ type Server struct {
 
 	MaxStreams       int           // per connection; zero: 200
 	HandshakeTimeout time.Duration // of TLS; zero: 10 s
+	StdlibRecords    bool          // leave TLS records to crypto/tls, instead of only the handshake
 
 	prepared atomic.Pointer[tunedConfig]
 
@@ -89,18 +90,13 @@ func (s *Server) ServeConn(ctx context.Context, raw net.Conn) error {
 	if timeout == 0 {
 		timeout = defaultHandshake
 	}
-	bc := newBatchConn(raw)
-	tc := tls.Server(bc, s.config())
 	hctx, cancel := context.WithTimeout(ctx, timeout)
-	err := tc.HandshakeContext(hctx)
+	h, err := serverHandshake(hctx, raw, s.config(), s.StdlibRecords)
 	cancel()
-	if err == nil && tc.ConnectionState().NegotiatedProtocol != "h2" {
-		err = errors.New("client did not negotiate HTTP/2")
-	}
 	if err != nil {
 		return &StageError{StageTLS, fmt.Errorf("handshake with %s: %w", raw.RemoteAddr(), err)}
 	}
-	c := newConn(ctx, raw, bc, tc, log)
+	c := newConn(ctx, h, log)
 	c.server = s
 	if !s.track(c) {
 		return ErrClosed

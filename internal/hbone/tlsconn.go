@@ -1,23 +1,24 @@
 package hbone
 
 import (
-	"crypto/tls"
 	"errors"
 	"io"
 	"net"
-	"slices"
 	"sync"
 	"syscall"
+
+	"github.com/mistnet/mistnet/internal/hbone/record"
 )
 
-const recordHeaderBytes = 5 // RFC 8446, 5.1
+const recordHeaderBytes = record.HeaderBytes
 
-// batchConn is the transport beneath crypto/tls. crypto/tls makes one system call per 16 KB record in each direction;
+// batchConn is the transport beneath the records. crypto/tls makes one system call per 16 KB record in each direction;
 // batchConn reads as much as the socket has and feeds it from memory, and collects records until flush writes them at
 // once.
 //
 // Reads never hand over bytes of two records, so crypto/tls never holds input beyond the record it is decrypting and
-// buffered tells truly whether the next Read would wait.
+// buffered tells truly whether the next Read would wait. For the same reason our own records can take over from
+// crypto/tls when the handshake is done.
 type batchConn struct {
 	net.Conn
 	rc syscall.RawConn // nil for connections without a file descriptor
@@ -96,13 +97,43 @@ func (b *batchConn) release() {
 	b.in, b.r, b.w = nil, 0, 0
 }
 
-// buffered reports whether a whole record waits in memory.
+// record waits for a whole record and returns it. It stays where it is until recordDone.
+func (b *batchConn) record() ([]byte, error) {
+	for need := recordHeaderBytes; ; {
+		if b.w-b.r >= need {
+			header := b.in[b.r : b.r+recordHeaderBytes]
+			if err := record.CheckHeader(header); err != nil {
+				return nil, err
+			}
+			need = record.Length(header)
+			if b.w-b.r >= need {
+				b.left = need
+				return b.in[b.r : b.r+need], nil
+			}
+		}
+		if err := b.fill(); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// recordDone gives up the record that record returned.
+func (b *batchConn) recordDone() {
+	b.r += b.left
+	b.left = 0
+	if b.r == b.w {
+		b.release()
+	}
+}
+
+// buffered reports whether a whole record waits in memory, or the start of one that will be refused.
 func (b *batchConn) buffered() bool {
 	n := b.w - b.r
 	if n < recordHeaderBytes || b.left != 0 || b.hn != 0 {
 		return false
 	}
-	return n >= recordHeaderBytes+(int(b.in[b.r+3])<<8|int(b.in[b.r+4]))
+	header := b.in[b.r : b.r+recordHeaderBytes]
+	return n >= record.Length(header) || record.CheckHeader(header) != nil
 }
 
 // fill waits for input and reads what there is. While it waits with nothing buffered it holds no slab.
@@ -122,7 +153,7 @@ func (b *batchConn) fill() error {
 		if n > 0 {
 			return nil
 		}
-		return err
+		return b.cut(err)
 	}
 	err := b.rc.Read(b.readFn)
 	if err == nil {
@@ -130,10 +161,19 @@ func (b *batchConn) fill() error {
 	}
 	if err != nil {
 		b.release()
-		return err
+		return b.cut(err)
 	}
 	b.w += b.readN
 	return nil
+}
+
+// cut makes a connection's end an unexpected one: TLS has an end of its own, which would have been read before (RFC
+// 8446, 6.1). The handshake leaves that to crypto/tls.
+func (b *batchConn) cut(err error) error {
+	if err == io.EOF && b.collect {
+		return io.ErrUnexpectedEOF
+	}
+	return err
 }
 
 func (b *batchConn) readOnce(fd uintptr) bool {
@@ -183,6 +223,14 @@ func (b *batchConn) Write(p []byte) (int, error) {
 	b.out = append(b.out, p...)
 	b.mu.Unlock()
 	return len(p), nil
+}
+
+// output is what was collected so far, for records that whoever holds the writer's role appends and puts back in out.
+func (b *batchConn) output() []byte {
+	if b.out == nil {
+		b.out = batchSlabs.get()[:0]
+	}
+	return b.out
 }
 
 // startCollecting ends the handshake phase.
@@ -278,24 +326,3 @@ func tune(raw net.Conn) error {
 	})
 	return errors.Join(err, setErr)
 }
-
-// tuned returns cfg with what this package needs: full-size records from the first byte, HTTP/2 by ALPN, and key shares
-// that are cheap in Go (P-256 costs two thirds of X25519 there) unless the configuration names its own.
-func tuned(cfg *tls.Config, curves []tls.CurveID) *tls.Config {
-	c := cfg.Clone()
-	c.DynamicRecordSizingDisabled = true
-	if !slices.Contains(c.NextProtos, "h2") {
-		c.NextProtos = append(slices.Clone(c.NextProtos), "h2")
-	}
-	if len(c.CurvePreferences) == 0 {
-		c.CurvePreferences = curves
-	}
-	return c
-}
-
-// crypto/tls orders curves by its own preference, so a client that should send a P-256 share must offer nothing it
-// prefers to that. Every peer of a mesh has P-256; servers take whatever the client likes best.
-var (
-	clientCurves = []tls.CurveID{tls.CurveP256, tls.CurveP384}
-	serverCurves = []tls.CurveID{tls.CurveP256, tls.X25519, tls.CurveP384, tls.X25519MLKEM768}
-)

@@ -1,6 +1,10 @@
 package hbone
 
-import "golang.org/x/net/http2"
+import (
+	"golang.org/x/net/http2"
+
+	"github.com/mistnet/mistnet/internal/hbone/record"
+)
 
 const (
 	maxStaged   = 64 << 10       // DATA staged while somebody else writes; more waits in the queue
@@ -24,9 +28,11 @@ type writer struct {
 	window    int       // the connection's send window
 	queue     []*Stream // streams with out and window, in turn
 	head      int
-	chunks    []chunk // of the batch being written; only whoever is busy uses it
-	first     []byte  // slab for the first record of a large frame; likewise
-	failAfter error   // end the connection after the next flush
+	chunks    []chunk      // of the batch being written; only whoever is busy uses it
+	header    []byte       // of the frame being encrypted; likewise
+	update    record.Owed  // a key update to be sent
+	failAfter error        // end the connection after the next flush
+	lastWord  record.Alert // what ends that flush
 }
 
 // chunk is one DATA frame being encrypted. Its bytes belong to the goroutine waiting in Stream.Write.
@@ -61,7 +67,7 @@ func (w *writer) dequeue() *Stream {
 }
 
 func (w *writer) pending() bool {
-	return len(w.staged) > 0 || w.failAfter != nil || w.window > 0 && w.head < len(w.queue)
+	return len(w.staged) > 0 || w.failAfter != nil || w.update != record.Nothing || w.window > 0 && w.head < len(w.queue)
 }
 
 // send makes sure what is staged goes out. It is called with c.mu held and releases it. With block false the caller's
@@ -107,10 +113,14 @@ func (c *conn) drive(owner *Stream, block bool) {
 			return
 		}
 		staged := c.collectLocked()
-		failAfter := c.w.failAfter
+		update, failAfter, lastWord := c.w.update, c.w.failAfter, c.w.lastWord
+		c.w.update = record.Nothing
 		c.mu.Unlock()
 
-		err := c.encrypt(staged)
+		err := c.encrypt(staged, update)
+		if err == nil && failAfter != nil {
+			err = c.rec.alert(lastWord)
+		}
 		c.releaseChunks(staged)
 		if err == nil {
 			var done bool
@@ -123,10 +133,7 @@ func (c *conn) drive(owner *Stream, block bool) {
 			err = failAfter
 		}
 		if err != nil {
-			c.mu.Lock()
-			c.w.busy = false
-			c.mu.Unlock()
-			c.fail(err)
+			c.stopAndFail(err)
 			return
 		}
 	}
@@ -137,28 +144,34 @@ func (c *conn) driveElsewhereFlushing() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err != nil {
-		c.w.busy = false
+		c.stopLocked()
 		return
 	}
 	c.handlers.Go(func() {
 		if _, err := c.bc.flush(true); err != nil {
-			c.mu.Lock()
-			c.w.busy = false
-			c.mu.Unlock()
-			c.fail(err)
+			c.stopAndFail(err)
 			return
 		}
 		c.drive(nil, true)
 	})
 }
 
-// stopLocked gives up the writer's role and the memory that goes with it.
+// stopLocked gives up the writer's role and the memory that goes with it. When the connection is over nobody takes the
+// role again.
 func (c *conn) stopLocked() {
 	c.w.busy = false
-	if c.w.first != nil {
-		largeSlabs.put(c.w.first)
-		c.w.first = nil
+	c.rec.idle()
+	if c.err != nil {
+		c.rec.stopWriting()
 	}
+}
+
+// stopAndFail ends the connection because of its writer.
+func (c *conn) stopAndFail(err error) {
+	c.mu.Lock()
+	c.stopLocked()
+	c.mu.Unlock()
+	c.fail(err)
 }
 
 // collectLocked takes the next batch: what is staged, and frames of queued streams in turn.
@@ -194,27 +207,20 @@ func (c *conn) collectLocked() (staged []byte) {
 
 // encrypt turns a batch into records. The staged frames and the first bytes of a large frame share no record, but a
 // frame of recordPayload or bulkPayload bytes fills whole records.
-func (c *conn) encrypt(staged []byte) error {
+func (c *conn) encrypt(staged []byte, update record.Owed) error {
 	w := &c.w
-	if len(staged) > 0 {
-		if _, err := c.tls.Write(staged); err != nil {
+	if update != record.Nothing {
+		if err := c.rec.update(update); err != nil {
 			return err
 		}
 	}
+	if err := c.rec.seal(staged, nil); err != nil {
+		return err
+	}
 	for _, ch := range w.chunks {
-		if w.first == nil {
-			w.first = largeSlabs.get()
-		}
-		b := appendFrameHeader(w.first[:0], len(ch.p), http2.FrameData, 0, ch.s.id)
-		k := min(len(ch.p), recordPayload)
-		b = append(b, ch.p[:k]...)
-		if _, err := c.tls.Write(b); err != nil {
+		w.header = appendFrameHeader(w.header[:0], len(ch.p), http2.FrameData, 0, ch.s.id)
+		if err := c.rec.seal(w.header, ch.p); err != nil {
 			return err
-		}
-		if k < len(ch.p) {
-			if _, err := c.tls.Write(ch.p[k:]); err != nil {
-				return err
-			}
 		}
 	}
 	return nil
