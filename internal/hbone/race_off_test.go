@@ -1,5 +1,0 @@
-//go:build !race
-
-package hbone_test
-
-const raceAllocs = 0
