@@ -9,10 +9,10 @@ export GOTOOLCHAIN ?= local
 export CGO_ENABLED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help build test demo bench images generate generate-check lint fmt fuzz deps-test deps-demo deps-bench clean
+.PHONY: help build test demo bench lab e2e images generate generate-check lint fmt fuzz deps-test deps-demo deps-bench deps-e2e clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## Build every program into bin/
 	@mkdir -p $(BIN)
@@ -27,6 +27,12 @@ test: deps-test build ## Prove the code: vet, the generated files, every test wi
 
 bench: deps-bench build ## Measure against other proxies (PROFILE=quick, about 6 minutes)
 	$(GO) run ./bench -profile $(PROFILE)
+
+lab: deps-e2e ## Start a real Kubernetes of two nodes on this machine, and tell what to do next
+	$(GO) run ./e2e/cmd/lab up
+
+e2e: deps-e2e ## Show the mesh in a real Kubernetes (the first run builds Kubernetes: 10 minutes and more)
+	$(GO) run ./e2e
 
 images: ## Build OCI archives of every program into bin/images (amd64 and arm64), without Docker
 	$(GO) -C tools run ./image -out ../$(BIN)/images
@@ -53,7 +59,7 @@ fuzz: ## Fuzz everything a peer can send, FUZZTIME (10s) each
 	    echo "$$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
 	  done; done
 
-deps-test deps-demo deps-bench: deps-%:
+deps-test deps-demo deps-bench deps-e2e: deps-%:
 	@tools/deps.sh $*
 
 clean: ## Remove what was built

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Installs what `make test`, `make demo` or `make bench` need from the distribution (Debian 12, Ubuntu 22.04 or newer),
+# Installs what `make test`, `make demo`, `make bench` or `make e2e` need from the distribution (Debian 12, Ubuntu 22.04 or newer),
 # says what it installs, and does nothing when it is all there.
 set -euo pipefail
 
-usage() { echo "usage: $0 test|demo|bench" >&2; exit 2; }
+usage() { echo "usage: $0 test|demo|bench|e2e" >&2; exit 2; }
 [ $# -eq 1 ] || usage
 
 # What each purpose needs: a file that proves it is there, and the package that brings it.
@@ -11,6 +11,7 @@ needs=(iptables:iptables ip:iproute2 nft:nftables ipset:ipset /usr/lib/cni/bridg
 case $1 in
   test)  needs+=(gcc:gcc /usr/include/stdlib.h:libc6-dev curl:curl openssl:openssl) ;;
   demo)  ;;
+  e2e)   needs+=(runc:runc conntrack:conntrack ps:procps nsenter:util-linux openssl:openssl) ;;
   bench) needs+=(nginx:nginx /usr/lib/nginx/modules/ngx_stream_module.so:libnginx-mod-stream haproxy:haproxy) ;;
   *) usage ;;
 esac

@@ -50,6 +50,7 @@ type Config struct {
 	MaxStreams     int
 	UnusedRelease  time.Duration
 	ResponseDetail bool // describe the destination workload in the answer to a CONNECT
+	StdlibRecords  bool // leave TLS records to crypto/tls
 }
 
 // Register declares the flags and their environment variables.
@@ -81,6 +82,7 @@ func (c *Config) Register(fs *daemon.FlagSet) {
 	fs.IntVar(&c.MaxStreams, "max-streams", 100, "POOL_MAX_STREAMS_PER_CONNECTION", "connections carried by one tunnel at most")
 	fs.DurationVar(&c.UnusedRelease, "unused-release", 5*time.Minute, "POOL_UNUSED_RELEASE_TIMEOUT", "how long an unused tunnel is kept")
 	fs.BoolVar(&c.ResponseDetail, "response-baggage", true, "ENABLE_RESPONSE_BAGGAGE", "tell callers which workload answered")
+	fs.BoolVar(&c.StdlibRecords, "stdlib-records", false, "STDLIB_RECORDS", "leave TLS records to Go's crypto/tls: slower, for who must audit one implementation")
 }
 
 // Validate reports every fault of c and fills in what follows from other fields.

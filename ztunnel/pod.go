@@ -65,9 +65,11 @@ func (p *proxy) startPod(info zds.Info, netns *linux.NetNS) (*pod, error) {
 	}
 	d.tunnels = hbone.NewPool(hbone.PoolConfig{
 		Dial: d.dialTunnel, TLS: d.clientTLS, Log: d.log.Named("tunnel"),
-		MaxStreams: p.cfg.MaxStreams, IdleTimeout: p.cfg.UnusedRelease,
+		MaxStreams: p.cfg.MaxStreams, IdleTimeout: p.cfg.UnusedRelease, StdlibRecords: p.cfg.StdlibRecords,
 	})
-	d.server = &hbone.Server{TLS: p.ids.ServerConfig(d.id), Handle: d.inbound, Log: d.log.Named("inbound")}
+	d.server = &hbone.Server{
+		TLS: p.ids.ServerConfig(d.id), Handle: d.inbound, Log: d.log.Named("inbound"), StdlibRecords: p.cfg.StdlibRecords,
+	}
 
 	type service struct {
 		port   uint16

@@ -79,17 +79,21 @@ func eventually(ctx context.Context, limit time.Duration, f func() error) (time.
 	start := time.Now()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
+	var last error // of a try that was not cut short
 	for {
 		err := f()
 		if err == nil {
 			return time.Since(start), nil
 		}
+		if ctx.Err() == nil || last == nil {
+			last = err
+		}
 		if time.Since(start) > limit {
-			return limit, fmt.Errorf("not within %s: %w", limit, err)
+			return limit, fmt.Errorf("not within %s: %w", limit, last)
 		}
 		select {
 		case <-ctx.Done():
-			return 0, fmt.Errorf("%w: %w", ctx.Err(), err)
+			return 0, fmt.Errorf("%w: %w", ctx.Err(), last)
 		case <-tick.C:
 		}
 	}

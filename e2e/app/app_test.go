@@ -103,7 +103,7 @@ func TestLoadCountsWhatFails(t *testing.T) {
 	t.Parallel()
 	web, _ := start(t)
 	for path, want := range map[string]string{"/": "failed 0\n", "/healthz": "failed 0\n"} {
-		out, err := follow(t, func(l string) bool { return strings.HasPrefix(l, "sent 1000 ") }, "load", "http://"+web+path, "1000")
+		out, err := follow(t, func(l string) bool { return strings.HasPrefix(l, "sent ") }, "load", "http://"+web+path, "1000")
 		if err != nil || !strings.HasSuffix(out, want) {
 			t.Errorf("load of %s = %q, %v", path, out, err)
 		}

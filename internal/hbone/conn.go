@@ -326,13 +326,7 @@ func (c *conn) forgetLocked(s *Stream) {
 	}
 }
 
-// usable reports whether a client connection can take one more stream.
-func (c *conn) usable() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.usableLocked()
-}
-
+// usableLocked reports whether a client connection can take one more stream.
 func (c *conn) usableLocked() bool {
 	return c.err == nil && !c.draining && c.nextID <= maxStreamID &&
 		len(c.streams) < c.maxStreams && len(c.streams) < int(c.peerMaxStreams)

@@ -62,7 +62,7 @@ func CAFiles(ctx context.Context, cfg Config) (map[string][]byte, error) {
 			}
 			files := ca.SecretFiles(secret.Data)
 			if len(files) == 0 {
-				return nil, fmt.Errorf("Secret %s/%s has no keys of an authority, only %v: delete it, or put ca-cert.pem, ca-key.pem and root-cert.pem there",
+				return nil, fmt.Errorf("secret %s/%s has no keys of an authority, only %v: delete it, or put ca-cert.pem, ca-key.pem and root-cert.pem there",
 					cfg.Namespace, name, slices.Sorted(maps.Keys(secret.Data)))
 			}
 			cfg.Log.Info("certificate authority found", zap.String("secret", cfg.Namespace+"/"+name))
