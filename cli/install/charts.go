@@ -99,7 +99,7 @@ func (c *Charts) Render(s *Settings, t Target) ([]Object, error) {
 		}
 		caps.KubeVersion = *v
 		if want := c.byName["base"].Metadata.KubeVersion; want != "" && !chartutil.IsCompatibleRange(want, v.Version) {
-			return nil, fmt.Errorf("Kubernetes %s is not supported, the mesh needs %s: upgrade the cluster, or use an older mesh", v.Version, strings.TrimSuffix(want, "-0"))
+			return nil, fmt.Errorf("a cluster of Kubernetes %s is not supported, the mesh needs %s: upgrade the cluster, or use an older mesh", v.Version, strings.TrimSuffix(want, "-0"))
 		}
 	}
 	if t.APIs != nil {

@@ -380,7 +380,7 @@ func TestValues(t *testing.T) {
 		{name: "no equals sign", in: install.Input{Sets: []string{"istiod.replicaCount"}}, err: "--set istiod.replicaCount: want key=value"},
 		{name: "broken file", in: install.Input{Files: []string{broken}}, err: "broken.yaml"},
 		{name: "no such file", in: install.Input{Files: []string{"/none"}}, err: "/none"},
-		{name: "remote without address", in: install.Input{Profile: "external"}, err: "profile remote needs --set global.remotePilotAddress=..."},
+		{name: "remote without address", in: install.Input{Profile: "external"}, err: "profile remote needs --set global.remotePilotAddress=VALUE"},
 	} {
 		s, err := testCharts(t).Settle(c.in, nil)
 		if c.err != "" {

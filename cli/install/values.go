@@ -86,7 +86,7 @@ func (c *Charts) Settle(in Input, base *Settings) (*Settings, error) {
 	delete(user, "components")
 	for _, path := range profile.Requires {
 		if lookup(user, path) == nil {
-			return nil, fmt.Errorf("profile %s needs --set %s=...", profile.Name, path)
+			return nil, fmt.Errorf("profile %s needs --set %s=VALUE", profile.Name, path)
 		}
 	}
 	values := chartutil.CoalesceTables(clone(user), clone(profile.Values))

@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 the implementation of golang.org/x/net is the peer here, deprecated or not
+
 package hbone_test
 
 import (
