@@ -67,7 +67,7 @@ func (d *pod) admit(ctx context.Context, r *hbone.Request) (*conn, error) {
 		record: &record{
 			start: time.Now(), inbound: true, src: r.RemoteAddr, dst: r.LocalAddr, tunnel: r.Authority,
 			srcWorkload: v.WorkloadAt(d.networkAddr(r.RemoteAddr.Addr())), dstWorkload: to,
-			srcID: peer, dstID: d.id, traceparent: r.Header.Traceparent,
+			srcID: peer, dstID: d.id,
 		},
 		pod: d.key(), original: r.LocalAddr, target: hop.Addr,
 		request: authz.Request{Peer: peer, Src: r.RemoteAddr, Dst: hop.Addr},

@@ -87,10 +87,9 @@ func (d *pod) open(ctx context.Context, c *conn, hop nexthop.Hop) (relay.Conn, e
 		c.srcID = mesh.Identity{}
 		return d.dial(ctx, hop.Addr, netip.Addr{})
 	case nexthop.HBONE:
-		c.traceparent = newTraceparent()
 		target := hbone.Target{Local: d.id, LocalAddr: c.src.Addr(), Addr: hop.Addr, Expect: hop.Expect}
 		s, err := d.tunnels.Open(ctx, target, hop.Authority, hbone.Header{
-			Baggage: baggage(c.srcWorkload), Forwarded: forwarded(c.src, hop.ForwardedHost), Traceparent: c.traceparent,
+			Baggage: baggage(c.srcWorkload), Forwarded: forwarded(c.src, hop.ForwardedHost), Traceparent: newTraceparent(),
 		})
 		if err != nil {
 			return nil, err

@@ -27,13 +27,12 @@ type record struct {
 	dstWorkload  *mesh.Workload
 	service      *mesh.Service
 	srcID, dstID mesh.Identity // as proven by mutual TLS, or zero
-	traceparent  string
 
 	bytes  relay.Counters // AToB is the request's direction
 	series *series        // nil until the connection counts as opened
 }
 
-// Flag is Istio's response_flags: why a connection ended. The set is closed.
+// flag is Istio's response_flags: why a connection ended. The set is closed.
 type flag string
 
 const (
@@ -46,12 +45,12 @@ const (
 	flagIdentity      flag = "IDENTITY_ERROR"
 )
 
-// errConnect marks a failure to reach the application or the next hop by plain TCP.
+// connectError marks a failure to reach the application or the next hop by plain TCP.
 type connectError struct{ error }
 
 func (e connectError) Unwrap() error { return e.error }
 
-// errIdentity marks a failure to get a certificate.
+// identityError marks a failure to get a certificate.
 type identityError struct{ error }
 
 func (e identityError) Unwrap() error { return e.error }
@@ -127,9 +126,10 @@ type reporter struct {
 
 // open counts a connection as opened, once all its labels are known.
 func (r *reporter) open(c *conn) {
+	l := labelsOf(c.record, flagNone)
 	r.conns.mu.Lock()
 	defer r.conns.mu.Unlock()
-	c.series = r.metrics.series(labelsOf(c.record, flagNone))
+	c.series = r.metrics.series(l)
 	c.series.opened++
 }
 
