@@ -22,6 +22,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/mistnet/mistnet/internal/linux"
+	"github.com/mistnet/mistnet/internal/netlab"
 )
 
 // Config says what a lab is made of. The zero value is two nodes with IPv4 and kube-proxy in nftables mode, out of the
@@ -151,7 +152,7 @@ func (c *Config) check() error {
 
 // newState makes the lab's directory.
 func newState(cfg Config, bins Binaries) (*state, error) {
-	started, err := processStart(os.Getpid())
+	started, err := netlab.ProcessStart(os.Getpid())
 	if err != nil {
 		return nil, err
 	}

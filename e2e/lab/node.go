@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/mistnet/mistnet/internal/linux"
+	"github.com/mistnet/mistnet/internal/netlab"
 )
 
 //go:embed node.sh files
@@ -91,7 +92,7 @@ func (n *Node) pid() (int, error) {
 func (n *Node) running() bool {
 	pid, err := n.pid()
 	if err == nil {
-		_, err = processStart(pid)
+		_, err = netlab.ProcessStart(pid)
 	}
 	return err == nil
 }

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/mistnet/mistnet/internal/netlab"
 )
 
 // command returns how a component of the control plane is run.
@@ -127,7 +129,7 @@ func endPIDFile(ctx context.Context, file string) error {
 	}
 	_ = syscall.Kill(pid, syscall.SIGKILL)
 	err = until(ctx, endTimeout, fmt.Sprintf("process %d to end", pid), func(context.Context) error {
-		if _, err := processStart(pid); err == nil {
+		if _, err := netlab.ProcessStart(pid); err == nil {
 			return fmt.Errorf("it runs")
 		}
 		return nil

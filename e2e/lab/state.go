@@ -14,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/mistnet/mistnet/internal/netlab"
 )
 
 // DefaultStateDir holds one directory per lab, a tmpfs each.
@@ -50,7 +52,7 @@ func (s *state) write() error {
 
 // orphan reports whether nobody will close the lab: the process that made it is gone, and was not to be outlived.
 func (s *state) orphan() bool {
-	started, err := processStart(s.PID)
+	started, err := netlab.ProcessStart(s.PID)
 	return !s.Keep && (err != nil || started != s.Started)
 }
 
@@ -212,7 +214,7 @@ func eachProcess(fn func(pid int)) error {
 		if err != nil || pid == os.Getpid() {
 			continue
 		}
-		if _, err := processStart(pid); err == nil {
+		if _, err := netlab.ProcessStart(pid); err == nil {
 			fn(pid)
 		}
 	}
@@ -249,21 +251,4 @@ func endProcesses(spaces []string) error {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-}
-
-// processStart reads field 22 of /proc/PID/stat. A process that is dead and only not waited for does not exist.
-func processStart(pid int) (uint64, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0, err
-	}
-	// The second field is a name in brackets, which may hold anything.
-	f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
-	if len(f) < 20 {
-		return 0, fmt.Errorf("read /proc/%d/stat: %d fields after the name", pid, len(f))
-	}
-	if f[0][0] == 'Z' || f[0][0] == 'X' {
-		return 0, fs.ErrNotExist
-	}
-	return strconv.ParseUint(string(f[19]), 10, 64)
 }

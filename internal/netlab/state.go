@@ -46,7 +46,7 @@ func (s *state) dir() string { return filepath.Join(s.root, s.ID) }
 
 // newState draws an id and makes the lab's directory, which is never seen without its state file.
 func newState(root, name string) (*state, error) {
-	start, err := startTime(os.Getpid())
+	start, err := ProcessStart(os.Getpid())
 	if err != nil {
 		return nil, err
 	}
@@ -91,12 +91,13 @@ func (s *state) update(change func(*state)) error {
 
 // alive reports whether the process that made the lab still runs.
 func (s *state) alive() bool {
-	start, err := startTime(s.PID)
+	start, err := ProcessStart(s.PID)
 	return err == nil && start == s.Start
 }
 
-// startTime reads field 22 of /proc/PID/stat; the fields before it may hold anything but are closed by the last bracket.
-func startTime(pid int) (uint64, error) {
+// ProcessStart says when a process started, in clock ticks since boot: with its number it names a process for good. A
+// process that ended does not exist, waited for or not. It reads field 22 of /proc/PID/stat; the fields before it may hold anything but are closed by the last bracket.
+func ProcessStart(pid int) (uint64, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, err
