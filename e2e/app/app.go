@@ -1,10 +1,12 @@
 // Package app is what runs in the pods of suites: servers that say whom they see, and clients that count. It knows nothing
 // of the mesh and links little, for every pod of a suite carries it.
 //
-//	app serve [HTTP ECHO]         HTTP on :8080, TCP echo on :9000, or elsewhere, until it is told to end
+//	app serve [HTTP ECHO]         HTTP on :8080, TCP and UDP echo on :9000, or elsewhere, until it is told to end; a POST to
+//	                              /exit ends it with an error
 //	app get URL [COUNT]           one line per request: STATUS DURATION BODY; fails at the first that fails
 //	app post URL BODY             one request
 //	app load URL RATE             requests per second, each on a new connection; "sent N failed N" in all, every second
+//	app udp HOST:PORT TEXT        one datagram and its answer
 //	app hold HOST:PORT INTERVAL   one TCP connection over which a line is echoed every interval, "tick N"
 //	app resolve NAME              addresses, one per line
 //	app wait DURATION             does nothing
@@ -68,6 +70,8 @@ func Main(ctx context.Context, args []string, out io.Writer) error {
 			return err
 		}
 		return hold(ctx, args[0], every, out)
+	case command == "udp" && len(args) == 2:
+		return datagram(ctx, args[0], args[1], out)
 	case command == "resolve" && len(args) == 1:
 		ips, err := net.DefaultResolver.LookupHost(ctx, args[0])
 		if err != nil {
@@ -86,7 +90,7 @@ func Main(ctx context.Context, args []string, out io.Writer) error {
 		}
 		return nil
 	}
-	return errors.New("usage: app serve [HTTP ECHO] | get URL [COUNT] | post URL BODY | load URL RATE | hold HOST:PORT INTERVAL | resolve NAME | wait DURATION")
+	return errors.New("usage: app serve [HTTP ECHO] | get URL [COUNT] | post URL BODY | load URL RATE | udp HOST:PORT TEXT | hold HOST:PORT INTERVAL | resolve NAME | wait DURATION")
 }
 
 // serve runs both servers. /healthz and /readyz answer probes; a POST of "false" or "true" to one sets what it answers.
@@ -111,20 +115,42 @@ func serve(ctx context.Context, httpAddr, echoAddr string, out io.Writer) error 
 			fmt.Fprintln(w, !failing.Load())
 		})
 	}
+	exit := make(chan struct{}, 1) // one is enough
+	mux.HandleFunc("POST /exit", func(http.ResponseWriter, *http.Request) {
+		select {
+		case exit <- struct{}{}:
+		default:
+		}
+	})
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
 	echo, err := (&net.ListenConfig{}).Listen(ctx, "tcp", echoAddr)
 	if err != nil {
 		return err
 	}
+	defer echo.Close()
+	udp, err := (&net.ListenConfig{}).ListenPacket(ctx, "udp", echo.Addr().String())
+	if err != nil {
+		return err
+	}
+	defer udp.Close()
 	web, err := (&net.ListenConfig{}).Listen(ctx, "tcp", httpAddr)
 	if err != nil {
-		echo.Close()
 		return err
 	}
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: requestTimeout}
-	unlink := context.AfterFunc(ctx, func() { _ = server.Close(); _ = echo.Close() })
+	unlink := context.AfterFunc(ctx, func() { _ = server.Close(); _ = echo.Close(); _ = udp.Close() })
 	defer unlink()
 	var conns sync.WaitGroup
 	defer conns.Wait()
+	conns.Go(func() {
+		select {
+		case <-exit:
+			end(errTold)
+		case <-ctx.Done():
+		}
+	})
+	conns.Go(func() { answerDatagrams(udp, name) })
 	conns.Go(func() {
 		for {
 			c, err := echo.Accept()
@@ -135,11 +161,50 @@ func serve(ctx context.Context, httpAddr, echoAddr string, out io.Writer) error 
 		}
 	})
 	fmt.Fprintln(out, name, "serves HTTP on", web.Addr(), "and echoes on", echo.Addr())
-	if err := server.Serve(web); !errors.Is(err, http.ErrServerClosed) {
-		_ = echo.Close()
+	err = server.Serve(web)
+	end(err) // for those that are waited for
+	if errors.Is(context.Cause(ctx), errTold) {
+		return errTold
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+var errTold = errors.New("told to fail")
+
+// answerDatagrams says to each sender whom it sees, and what it got.
+func answerDatagrams(c net.PacketConn, name string) {
+	buf := make([]byte, 1500)
+	for {
+		n, from, err := c.ReadFrom(buf)
+		if err != nil {
+			return // closed
+		}
+		_, _ = c.WriteTo(fmt.Appendf(nil, "%s sees=%s got=%s\n", name, hostOf(from.String()), buf[:n]), from)
+	}
+}
+
+func datagram(ctx context.Context, addr, text string, out io.Writer) error {
+	c, err := (&net.Dialer{Timeout: requestTimeout}).DialContext(ctx, "udp", addr)
+	if err != nil {
 		return err
 	}
-	return nil
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(requestTimeout)); err != nil {
+		return err
+	}
+	if _, err := io.WriteString(c, text); err != nil {
+		return err
+	}
+	buf := make([]byte, 1500)
+	n, err := c.Read(buf)
+	if err != nil {
+		return err
+	}
+	_, err = out.Write(buf[:n])
+	return err
 }
 
 func greet(ctx context.Context, c net.Conn, name string) {

@@ -122,3 +122,27 @@ func TestUsage(t *testing.T) {
 		}
 	}
 }
+
+func TestUDPIsEchoed(t *testing.T) {
+	t.Parallel()
+	_, echo := start(t)
+	if out, err := run(t, "udp", echo, "hello"); err != nil || !strings.Contains(out, "sees=127.0.0.1 got=hello") {
+		t.Errorf("udp = %q, %v", out, err)
+	}
+}
+
+func TestExitIsAnError(t *testing.T) {
+	t.Parallel()
+	r, w := io.Pipe()
+	done := make(chan error, 1)
+	go func() { done <- app.Main(t.Context(), []string{"serve", "127.0.0.1:0", "127.0.0.1:0"}, w) }()
+	line, err := bufio.NewReader(r).ReadString('\n')
+	var name, web string
+	if _, e := fmt.Sscanf(line, "%s serves HTTP on %s ", &name, &web); err != nil || e != nil {
+		t.Fatal(line, err, e)
+	}
+	_, _ = run(t, "post", "http://"+web+"/exit", "")
+	if err := <-done; err == nil {
+		t.Error("serve that was told to fail ended well")
+	}
+}
