@@ -279,7 +279,7 @@ func (s *sandbox) captured() bool {
 	for _, f := range []string{"-4", "-6"} {
 		routes += strings.Count(run(s.t, "ip", "-n", s.name, f, "rule"), "fwmark 0x111/0xfff lookup 100")
 	}
-	const perFamily = 4 + 4 + 8 // chains, jumps, rules
+	const perFamily = 4 + 4 + 10 // chains, jumps, rules
 	switch {
 	case lines == 2*perFamily && routes == 2:
 		return true

@@ -115,12 +115,15 @@ func chains(o Options, f family) []Chain {
 				rule("-p udp -m mark --mark %s -m udp --dport 53 -j CT --zone 1", ztunnelMark),
 			}})
 	}
-	in := Chain{Table: "nat", Name: ChainPrerouting, From: "PREROUTING", Rules: inbound(o, f)}
-	if len(in.Rules) > 0 {
-		cs = append(cs, in)
+	if in := inbound(o, f); len(in) > 0 {
+		cs = append(cs, Chain{Table: "nat", Name: ChainPrerouting, From: "PREROUTING", Rules: append([]Rule{underWay}, in...)})
 	}
-	return append(cs, Chain{Table: "nat", Name: ChainOutput, From: "OUTPUT", Rules: outbound(o, f)})
+	return append(cs, Chain{Table: "nat", Name: ChainOutput, From: "OUTPUT", Rules: append([]Rule{underWay}, outbound(o, f)...)})
 }
+
+// underWay lets TCP connections by that are older than the rules. A namespace tracks no connections before its first
+// rule, and then takes up those it has at any packet, as new ones: what does not begin with a SYN must not be redirected.
+var underWay = rule("-p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN -j RETURN")
 
 func inbound(o Options, f family) []Rule {
 	var rs []Rule
