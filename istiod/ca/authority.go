@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"math/big"
 	"net/url"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -21,6 +22,9 @@ const (
 	defaultTTL = 24 * time.Hour
 	maxTTL     = 90 * 24 * time.Hour
 	backdate   = 2 * time.Minute // clocks of peers may be that much behind
+
+	// defaultOverlap is what a kubelet takes to bring a ConfigMap to every pod, and node proxies to act on it, with room.
+	defaultOverlap = 5 * time.Minute
 )
 
 // Config is what an Authority is made of. Dir or Files is required.
@@ -33,13 +37,16 @@ type Config struct {
 	TrustDomain string        // "": cluster.local
 	DefaultTTL  time.Duration // of workload certificates; 0: 24 h
 	MaxTTL      time.Duration // more is refused; 0: 90 d
+	Overlap     time.Duration // how long a new root is handed out before it is signed with; 0: 5 min
 	Log         *zap.Logger   // nil: none
 }
 
-// Authority signs certificates.
+// Authority signs certificates. Its methods may be called by several goroutines.
 type Authority struct {
-	cfg    Config
-	signer signer
+	cfg Config
+
+	mu    sync.Mutex
+	state state
 }
 
 // signer is a signing certificate with its key and what leads from it to the roots.
@@ -47,6 +54,7 @@ type signer struct {
 	cert  *x509.Certificate
 	key   crypto.Signer
 	chain []*x509.Certificate // cert first unless it is a root itself, no root
+	root  *x509.Certificate   // that the chain ends at
 	roots []*x509.Certificate
 
 	notAfter time.Time // when the first certificate on the way to the root expires: nothing signed is valid for longer
@@ -67,6 +75,9 @@ func Open(cfg Config) (*Authority, error) {
 	if cfg.DefaultTTL < 0 || cfg.DefaultTTL > cfg.MaxTTL {
 		return nil, fmt.Errorf("open certificate authority: default lifetime %s is not between 0 and the maximum, %s", cfg.DefaultTTL, cfg.MaxTTL)
 	}
+	if cfg.Overlap == 0 {
+		cfg.Overlap = defaultOverlap
+	}
 	if cfg.Log == nil {
 		cfg.Log = zap.NewNop()
 	}
@@ -82,14 +93,22 @@ func Open(cfg Config) (*Authority, error) {
 	}
 	cfg.Log.Info("certificate authority opened", zap.String("subject", s.cert.Subject.String()),
 		zap.Time("expires", s.notAfter), zap.Int("roots", len(s.roots)), zap.String("trust_domain", cfg.TrustDomain))
-	return &Authority{cfg: cfg, signer: s}, nil
+	a := &Authority{cfg: cfg, state: state{signer: s, files: cfg.Files}}
+	for _, c := range s.roots {
+		a.state.trusted = append(a.state.trusted, &trusted{cert: c})
+	}
+	return a, nil
 }
 
 // TrustDomain is the one whose identities the authority signs.
 func (a *Authority) TrustDomain() string { return a.cfg.TrustDomain }
 
-// RootPEM is the root certificates, for clients to verify istiod and each other against.
-func (a *Authority) RootPEM() []byte { return encode(a.signer.roots...) }
+// RootPEM is the root certificates, for clients to verify istiod and each other against. They change with Replace, and
+// as time goes by after it.
+func (a *Authority) RootPEM() []byte {
+	_, roots := a.current(time.Now())
+	return encode(roots...)
+}
 
 // RequestError says that what was asked for cannot be signed, whoever asks.
 type RequestError struct{ Reason string }
@@ -125,15 +144,27 @@ func (a *Authority) sign(id mesh.Identity, csrPEM []byte, ttl time.Duration) (*x
 	if err != nil {
 		return nil, nil, err
 	}
-	leaf, err := a.signer.certify(workloadTemplate(uri), pub, ttl, time.Now())
+	now := time.Now()
+	by, roots := a.current(now)
+	leaf, err := by.certify(workloadTemplate(uri), pub, ttl, now)
 	if err != nil {
 		return nil, nil, fmt.Errorf("sign certificate of %s: %w", id, err)
 	}
+	a.note(by, leaf)
 	chain := []string{string(encode(leaf))}
-	for _, c := range a.signer.chain {
+	for _, c := range by.chain {
 		chain = append(chain, string(encode(c)))
 	}
-	return leaf, append(chain, string(a.RootPEM())), nil
+	return leaf, append(chain, string(encode(roots...))), nil
+}
+
+// note keeps in mind how long what was signed is good for.
+func (a *Authority) note(by signer, leaf *x509.Certificate) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if by.cert.Equal(a.state.signer.cert) {
+		a.state.signed = latest(a.state.signed, leaf.NotAfter)
+	}
 }
 
 // workloadTemplate says what is in a workload's certificate. Its subject is empty, which makes the SAN critical.

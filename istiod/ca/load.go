@@ -208,7 +208,7 @@ func (s *signer) findChain(now time.Time) error {
 		return err
 	}
 	way := chains[0]
-	s.chain = way[:len(way)-1]
+	s.chain, s.root = way[:len(way)-1], way[len(way)-1]
 	s.notAfter = s.cert.NotAfter
 	for _, c := range way {
 		if c.NotAfter.Before(s.notAfter) {
