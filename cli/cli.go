@@ -11,8 +11,10 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/mistnet/mistnet/cli/demo"
+	"github.com/mistnet/mistnet/cli/install"
 )
 
 // Main runs mistctl with these arguments and returns the exit status.
@@ -29,11 +31,45 @@ func Main(ctx context.Context, args []string, out, errOut io.Writer) int {
 	root.AddCommand(installCommand(out), upgradeCommand(out), uninstallCommand(out), manifestCommand(out),
 		ztunnelConfigCommand(out), proxyStatusCommand(out), checkCommand(out))
 	root.AddCommand(demoCommand(out), versionCommand(out), bugReportCommand(out))
+	beHelpful(root)
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(errOut, "mistctl:", strings.Join(strings.Fields(err.Error()), " "))
 		return 1
 	}
 	return 0
+}
+
+// beHelpful has every command refuse a wrong word or flag by name, with the nearest that there is.
+func beHelpful(cmd *cobra.Command) {
+	cmd.DisableSuggestions = true // these are ours
+	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		var unknown *pflag.NotExistError
+		if !errors.As(err, &unknown) || unknown.GetSpecifiedShortnames() != "" {
+			return err
+		}
+		var flags []string
+		cmd.Flags().VisitAll(func(f *pflag.Flag) { flags = append(flags, "--"+f.Name) })
+		return fmt.Errorf("%w%s", err, install.DidYouMean("--"+unknown.GetSpecifiedName(), flags))
+	})
+	if !cmd.HasSubCommands() {
+		return
+	}
+	if cmd.RunE == nil {
+		cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	}
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return nil
+		}
+		var commands []string
+		for _, c := range cmd.Commands() {
+			commands = append(commands, c.Name())
+		}
+		return fmt.Errorf("unknown command %q for %q%s", args[0], cmd.CommandPath(), install.DidYouMean(args[0], commands))
+	}
+	for _, c := range cmd.Commands() {
+		beHelpful(c)
+	}
 }
 
 func demoCommand(out io.Writer) *cobra.Command {

@@ -84,8 +84,11 @@ func TestBadInputIsOneLine(t *testing.T) {
 		{"did you mean \"istiod.replicaCount\"?", []string{"manifest", "generate", "--set", "istiod.replicaCont=1"}},
 		{"Kubernetes v1.20.1 is not supported, the mesh needs >=1.30.0", []string{"manifest", "generate", "--kube-version", "v1.20.1"}},
 		{"understand Kubernetes version \"new\"", []string{"manifest", "generate", "--kube-version", "new"}},
-		{"unknown flag: --profil", []string{"install", "--profil", "x"}},
-		{"unknown command \"instal\"", []string{"instal"}},
+		{"unknown flag: --profil, did you mean \"--profile\"?", []string{"install", "--profil", "x"}},
+		{"unknown flag: --zzzzzzzz", []string{"install", "--zzzzzzzz"}},
+		{"unknown command \"worklod\" for \"mistctl ztunnel-config\", did you mean \"workload\"?", []string{"ztunnel-config", "worklod"}},
+		{"unknown command \"generat\" for \"mistctl manifest\", did you mean \"generate\"?", []string{"manifest", "generat"}},
+		{"unknown command \"instal\" for \"mistctl\", did you mean \"install\"?", []string{"instal"}},
 		{"read --kubeconfig: stat /none: no such file", []string{"install", "--kubeconfig", "/none"}},
 		{"is the cluster up", []string{"install", "--kubeconfig", unreachable(t)}},
 		{"no context \"moon\"", []string{"install", "--context", "moon", "--kubeconfig", unreachable(t)}},
@@ -117,10 +120,16 @@ func TestVersion(t *testing.T) {
 			"metadata": fakeapi.Object{"name": name, "namespace": "istio-system", "labels": labels},
 			"spec":     fakeapi.Object{"containers": []any{fakeapi.Object{"name": "x", "image": "h/x:1.2.3"}}}})
 	}
-	status, out, errOut := mistctl(t, "version", "--remote", "--kubeconfig", kubeconfig)
+	status, out, errOut := mistctl(t, "version", "--kubeconfig", kubeconfig)
 	want := "kubernetes:  v1.36.3\ninstalled:   1.2.3\ncni:         1.2.3 (1 pods)\nistiod:      1.2.3 (1 pods)\nztunnel:     1.2.3 (2 pods)\n"
 	if status != 0 || !strings.HasSuffix(out, want) {
 		t.Errorf("version says %q, %s, want it to end with %q", out, errOut, want)
+	}
+	if status, out, _ := mistctl(t, "version", "--kubeconfig", unreachable(t)); status != 0 || !strings.Contains(out, "cluster:     not reached: ") {
+		t.Errorf("version without a cluster: status %d, %q", status, out)
+	}
+	if status, out, _ := mistctl(t, "version", "--remote=false", "--kubeconfig", "/none"); status != 0 || strings.Contains(out, "cluster:") {
+		t.Errorf("version of mistctl alone: status %d, %q", status, out)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -24,6 +25,7 @@ type versions struct {
 	Installed  string           `json:"installed,omitempty"` // as mistctl recorded it
 	Kubernetes string           `json:"kubernetes,omitempty"`
 	Components []componentCount `json:"components,omitempty"`
+	Cluster    string           `json:"cluster,omitempty"` // why it is not known
 }
 
 type componentCount struct {
@@ -40,7 +42,7 @@ func versionCommand(out io.Writer) *cobra.Command {
 		format string
 	)
 	cmd := &cobra.Command{
-		Use: "version", Short: "Print the version of mistctl, and with --remote those in the cluster", Args: cobra.NoArgs,
+		Use: "version", Short: "Print the versions of mistctl and of what is in the cluster", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if format != "short" && format != "json" {
 				return fmt.Errorf("there is no output format %q; there are short, json", format)
@@ -52,18 +54,18 @@ func versionCommand(out io.Writer) *cobra.Command {
 			v := versions{Client: daemon.Version(), Charts: charts.Version()}
 			if remote {
 				c, err := cluster.Connect(o)
-				if err != nil {
-					return err
+				if err == nil {
+					err = v.ask(cmd.Context(), c)
 				}
-				if err := v.ask(cmd.Context(), c); err != nil {
-					return err
+				if err != nil { // one's own version is an answer all the same
+					v.Cluster = "not reached: " + strings.Join(strings.Fields(err.Error()), " ")
 				}
 			}
 			return v.print(out, format)
 		},
 	}
 	o.Bind(cmd.Flags())
-	cmd.Flags().BoolVar(&remote, "remote", false, "ask the cluster too")
+	cmd.Flags().BoolVar(&remote, "remote", true, "ask the cluster too")
 	cmd.Flags().StringVarP(&format, "output", "o", "short", "short or json")
 	return cmd
 }
@@ -115,6 +117,7 @@ func (v *versions) print(out io.Writer, format string) error {
 	}
 	line("client", v.Client)
 	line("charts", v.Charts)
+	line("cluster", v.Cluster)
 	line("kubernetes", v.Kubernetes)
 	line("installed", v.Installed)
 	for _, c := range v.Components {

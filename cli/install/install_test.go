@@ -276,6 +276,15 @@ func TestWhatIsNotReadyIsNamed(t *testing.T) {
 		"waiting": fakeapi.Object{"reason": "ImagePullBackOff", "message": "no such image"}}}}}
 	l.api.Put("/api/v1/namespaces/istio-system/pods/istiod-1", pod)
 	wantError(t, l.in.Install(t.Context(), install.Input{}), "istiod is not done after 1s", "0 of 1 ready", "istiod-1: ImagePullBackOff (no such image)")
+
+	// The new pod counts as updated, the old one as available: who reads must learn of the new one's trouble all the same.
+	l.api.Stored = func(kind string, o fakeapi.Object) {
+		fakeapi.Ready(kind, o)
+		if kind == "Deployment" {
+			o["status"] = fakeapi.Object{"observedGeneration": 1, "replicas": 2, "updatedReplicas": 1, "availableReplicas": 1, "unavailableReplicas": 1}
+		}
+	}
+	wantError(t, l.in.Install(t.Context(), install.Input{}), "0 of 1 ready", "istiod-1: ImagePullBackOff (no such image)")
 }
 
 func TestUpgrade(t *testing.T) {

@@ -5,8 +5,8 @@ import (
 	"slices"
 )
 
-// didYouMean names the known word nearest to the unknown one, or is empty when none is near.
-func didYouMean(word string, known []string) string {
+// DidYouMean names the known word nearest to the unknown one, or is empty when none is near.
+func DidYouMean(word string, known []string) string {
 	best, distance := "", max(2, len(word)/3)+1
 	for _, k := range slices.Sorted(slices.Values(known)) {
 		if d := edits(word, k); d < distance {

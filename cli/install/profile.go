@@ -41,7 +41,7 @@ func FindProfile(name string) (*Profile, error) {
 		name = alias
 	}
 	if !slices.Contains(Profiles(), name) {
-		return nil, fmt.Errorf("there is no profile %q%s; there are %s", name, didYouMean(name, Profiles()), strings.Join(Profiles(), ", "))
+		return nil, fmt.Errorf("there is no profile %q%s; there are %s", name, DidYouMean(name, Profiles()), strings.Join(Profiles(), ", "))
 	}
 	b, err := profileFiles.ReadFile("profiles/" + name + ".yaml")
 	if err != nil {

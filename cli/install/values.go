@@ -172,7 +172,7 @@ func choose(profile []string, user map[string]any) ([]string, error) {
 			name = "istiod"
 		}
 		if !slices.Contains(Components, name) {
-			return nil, fmt.Errorf("there is no component %q%s; there are %s", name, didYouMean(name, Components), strings.Join(Components, ", "))
+			return nil, fmt.Errorf("there is no component %q%s; there are %s", name, DidYouMean(name, Components), strings.Join(Components, ", "))
 		}
 		if m, isMap := wish.(map[string]any); isMap {
 			wish = m["enabled"]
@@ -213,7 +213,7 @@ func (c *Charts) known(user map[string]any) error {
 				return err
 			}
 		default:
-			return fmt.Errorf("unknown value %q%s", key, didYouMean(key, top))
+			return fmt.Errorf("unknown value %q%s", key, DidYouMean(key, top))
 		}
 	}
 	return nil
@@ -235,7 +235,7 @@ func knownUnder(path string, got, want any) error {
 	for _, key := range slices.Sorted(maps.Keys(vals)) {
 		sub, ok := table[key]
 		if !ok {
-			near := didYouMean(key, slices.Collect(maps.Keys(table)))
+			near := DidYouMean(key, slices.Collect(maps.Keys(table)))
 			if near != "" {
 				near = strings.Replace(near, `"`, `"`+path+".", 1)
 			}

@@ -91,9 +91,10 @@ func (in *Installer) rolledOut(ctx context.Context, r Ref) (progress, error) {
 			p.want = *d.Spec.Replicas
 		}
 		selector = d.Spec.Selector
-		p.ready = min(d.Status.UpdatedReplicas, d.Status.AvailableReplicas)
+		old := d.Status.Replicas - d.Status.UpdatedReplicas // they are available, as far as anybody is
+		p.ready = max(0, min(d.Status.UpdatedReplicas, d.Status.AvailableReplicas-old))
 		current = d.Status.ObservedGeneration >= d.Generation
-		if p.done = current && p.ready >= p.want && d.Status.Replicas == d.Status.UpdatedReplicas; !p.done && p.ready >= p.want {
+		if p.done = current && p.ready >= p.want && old == 0; !p.done && p.ready >= p.want {
 			p.note = "the old ones are still there"
 		}
 	case "DaemonSet":
