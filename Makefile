@@ -5,6 +5,7 @@ BIN     := bin
 PROFILE ?= quick
 KEEP    ?=
 PKG     ?= ./...
+VERSION := $(shell awk -F '"' '/^appVersion:/ { print $$2 }' manifests/charts/istiod/Chart.yaml)
 export GOTOOLCHAIN ?= local
 export CGO_ENABLED ?= 1
 
@@ -16,7 +17,7 @@ help: ## List the targets
 
 build: ## Build every program into bin/
 	@mkdir -p $(BIN)
-	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/ ./cmd/...
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-X github.com/mistnet/mistnet/internal/daemon.version=$(VERSION)' -o $(BIN)/ ./cmd/...
 
 demo: deps-demo build ## Show a mesh at work on this machine (KEEP=1 leaves it up)
 	@$(BIN)/mistctl demo $(if $(KEEP),--keep)

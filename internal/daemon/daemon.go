@@ -94,8 +94,14 @@ func start(name string, args []string, errOut io.Writer, cfg Flags, run func(con
 	return 0
 }
 
-// Version is the module version the binary was built from, or "devel".
+// version is set by the linker (-X) in released programs and images.
+var version string
+
+// Version is what the linker was told, or the module version the binary was built from, or "devel".
 func Version() string {
+	if version != "" {
+		return version
+	}
 	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
 		return info.Main.Version
 	}

@@ -11,6 +11,9 @@ import (
 	"slices"
 )
 
+// versionVariable is what programs answer to -version.
+const versionVariable = "github.com/mistnet/mistnet/internal/daemon.version"
+
 // binary is a compiled Go program.
 type binary struct {
 	data []byte
@@ -31,7 +34,7 @@ func compile(ctx context.Context, o options, arch, dir string) (map[string]binar
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	args := []string{"build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid=", "-o", dir + "/"}
+	args := []string{"build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid= -X " + versionVariable + "=" + o.version, "-o", dir + "/"}
 	c := exec.CommandContext(ctx, "go", append(args, sources...)...)
 	c.Dir = o.source
 	c.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch, "GOAMD64=v1", "GOARM64=v8.0")
