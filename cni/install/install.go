@@ -24,6 +24,9 @@ type Installer struct {
 	Entry   []byte // its entry in the chain, JSON with the type PluginType
 	Log     *zap.Logger
 
+	// Watch makes what tells of changes; nil means fsnotify.NewWatcher.
+	Watch func() (*fsnotify.Watcher, error)
+
 	// OnInstall, if set, is told of every attempt that changed something, failed, or was the first to succeed.
 	OnInstall func(error)
 }
@@ -37,48 +40,62 @@ const retained = ".before-istio-cni"
 // settle is how long the directory must be quiet before it is looked at, and retry how long until a failure is tried
 // again.
 const (
-	settle  = 100 * time.Millisecond
-	retry   = 5 * time.Second
-	recheck = 30 * time.Second // events do not come from everywhere: a directory may be replaced as a whole
+	settle    = 100 * time.Millisecond
+	retry     = 5 * time.Second
+	pollEvery = time.Second
+	recheck   = 30 * time.Second // events do not come from everywhere: a directory may be replaced as a whole
 )
 
 // Run installs, and installs again when somebody overwrites the configuration or deletes the binary, until ctx is done. It leaves
 // everything in place then: while no agent answers, new pods wait instead of starting outside of the mesh.
+//
+// A machine may have no watch left to give (fs.inotify.max_user_instances is for all of its programs together): then it
+// looks every second.
 func (i *Installer) Run(ctx context.Context) error {
-	w, err := fsnotify.NewWatcher()
-	if err != nil {
-		return fmt.Errorf("watch %s: %w", i.ConfDir, err)
-	}
-	defer w.Close()
 	dirs := []string{i.ConfDir, i.BinDir}
 	for _, dir := range dirs {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return fmt.Errorf("watch %s: %w", dir, err)
 		}
-		if err := w.Add(dir); err != nil {
-			return fmt.Errorf("watch %s: %w", dir, err)
-		}
+	}
+	var events chan fsnotify.Event // nil: there are none
+	var lost chan error
+	var poll <-chan time.Time
+	add := func(string) error { return nil }
+	if w, err := i.watcher(); err == nil {
+		defer w.Close()
+		events, lost, add = w.Events, w.Errors, w.Add
+	} else {
+		i.Log.Warn("directories are not watched, looking every second", zap.Error(err))
+		ticker := time.NewTicker(pollEvery)
+		defer ticker.Stop()
+		poll = ticker.C
 	}
 	next := time.NewTimer(0)
 	defer next.Stop()
-	ready := false
+	ready, seen := false, ""
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case err := <-w.Errors:
+		case err := <-lost:
 			i.Log.Warn("events of the configuration directory lost", zap.Error(err))
 			next.Reset(settle)
-		case ev := <-w.Events:
+		case ev := <-events:
 			if i.concerns(ev.Name) {
 				next.Reset(settle)
 			}
+		case <-poll:
+			if ready && i.signature() != seen {
+				next.Reset(0)
+			}
 		case <-next.C:
 			for _, dir := range dirs { // a directory made anew is another one
-				if err := errors.Join(os.MkdirAll(dir, 0o755), w.Add(dir)); err != nil {
+				if err := errors.Join(os.MkdirAll(dir, 0o755), add(dir)); err != nil {
 					i.Log.Warn("directory not watched", zap.String("dir", dir), zap.Error(err))
 				}
 			}
+			seen = i.signature() // before: a change that comes meanwhile is seen
 			changed, err := i.Install()
 			if i.OnInstall != nil && (changed || err != nil || !ready) {
 				i.OnInstall(err)
@@ -95,6 +112,27 @@ func (i *Installer) Run(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+func (i *Installer) watcher() (*fsnotify.Watcher, error) {
+	if i.Watch != nil {
+		return i.Watch()
+	}
+	return fsnotify.NewWatcher()
+}
+
+// signature changes with the files that concern us.
+func (i *Installer) signature() string {
+	var b strings.Builder
+	for _, dir := range []string{i.ConfDir, i.BinDir} {
+		files, _ := os.ReadDir(dir)
+		for _, f := range files {
+			if info, err := f.Info(); err == nil && i.concerns(filepath.Join(dir, f.Name())) {
+				fmt.Fprintln(&b, f.Name(), info.Size(), info.Mode(), info.ModTime().UnixNano())
+			}
+		}
+	}
+	return b.String()
 }
 
 // concerns reports whether a change of that file may undo what was installed: any configuration, and of the plugins ours.

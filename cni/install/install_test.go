@@ -8,10 +8,12 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/fsnotify/fsnotify"
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/zap/zaptest"
 
@@ -247,7 +249,17 @@ func next(t *testing.T, attempts chan error) error {
 
 func TestRunBringsBackWhatIsTakenAway(t *testing.T) {
 	t.Parallel()
+	for name, watch := range map[string]func() (*fsnotify.Watcher, error){
+		"told of changes":                    nil,
+		"looking, where watches are used up": func() (*fsnotify.Watcher, error) { return nil, syscall.EMFILE },
+	} {
+		t.Run(name, func(t *testing.T) { t.Parallel(); bringsBack(t, watch) })
+	}
+}
+
+func bringsBack(t *testing.T, watch func() (*fsnotify.Watcher, error)) {
 	i := newInstaller(t)
+	i.Watch = watch
 	const bridge = `{"cniVersion":"1.0.0","name":"k8s","plugins":[{"type":"bridge"}]}`
 	conf, binary := filepath.Join(i.ConfDir, "10-k8s.conflist"), filepath.Join(i.BinDir, install.PluginType)
 	write(t, conf, bridge)
