@@ -65,6 +65,7 @@ type entry struct {
 	failures int         // in a row
 
 	due     time.Time          // of the next attempt
+	again   time.Time          // when Renew wants another one after that in flight; zero: it does not
 	waiting int                // callers of SVID with nothing to use
 	cancel  context.CancelFunc // of the attempt in flight, else nil
 	done    chan struct{}      // closed at the end of the attempt in flight or of the next one
@@ -178,6 +179,27 @@ func (m *Manager) Forget(id mesh.Identity) {
 	}
 	e.svid, e.err = nil, errors.New("no longer wanted on this node")
 	close(e.done)
+}
+
+// renewWithin is how far the renewals of Renew are spread, for the authority's sake: every node does it at about one time.
+const renewWithin = 10 * time.Second
+
+// Renew has every certificate fetched anew within seconds, as the roots to trust come with them. Those there are stay in
+// use until then, and if that fails.
+func (m *Manager) Renew() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := time.Now()
+	for _, e := range m.entries {
+		at := now.Add(time.Duration(m.cfg.Rand() * float64(renewWithin)))
+		switch {
+		case e.cancel != nil:
+			e.again = at // what is under way may have been asked before
+		case e.svid != nil && e.due.After(at):
+			e.due = at
+		}
+	}
+	m.nudge()
 }
 
 func (m *Manager) nudge() {
@@ -315,6 +337,9 @@ func (m *Manager) finish(ctx context.Context, e *entry, svid *SVID, err error) {
 	} else {
 		e.svid, e.server, e.err, e.failures = svid, ServerConfig(svid), nil, 0
 		e.due = renewAt(now, svid.NotAfter, m.cfg.Rand())
+		if !e.again.IsZero() {
+			e.due, e.again = e.again, time.Time{}
+		}
 		m.cfg.Log.Debug("certificate fetched", zap.Stringer("identity", e.id), zap.Time("expires", svid.NotAfter), zap.Time("renewal", e.due))
 	}
 	close(e.done)
