@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -87,6 +88,27 @@ func TestStrangersAreRefused(t *testing.T) {
 	q := newProxy()
 	q.start(t, q.config(startServerAt(t, "127.0.0.1:0", xds.ServerConfig{}).addr)) // told nobody how to authenticate
 	awaitDisconnect(t, q, codes.Unauthenticated)
+}
+
+func TestACallerWhoCannotBeJudgedNowMayTryAgain(t *testing.T) {
+	t.Parallel()
+	var judge atomic.Bool
+	s := startServer(t, xds.ServerConfig{Authenticate: func(ctx context.Context) (string, error) {
+		if !judge.Load() {
+			return "", fmt.Errorf("%w: nobody answers", xds.ErrUnavailable)
+		}
+		return authenticate(ctx)
+	}})
+	bodies := numbered(1)
+	s.Publish(address, resources(bodies), nil)
+	p := newProxy()
+	p.start(t, p.config(s.addr))
+	awaitDisconnect(t, p, codes.Unavailable)
+	judge.Store(true)
+	p.await(t, address, bodies)
+	if n := s.Totals()[address]; n.Sent == 0 || n.Nacked != 0 {
+		t.Errorf("totals are %+v", n)
+	}
 }
 
 func TestNodeMustBeTheCallers(t *testing.T) {
@@ -173,6 +195,9 @@ func TestOneBadResourceAmongMany(t *testing.T) {
 	s.Publish(address, resources(map[string]string{"next": "1"}), nil)
 	without["next"] = "1"
 	p.await(t, address, without)
+	if n := s.Totals()[address]; n.Sent < 2 || n.Nacked != 1 {
+		t.Errorf("totals are %+v, want one refusal", n)
+	}
 	clients := s.Clients()
 	if len(clients) != 1 || len(clients[0].Types) != 2 || !strings.HasPrefix(clients[0].Node, "ztunnel~") {
 		t.Fatalf("Clients() = %+v, want one ztunnel with two types", clients)

@@ -3,6 +3,7 @@ package xds
 import (
 	"cmp"
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"sync"
@@ -35,7 +36,7 @@ const (
 // ServerConfig is what a Server needs.
 type ServerConfig struct {
 	// Authenticate names the caller of a stream from its context. Without it, and on an error, the stream is refused
-	// as unauthenticated.
+	// as unauthenticated, or as unavailable when the error wraps ErrUnavailable.
 	Authenticate func(ctx context.Context) (peer string, err error)
 	// CheckNode refuses a caller whose node is not its own to claim; nil: none is.
 	CheckNode func(peer string, node *core.Node) error
@@ -184,6 +185,9 @@ func (s *Server) DeltaAggregatedResources(rpc discovery.AggregatedDiscoveryServi
 	who, err := s.cfg.Authenticate(rpc.Context())
 	if err != nil {
 		s.log.Warn("client refused", zap.String("peer.addr", from), zap.Error(err))
+		if errors.Is(err, ErrUnavailable) {
+			return status.Error(codes.Unavailable, "callers cannot be authenticated now")
+		}
 		return status.Error(codes.Unauthenticated, "authentication failed")
 	}
 	if s.cfg.Ready != nil {

@@ -34,6 +34,20 @@ type TypeStatus struct {
 	Rejected      map[string]string `json:"rejected,omitempty"` // resource → why, until it is sent again
 }
 
+// Totals counts the responses of one type, to all clients since the server was made.
+type Totals struct{ Sent, Nacked uint64 }
+
+// Totals are those of every type that was ever published or asked for.
+func (s *Server) Totals() map[string]Totals {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	all := make(map[string]Totals, len(s.stores))
+	for typeURL, st := range s.stores {
+		all[typeURL] = Totals{Sent: st.sent.Load(), Nacked: st.nacked.Load()}
+	}
+	return all
+}
+
 // Clients returns the state of every connected client, in the order they came.
 func (s *Server) Clients() []ClientStatus {
 	s.mu.RLock()
@@ -77,6 +91,7 @@ func (w *watch) acknowledged(req *discovery.DeltaDiscoveryRequest, now time.Time
 		return true
 	}
 	w.status.Nacked++
+	w.store.nacked.Add(1)
 	for name, reason := range reasons(req.GetErrorDetail()) {
 		if len(w.rejected) < maxRejections || w.rejected[name] != "" {
 			w.rejected[name] = reason

@@ -3,6 +3,7 @@ package xds
 import (
 	"slices"
 	"sort"
+	"sync/atomic"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -29,6 +30,8 @@ type store struct {
 	follows  map[string][]string // name followed → names of its followers
 	watches  map[*watch]struct{}
 	roomy    int // the log is not worth compacting below this length
+
+	sent, nacked atomic.Uint64 // responses, to all clients ever; not guarded
 }
 
 // entry is one state of a resource. Only superseded and wire change, when a later state takes its place.

@@ -289,6 +289,7 @@ func (b *batch) response(typeURL, nonce, info string) *discovery.DeltaDiscoveryR
 func (w *watch) sent(b *batch, nonce string, now time.Time) {
 	w.nonce, w.owed = nonce, false
 	w.status.Sent++
+	w.store.sent.Add(1)
 	w.status.SentResources += uint64(len(b.entries))
 	w.status.LastSent = now
 }

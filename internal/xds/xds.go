@@ -21,6 +21,9 @@ const Wildcard = "*"
 // ErrStopped is why a stream ends when its server goes away; the client should reconnect.
 var ErrStopped = errors.New("server is stopping")
 
+// ErrUnavailable says that a caller could not be authenticated now, and may be later: it should try again.
+var ErrUnavailable = errors.New("callers cannot be authenticated now")
+
 // Resource is one named piece of configuration of a type.
 type Resource struct {
 	Name    string
