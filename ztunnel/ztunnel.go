@@ -42,6 +42,7 @@ type Ztunnel struct {
 	state  *state
 	ids    *identity.Manager
 	ca     *identity.CAClient
+	roots  *identity.RootFile // of the authority: the one read last
 	conns  *conns
 	pods   *pods
 	xds    *xds.Client
@@ -58,11 +59,11 @@ func New(cfg *Config, env *daemon.Env) (*Ztunnel, error) {
 	z := &Ztunnel{cfg: cfg, env: env, log: env.Log, conns: newConns(), xdsMet: newXDSMetrics()}
 	z.state = newState(env.Log.Named("state"))
 	z.state.changed = z.conns.recheck
-	xdsTarget, xdsTLS, err := controlPlane(cfg.XDSAddress, cfg.XDSRootCA, cfg.XDSHostname)
+	xdsTarget, xdsTLS, err := z.controlPlane(cfg.XDSAddress, cfg.XDSRootCA, cfg.XDSHostname)
 	if err != nil {
 		return nil, fmt.Errorf("xDS client: %w", err)
 	}
-	caTarget, caTLS, err := controlPlane(cfg.CAAddress, cfg.CARootCA, cfg.CAHostname)
+	caTarget, caTLS, err := z.controlPlane(cfg.CAAddress, cfg.CARootCA, cfg.CAHostname)
 	if err != nil {
 		return nil, fmt.Errorf("CA client: %w", err)
 	}
@@ -114,6 +115,7 @@ func (z *Ztunnel) Run(ctx context.Context) error {
 	}
 	g.Go(func() error { return ignoreStop(serving, z.ids.Run(gctx)) })
 	g.Go(func() error { return ignoreStop(serving, z.xds.Run(gctx)) })
+	g.Go(func() error { z.roots.Watch(gctx, z.ids.Renew); return nil })
 	g.Go(func() error {
 		defer stopServing()
 		agent, stopAgent := context.WithCancel(gctx)
@@ -186,7 +188,7 @@ func (z *Ztunnel) token(context.Context) (string, error) {
 	return strings.TrimSpace(string(b)), nil
 }
 
-func controlPlane(address, rootFile, hostname string) (string, *tls.Config, error) {
+func (z *Ztunnel) controlPlane(address, rootFile, hostname string) (string, *tls.Config, error) {
 	target, host, err := endpoint(address)
 	if err != nil {
 		return "", nil, err
@@ -194,11 +196,12 @@ func controlPlane(address, rootFile, hostname string) (string, *tls.Config, erro
 	if hostname != "" {
 		host = hostname
 	}
-	roots, err := os.ReadFile(rootFile)
+	roots, err := identity.OpenRootFile(rootFile, z.log.Named("roots"))
 	if err != nil {
-		return "", nil, fmt.Errorf("read istiod's root certificate: %w", err)
+		return "", nil, err
 	}
-	conf, err := identity.ControlPlaneConfig(roots, host)
+	z.roots = roots
+	conf, err := roots.Config(host)
 	return target, conf, err
 }
 
