@@ -35,11 +35,13 @@ func repository(t *testing.T) string {
 			t.Fatal(err)
 		}
 	}
-	write("go.mod", "module example.org/mesh\n\ngo 1.26\n")
+	write("go.mod", "module github.com/mistnet/mistnet\n\ngo 1.26\n")
+	write("internal/daemon/version.go", "package daemon\n\nvar version string\n\nfunc Version() string { return version }\n")
 	write("manifests/charts/istiod/Chart.yaml", "name: istiod\nappVersion: \"1.2.3\"\n")
 	for _, im := range catalog {
 		for _, p := range im.programs {
-			write(filepath.Join(p.source, "main.go"), fmt.Sprintf("package main\n\nfunc main() { println(%q) }\n", im.name))
+			write(filepath.Join(p.source, "main.go"), fmt.Sprintf(
+				"package main\n\nimport \"github.com/mistnet/mistnet/internal/daemon\"\n\nfunc main() { println(%q, daemon.Version()) }\n", im.name))
 		}
 	}
 	return dir
@@ -199,6 +201,9 @@ func TestImagesHoldWhatTheyExecute(t *testing.T) {
 			beside, err := os.ReadFile(filepath.Join(out, name+"-"+arch+".spdx.json"))
 			if err != nil || !bytes.Equal(beside, have[bill]) {
 				t.Errorf("the bill beside %s %s is not the one inside: %v", name, arch, err)
+			}
+			if !bytes.Contains(have[program], []byte("1.2.3")) {
+				t.Errorf("the program of %s %s does not know its version", name, arch)
 			}
 			checkBill(t, have[bill], program, have[program])
 		})
