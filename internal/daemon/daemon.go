@@ -11,9 +11,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"runtime/debug"
-	"syscall"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -35,6 +33,9 @@ type Env struct {
 	Level    zap.AtomicLevel
 	Registry *prometheus.Registry
 	Ready    *Readiness
+
+	// Hurry ends when the program was told a second time to stop: what it still waits for is not worth the wait.
+	Hurry context.Context
 }
 
 // NewEnv returns an environment that logs to out, for Main and for tests that run a program in-process.
@@ -45,11 +46,12 @@ func NewEnv(name string, out io.Writer, o LogOptions) (*Env, error) {
 	}
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewGoCollector())
-	return &Env{Name: name, Log: log, Level: level, Registry: reg, Ready: NewReadiness()}, nil
+	return &Env{Name: name, Log: log, Level: level, Registry: reg, Ready: NewReadiness(), Hurry: context.Background()}, nil
 }
 
 // Main is the body of every main function: it parses os.Args and the environment, runs the program until it ends or
-// SIGINT or SIGTERM arrives, and exits: 0 after a clean stop, 1 on failure, 2 on wrong usage.
+// SIGINT or SIGTERM arrives, and exits: 0 after a clean stop, 1 on failure, 2 on wrong usage. A second signal ends
+// Env.Hurry, a third the program.
 func Main(name string, cfg Flags, run func(context.Context, *Env) error) {
 	os.Exit(start(name, os.Args[1:], os.Stderr, cfg, run))
 }
@@ -82,7 +84,7 @@ func start(name string, args []string, errOut io.Writer, cfg Flags, run func(con
 		fmt.Fprintf(errOut, "%s: %v\n", name, err)
 		return 2
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	ctx, stop := obey(env)
 	defer stop()
 	err = run(ctx, env)
 	if err != nil && !(ctx.Err() != nil && errors.Is(err, context.Canceled)) {

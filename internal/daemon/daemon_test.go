@@ -134,6 +134,50 @@ func TestServeDrains(t *testing.T) {
 	}
 }
 
+// lateListener hands out one connection, when it is told to.
+type lateListener struct {
+	net.Listener
+	give chan net.Conn
+}
+
+func (l lateListener) Accept() (net.Conn, error) {
+	c, ok := <-l.give
+	if !ok {
+		return nil, net.ErrClosed
+	}
+	return c, nil
+}
+
+func (l lateListener) SetDeadline(time.Time) error { return nil }
+func (l lateListener) Close() error                { return nil }
+
+func TestServeTakesWhatWaitsWhenItIsToldToStop(t *testing.T) {
+	ln := lateListener{give: make(chan net.Conn)}
+	ctx, cancel := context.WithCancel(t.Context())
+	done, served := make(chan error, 1), make(chan string, 1)
+	go func() {
+		done <- daemon.Serve(ctx, ln, time.Minute, func(_ context.Context, c net.Conn) {
+			defer c.Close()
+			b, _ := io.ReadAll(c)
+			served <- string(b)
+		})
+	}()
+	cancel()
+	near, far := net.Pipe()
+	ln.give <- far
+	if _, err := io.WriteString(near, "in time"); err != nil {
+		t.Fatal(err)
+	}
+	near.Close()
+	if got := <-served; got != "in time" {
+		t.Errorf("the connection that waited said %q", got)
+	}
+	close(ln.give)
+	if err := <-done; err != nil {
+		t.Errorf("Serve = %v, want nil", err)
+	}
+}
+
 func TestAPanicEndsOneConnectionOnly(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -19,15 +19,24 @@ import (
 // ErrDrained is the cause with which the connections that outlive the grace period are cancelled.
 var ErrDrained = errors.New("drain period ended")
 
-// Serve accepts connections until ctx is done, each on a goroutine of its own, then stops accepting and waits. After
-// grace the context given to handle is cancelled with ErrDrained; Serve returns when every handle has. It closes ln.
+// lastCall is how long a listener that is told to stop goes on accepting: connections the kernel has made already, or is in
+// the middle of making, would be reset by closing it.
+const lastCall = 50 * time.Millisecond
+
+// Serve accepts connections until ctx is done, each on a goroutine of its own, serves those that wait at that moment, then
+// stops accepting and waits. After grace the context given to handle is cancelled with ErrDrained; Serve returns when
+// every handle has. It closes ln. Who closes ln first stops it at once.
 //
 // A failing accept (out of file descriptors, say) is retried with a growing pause. A panic in handle ends its
 // connection, not the program.
 func Serve(ctx context.Context, ln net.Listener, grace time.Duration, handle func(context.Context, net.Conn)) error {
 	connCtx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)
-	unlink := context.AfterFunc(ctx, func() { ln.Close() })
+	unlink := context.AfterFunc(ctx, func() {
+		if d, ok := ln.(interface{ SetDeadline(time.Time) error }); !ok || d.SetDeadline(time.Now().Add(lastCall)) != nil {
+			ln.Close()
+		}
+	})
 	defer unlink()
 	defer ln.Close()
 
@@ -38,6 +47,7 @@ func Serve(ctx context.Context, ln net.Listener, grace time.Duration, handle fun
 			handle(connCtx, c)
 		})
 	})
+	ln.Close()
 	force := time.AfterFunc(grace, func() { cancel(ErrDrained) })
 	defer force.Stop()
 	conns.Wait()
@@ -48,25 +58,22 @@ func accept(ctx context.Context, ln net.Listener, start func(net.Conn)) error {
 	pause := time.Duration(0)
 	for {
 		c, err := ln.Accept()
+		if err == nil {
+			pause = 0
+			start(c)
+			continue
+		}
 		if ctx.Err() != nil {
-			if err == nil {
-				c.Close()
-			}
 			return nil
 		}
 		if errors.Is(err, net.ErrClosed) {
 			return fmt.Errorf("accept on %s: %w", ln.Addr(), err)
 		}
-		if err != nil {
-			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-			select {
-			case <-ctx.Done():
-			case <-time.After(pause):
-			}
-			continue
+		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
 		}
-		pause = 0
-		start(c)
 	}
 }
 
