@@ -121,8 +121,11 @@ func up(ctx context.Context, cfg Config, out io.Writer) error {
 	if l.Name() != "lab" {
 		suffix = " -name " + l.Name()
 	}
+	fmt.Fprintf(out, "\nTo put the mesh in, from where the Makefile is (docs/install.md goes on from there):\n")
+	fmt.Fprintf(out, "  make build images\n")
+	fmt.Fprintf(out, "  go run ./e2e/cmd/lab load%s bin/images/*.tar    # nodes cannot pull images\n", suffix)
+	fmt.Fprintf(out, "  bin/mistctl install\n\nBesides:\n")
 	fmt.Fprintf(out, "  go run ./e2e/cmd/lab shell%s node1    # look around on a node\n", suffix)
-	fmt.Fprintf(out, "  go run ./e2e/cmd/lab load%s ARCHIVE   # images cannot be pulled here\n", suffix)
 	fmt.Fprintf(out, "  go run ./e2e/cmd/lab down%s           # remove it, nothing is left\n", suffix)
 	return nil
 }
