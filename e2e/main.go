@@ -3,13 +3,15 @@
 //	go run ./e2e [-nodes 2] [-proxy-mode nftables] [-dual-stack] [-run REGEXP] [-lab NAME [-installed]]
 //
 // It prints one line per test, everything about those that failed, and at the end "e2e: N passed, N failed". It needs root.
-// The first run builds Kubernetes, which takes about ten minutes of two cores.
+// The first run builds Kubernetes, which takes about ten minutes of two cores. Where time is short, as in CI, -build-within
+// bounds that: when it takes longer, nothing is shown, and the exit status is 3.
 package main
 
 import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -19,16 +21,27 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
+
+	"github.com/mistnet/mistnet/e2e/lab"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, os.Args[1:], os.Stdout); err != nil {
+	err := run(ctx, os.Args[1:], os.Stdout)
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
+	}
+	switch {
+	case errors.Is(err, errNoTime):
+		os.Exit(3)
+	case err != nil:
 		os.Exit(1)
 	}
 }
+
+var errNoTime = errors.New("building Kubernetes took longer than -build-within, so nothing was shown; what was built is kept")
 
 func run(ctx context.Context, args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("e2e", flag.ContinueOnError)
@@ -38,7 +51,13 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	only := flags.String("run", "", "only tests that match")
 	name := flags.String("lab", "", "use this lab, which runs and stays, instead of a new one")
 	installed := flags.Bool("installed", false, "the mesh is installed there")
-	if err := flags.Parse(args); err != nil {
+	within := flags.Duration("build-within", 0, "give up when building Kubernetes takes longer; 0: it may take what it takes")
+	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	if err := build(ctx, *within, out); err != nil {
 		return err
 	}
 	packages := []string{"./e2e/suite"}
@@ -70,6 +89,19 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	fmt.Fprintf(out, "e2e: %d passed, %d failed\n", c.passed, c.failed)
 	if err == nil && c.passed == 0 {
 		err = fmt.Errorf("no test ran")
+	}
+	return err
+}
+
+func build(ctx context.Context, within time.Duration, out io.Writer) error {
+	if within > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, within, errNoTime)
+		defer cancel()
+	}
+	_, err := lab.Build(ctx, "", out)
+	if err != nil && errors.Is(context.Cause(ctx), errNoTime) {
+		return errNoTime
 	}
 	return err
 }
