@@ -5,8 +5,10 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -98,29 +100,28 @@ func (s *Server) ServeConn(ctx context.Context, raw net.Conn) error {
 	}
 	c := newConn(ctx, h, log)
 	c.server = s
-	if !s.track(c) {
-		return ErrClosed
-	}
+	closing := s.track(c)
 	defer s.untrack(c)
 	stop := context.AfterFunc(ctx, func() { c.fail(context.Cause(ctx)) })
 	defer stop()
 	c.start()
+	if closing {
+		c.drain() // its peer may have sent a request already, and learns at once that there is room for no more
+	}
 	err = c.serve()
 	c.handlers.Wait()
 	return err
 }
 
-func (s *Server) track(c *conn) bool {
+// track adds a connection and reports whether the server is shutting down.
+func (s *Server) track(c *conn) (closing bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
-		return false
-	}
 	if s.conns == nil {
 		s.conns = make(map[*conn]struct{})
 	}
 	s.conns[c] = struct{}{}
-	return true
+	return s.closed
 }
 
 func (s *Server) untrack(c *conn) {
@@ -130,23 +131,38 @@ func (s *Server) untrack(c *conn) {
 }
 
 // Shutdown tells every client to open no more streams, waits until the streams that exist have ended, and closes. When
-// ctx ends first it closes what is left at once and returns the cause. Connections that arrive later are closed.
+// ctx ends first it closes what is left at once and returns the cause. Connections whose handshake ends later are served in
+// the same way: what their clients have asked already, and no more. Shutdown waits for those that are there; the others are
+// waited for by whoever called ServeConn.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	s.closed = true
-	var conns []*conn
-	for c := range s.conns {
-		conns = append(conns, c)
-	}
 	s.mu.Unlock()
-	for _, c := range conns {
-		c.drain()
+	drained := make(map[*conn]bool)
+	for {
+		var next *conn
+		s.mu.Lock()
+		for c := range s.conns {
+			if !drained[c] {
+				next = c
+				break
+			}
+		}
+		s.mu.Unlock()
+		if next == nil {
+			break
+		}
+		drained[next] = true
+		next.drain()
 	}
-	for _, c := range conns {
+	for c := range drained {
 		select {
 		case <-c.ctx.Done():
 		case <-ctx.Done():
-			for _, c := range conns {
+			s.mu.Lock()
+			left := slices.Collect(maps.Keys(s.conns))
+			s.mu.Unlock()
+			for _, c := range left {
 				c.fail(ErrClosed)
 			}
 			return context.Cause(ctx)
