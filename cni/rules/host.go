@@ -12,6 +12,7 @@ import (
 // a pod of the mesh leave with an address the pod's rules let by.
 type Host struct {
 	IPv4, IPv6 HostFamily
+	Table      Table // the same for nftables, with a set in it for each family, of the same name
 }
 
 // HostFamily is one address family's part.
@@ -30,9 +31,23 @@ func HostProbe(ipv4, ipv6 netip.Addr) Host {
 		}}}
 	}
 	address := func(prefix string) string { return prefix[:strings.IndexByte(prefix, '/')] }
+	const v4, v6 = "istio-inpod-probes-v4", "istio-inpod-probes-v6"
+	snat4, snat6 := address(probe(ipv4, mesh.ProbeAddrIPv4)), address(probe(ipv6, mesh.ProbeAddrIPv6))
 	return Host{
-		IPv4: one("istio-inpod-probes-v4", address(probe(ipv4, mesh.ProbeAddrIPv4))),
-		IPv6: one("istio-inpod-probes-v6", address(probe(ipv6, mesh.ProbeAddrIPv6))),
+		IPv4: one(v4, snat4),
+		IPv6: one(v6, snat6),
+		Table: Table{
+			Name: TableNAT,
+			Sets: []string{"set " + v4 + " { type ipv4_addr; }", "set " + v6 + " { type ipv6_addr; }"},
+			Chains: []NFTChain{{
+				// Before others that change the source. A packet of no local process has no user.
+				Name: "postrouting", Hook: "type nat hook postrouting priority 99",
+				Rules: []string{
+					"meta skuid >= 0 ip daddr @" + v4 + " meta l4proto tcp snat ip to " + snat4,
+					"meta skuid >= 0 ip6 daddr @" + v6 + " meta l4proto tcp snat ip6 to " + snat6,
+				},
+			}},
+		},
 	}
 }
 

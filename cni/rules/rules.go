@@ -31,8 +31,11 @@ type Options struct {
 }
 
 // Ruleset is everything redirection needs in one network namespace.
+//
+// Chains and Tables mean the same, to iptables and to nftables: a namespace gets one of them, and the routes.
 type Ruleset struct {
 	IPv4, IPv6 []Chain // in the order they are to be connected
+	Tables     []Table
 	Routes     []Route
 }
 
@@ -75,8 +78,9 @@ func (r Route) Destination() netip.Prefix {
 // is captured before ztunnel's own can be told apart from it.
 func InPod(o Options) Ruleset {
 	return Ruleset{
-		IPv4: chains(o, family{probe: probe(o.ProbeIPv4, mesh.ProbeAddrIPv4), loopback: "127.0.0.1/32"}),
-		IPv6: chains(o, family{probe: probe(o.ProbeIPv6, mesh.ProbeAddrIPv6), loopback: "::1/128"}),
+		IPv4:   chains(o, family{probe: probe(o.ProbeIPv4, mesh.ProbeAddrIPv4), loopback: "127.0.0.1/32"}),
+		IPv6:   chains(o, family{probe: probe(o.ProbeIPv6, mesh.ProbeAddrIPv6), loopback: "::1/128"}),
+		Tables: nft(o),
 		Routes: []Route{
 			{Mark: mesh.MarkTProxy, Mask: mesh.MarkMask, Preference: mesh.RulePref, Table: mesh.RouteTable, Device: "lo"},
 			{
@@ -224,14 +228,6 @@ func (rs Ruleset) Text() string {
 		fmt.Fprintf(&b, "%s rule add fwmark %#x/%#x pref %d lookup %d\n", ip, r.Mark, r.Mask, r.Preference, r.Table)
 		fmt.Fprintf(&b, "%s route add local %s dev %s table %d\n", ip, r.Destination(), r.Device, r.Table)
 	}
-	return b.String()
-}
-
-// Script renders chains as iptables-restore reads them: each table at once, its chains complete before the built-in ones
-// lead to them.
-func Script(chains []Chain) string {
-	var b strings.Builder
-	writeTables(&b, chains)
 	return b.String()
 }
 

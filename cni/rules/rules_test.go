@@ -48,13 +48,16 @@ func TestInPod(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			golden(t, name, rules.InPod(o).Text())
+			golden(t, name+"_nft", rules.NFT(rules.InPod(o).Tables))
 		})
 	}
 }
 
 func TestHostProbe(t *testing.T) {
 	t.Parallel()
-	golden(t, "hostprobe", rules.HostProbe(netip.Addr{}, netip.Addr{}).Text())
+	h := rules.HostProbe(netip.Addr{}, netip.Addr{})
+	golden(t, "hostprobe", h.Text())
+	golden(t, "hostprobe_nft", rules.NFT([]rules.Table{h.Table}))
 }
 
 func TestRedirectionIsConnectedLast(t *testing.T) {

@@ -53,7 +53,7 @@ func dump(t *testing.T, ns, iptables string) string {
 	for _, ipt := range []string{iptables, "ip6" + strings.TrimPrefix(iptables, "ip")} {
 		for _, table := range []string{"mangle", "raw", "nat"} {
 			for line := range strings.Lines(run(t, "ip", "netns", "exec", ns, ipt, "-t", table, "-S")) {
-				if !strings.HasPrefix(line, "-P") {
+				if !strings.HasPrefix(line, "-P") && !strings.HasPrefix(line, "#") {
 					fmt.Fprintf(&b, "%s %s %s", ipt[:3], table, line)
 				}
 			}

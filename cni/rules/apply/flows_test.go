@@ -145,9 +145,9 @@ func TestConnectionsOlderThanTheRulesGoOn(t *testing.T) {
 }
 
 // redirectors are the ways to put rules in.
-func redirectors(t *testing.T) map[string]*apply.IPTables {
+func redirectors(t *testing.T) map[string]apply.Redirector {
 	t.Helper()
-	out := make(map[string]*apply.IPTables)
+	out := make(map[string]apply.Redirector)
 	for _, tool := range tools(t) {
 		ipt, err := apply.NewIPTables(tool)
 		if err != nil {
@@ -155,5 +155,10 @@ func redirectors(t *testing.T) map[string]*apply.IPTables {
 		}
 		out[tool] = ipt
 	}
+	nft, err := apply.NewNFTables("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out["nftables"] = nft
 	return out
 }

@@ -29,14 +29,8 @@ func NewHost(ipt *IPTables, ns Namespace, h rules.Host) (*Host, error) {
 			if err := netlink.IpsetCreate(f.Set, "hash:ip", o); err != nil && !errors.Is(err, unix.EEXIST) {
 				return fmt.Errorf("make ipset %s (does the kernel have ip_set?): %w", f.Set, err)
 			}
-			connect, _, err := prepare(f.rules)
-			if err != nil {
+			if _, err := f.rules.ensure(true); err != nil {
 				return err
-			}
-			for _, jump := range connect {
-				if err := jump(); err != nil {
-					return err
-				}
 			}
 		}
 		return nil
@@ -76,9 +70,15 @@ func (h *Host) Forbid(ips []netip.Addr) error {
 	}))
 }
 
-// Keep takes back every address that is not among these.
-func (h *Host) Keep(ips []netip.Addr) error {
-	return wrap("forbid probes", h.ns.Do(func() error {
+// Keep allows these addresses, by UID, and no others.
+func (h *Host) Keep(pods map[string][]netip.Addr) error {
+	var ips []netip.Addr
+	var errs []error
+	for uid, of := range pods {
+		ips = append(ips, of...)
+		errs = append(errs, h.Allow(uid, of))
+	}
+	return errors.Join(append(errs, wrap("forbid probes", h.ns.Do(func() error {
 		var errs []error
 		for _, f := range h.families() {
 			set, err := netlink.IpsetList(f.Set)
@@ -97,7 +97,7 @@ func (h *Host) Keep(ips []netip.Addr) error {
 			}
 		}
 		return errors.Join(errs...)
-	}))
+	})))...)
 }
 
 func (h *Host) each(ips []netip.Addr, do func(set string, ip netip.Addr) error) error {
@@ -119,13 +119,27 @@ func (h *Host) each(ips []netip.Addr, do func(set string, ip netip.Addr) error) 
 // Remove takes rules and sets away.
 func (h *Host) Remove() error {
 	return wrap("remove host probe rules", h.ns.Do(func() error {
+		seen, err := lookHere()
+		if err != nil {
+			return err
+		}
 		var errs []error
 		for _, f := range h.families() {
-			errs = append(errs, removeChains([]familyRules{f.rules}, "nat"))
-			if err := netlink.IpsetDestroy(f.Set); err != nil && !errors.Is(err, unix.ENOENT) {
+			if seen.iptables {
+				f.rules.chains = nil
+				_, err := f.rules.ensure(true)
+				errs = append(errs, err)
+			}
+			if err := netlink.IpsetDestroy(f.Set); err != nil && !isMissing(err) {
 				errs = append(errs, fmt.Errorf("destroy ipset %s: %w", f.Set, err))
 			}
 		}
 		return errors.Join(errs...)
 	}))
+}
+
+// isMissing reports whether a set is not there, or its kind is not in the kernel at all.
+func isMissing(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) ||
+		errors.Is(err, unix.EPROTONOSUPPORT)
 }

@@ -51,7 +51,7 @@ func TestHost(t *testing.T) {
 	if got := in("ipset", "save"); got != list {
 		t.Errorf("after a restart sets are\n%s\nwant\n%s", got, list)
 	}
-	if err := h.Keep(pod[1:]); err != nil {
+	if err := h.Keep(map[string][]netip.Addr{"u-1": pod[1:]}); err != nil {
 		t.Fatal(err)
 	}
 	if got := in("ipset", "save"); strings.Contains(got, "10.0.0.5") || !strings.Contains(got, "fd00::5") {
