@@ -67,11 +67,13 @@ func New(c Config, env *daemon.Env) (*Agent, error) {
 			return nil, fmt.Errorf("make directory: %w", err)
 		}
 	}
-	ipt, err := apply.NewIPTables(c.IPTables)
+	redirect, err := c.redirection()
 	if err != nil {
 		return nil, err
 	}
 	log := env.Log.Named("cni")
+	mode, why := redirect.Mode()
+	log.Info("redirecting with", zap.String("mode", string(mode)), zap.String("reason", why))
 	known, err := openRecords(filepath.Join(c.RunDir, memoryFile))
 	if errors.Is(err, errBrokenRecords) {
 		log.Error("known pods forgotten, looking for those that run", zap.Error(err))
@@ -80,15 +82,16 @@ func New(c Config, env *daemon.Env) (*Agent, error) {
 	}
 	a := &Agent{cfg: c, env: env, log: log, catalog: newCatalog(c.Policy, c.Source == SourceKubernetes)}
 	a.rec = &reconciler{
-		rules: ipt, catalog: a.catalog, records: known, status: statusDir(c.StatusDir), probes: noProbes{}, log: log,
-		proc: c.procDir(), repairEvery: c.RepairEvery,
+		rules: redirect, catalog: a.catalog, records: known, status: statusDir(c.StatusDir), probes: noProbes{}, log: log,
+		proc: c.procDir(), repairEvery: c.RepairEvery, releaseGrace: c.ReleaseGrace,
 		start: make(chan *pod), slots: make(chan struct{}, max(2, runtime.GOMAXPROCS(0))), pods: make(map[podKey]*pod),
 	}
 	a.zds = &zds.Server{Path: c.ZDSSocket, Snapshot: a.rec.snapshot, Log: log.Named("zds")}
 	a.metrics = newMetrics(env.Registry, a.zds.Connected)
 	a.rec.zt = a.zds
 	if c.HostProbe {
-		h, err := hostProbe(ipt)
+		var here *linux.NetNS
+		h, err := redirect.NewHost(here, hostProbe())
 		if err == nil {
 			err = h.Keep(captured(known.list()))
 		}
@@ -115,11 +118,18 @@ func New(c Config, env *daemon.Env) (*Agent, error) {
 	return a, nil
 }
 
-// captured are the addresses of the pods that are in the mesh.
-func captured(list []record) (ips []netip.Addr) {
+// redirection is what puts rules into pods.
+func (c *Config) redirection() (*apply.Redirection, error) {
+	var here *linux.NetNS
+	return apply.New(apply.Config{Mode: c.mode(), IPTables: c.IPTables, NFT: c.NFT, Host: here})
+}
+
+// captured are the addresses of the pods that are in the mesh, by UID.
+func captured(list []record) map[string][]netip.Addr {
+	ips := make(map[string][]netip.Addr)
 	for _, rec := range list {
-		if rec.Captured {
-			ips = append(ips, rec.IPs...)
+		if rec.Captured && !rec.Released {
+			ips[rec.UID] = rec.IPs
 		}
 	}
 	return ips
@@ -232,10 +242,7 @@ func (c *Config) installer(log *zap.Logger) (*install.Installer, error) {
 }
 
 // hostProbe lets this machine's probes into enrolled pods.
-func hostProbe(ipt *apply.IPTables) (*apply.Host, error) {
-	var here *linux.NetNS
-	return apply.NewHost(ipt, here, rules.HostProbe(netip.Addr{}, netip.Addr{}))
-}
+func hostProbe() rules.Host { return rules.HostProbe(netip.Addr{}, netip.Addr{}) }
 
 // Main runs the agent, or takes its work off the host when the configuration says so.
 func Main(ctx context.Context, c Config, env *daemon.Env) error {

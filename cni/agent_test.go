@@ -206,12 +206,24 @@ func TestLabelsOfARunningPod(t *testing.T) {
 
 	n.write("shop.yaml", namespace("shop", "ambient")+pods)
 	n.redirection("shop/web-1", "pending") // no ztunnel yet
-	if !s.captured() {
-		t.Error("a pending pod is not captured: it leaks plaintext")
+	if s.captured() {
+		t.Error("a running pod is captured with nobody to serve it: its connections are refused")
 	}
 	z, stop := n.ztunnel()
 	z.await(fmt.Sprintf("add u-1 shop/web-1 sa-web-1 %d", s.id()))
 	n.redirection("shop/web-1", "enabled")
+	if !s.captured() {
+		t.Error("announced before it is captured")
+	}
+
+	// Without a ztunnel nothing leaks: a pod that was captured stays so.
+	stop()
+	if !s.captured() {
+		t.Error("released because ztunnel is gone")
+	}
+	z, stop = n.ztunnel()
+	z.expect(fmt.Sprintf("add u-1 shop/web-1 sa-web-1 %d", s.id()))
+	z.expect("synced [u-1]")
 
 	// Another ztunnel is told of the pod at once; the pod stays announced in between.
 	stop()

@@ -10,6 +10,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/mistnet/mistnet/cni/plugin"
+	"github.com/mistnet/mistnet/cni/rules/apply"
 	"github.com/mistnet/mistnet/internal/daemon"
 	"github.com/mistnet/mistnet/internal/mesh"
 )
@@ -40,12 +41,17 @@ type Config struct {
 	RunDir    string // the agent's socket and memory; "" means plugin.DefaultRunDir
 	ZDSSocket string // "" means DefaultZtunnelSocket
 	Listen    string // host:port of metrics and health pages; "" for none
+	NFTables  string // whether redirection is made with nftables: "true", "false", or "auto" (or ""), which looks
 	IPTables  string // the iptables program; "" means iptables on the PATH
+	NFT       string // the nft program; "" means nft on the PATH
 	ProcDir   string // where the host's processes are seen; "" means /host/proc if it is there, else /proc
 
-	Policy      Policy
-	HostProbe   bool          // let this machine's health checks bypass the mesh (needs ipset)
-	RepairEvery time.Duration // how often the rules in pods are checked; 0: only at the start
+	Policy    Policy
+	HostProbe bool // let this machine's health checks bypass the mesh (needs ipset)
+	// ReleaseGrace is how long ztunnel goes on serving a pod that left the mesh, at least: peers send it HBONE until they
+	// have heard.
+	ReleaseGrace time.Duration
+	RepairEvery  time.Duration // how often the rules in pods are checked; 0: only at the start
 
 	// CNIConfDir is the runtime's configuration directory; "" means that somebody else puts the plugin on the host.
 	CNIConfDir string
@@ -72,10 +78,15 @@ func (c *Config) Register(fs *daemon.FlagSet) {
 	fs.StringVar(&c.RunDir, "run-dir", plugin.DefaultRunDir, "CNI_AGENT_RUN_DIR", "directory of the plugin's socket and the agent's memory")
 	fs.StringVar(&c.ZDSSocket, "ztunnel-uds-address", DefaultZtunnelSocket, "ZTUNNEL_UDS_ADDRESS", "socket ztunnel dials")
 	fs.StringVar(&c.Listen, "listen", ":15014", "MONITORING_ADDRESS", "address of /metrics, /healthz and /readyz")
+	fs.StringVar(&c.NFTables, "native-nftables", nativeAuto, "NATIVE_NFTABLES",
+		"make redirection with nftables: true, false, or auto, which uses it where iptables does not work or kube-proxy uses it")
+	fs.StringVar(&c.NFT, "nft", "", "NFT", "nft program")
 	fs.StringVar(&c.IPTables, "iptables", "", "IPTABLES", "iptables program; its neighbour ip6tables is used for IPv6")
 	fs.StringVar(&c.ProcDir, "proc-dir", "", "HOST_PROC", "where the host's processes are seen; empty: /host/proc if it is there, else /proc")
 	fs.BoolVar(&c.Policy.DNS, "dns-capture", false, "AMBIENT_DNS_CAPTURE", "capture DNS of enrolled pods")
 	fs.BoolVar(&c.HostProbe, "host-probe", source == SourceKubernetes, "HOST_PROBE", "let health checks from this machine bypass the mesh")
+	fs.DurationVar(&c.ReleaseGrace, "release-grace", 10*time.Second, "RELEASE_GRACE",
+		"how long ztunnel goes on serving a pod that left the mesh, at least; connections it has are waited for as long as they last")
 	fs.DurationVar(&c.RepairEvery, "repair-every", time.Minute, "REPAIR_EVERY", "how often the rules in pods are checked; 0: only at the start")
 	fs.StringVar(&c.CNIConfDir, "cni-conf-dir", "", "CNI_CONF_DIR",
 		"put the plugin into the chain in this directory, usually /etc/cni/net.d; empty: leave the host alone")
@@ -105,6 +116,9 @@ func (c *Config) Validate() error {
 	default:
 		errs = append(errs, fmt.Errorf("-source=%s: want %s or %s", c.Source, SourceKubernetes, SourceFiles))
 	}
+	if c.mode() == "" {
+		errs = append(errs, fmt.Errorf("-native-nftables=%s: want true, false or auto", c.NFTables))
+	}
 	if c.RepairEvery < 0 || c.RepairEvery > 0 && c.RepairEvery < time.Second {
 		errs = append(errs, fmt.Errorf("-repair-every=%v: want 0 or at least 1s", c.RepairEvery))
 	}
@@ -120,6 +134,21 @@ func (c *Config) Validate() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+const nativeAuto = "auto"
+
+// mode is what NFTables means; "" for nothing.
+func (c *Config) mode() apply.Mode {
+	switch c.NFTables {
+	case nativeAuto, "":
+		return apply.ModeAuto
+	case "true":
+		return apply.ModeNFTables
+	case "false":
+		return apply.ModeIPTables
+	}
+	return ""
 }
 
 // procDir is where the host's processes are seen.

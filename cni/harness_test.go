@@ -328,6 +328,7 @@ type ztunnel struct {
 	t      *testing.T
 	events chan string
 	refuse atomic.Pointer[error]
+	onAdd  func() // runs while the agent waits for the answer; may be nil
 }
 
 func (n *node) ztunnel() (z *ztunnel, stop func()) {
@@ -361,6 +362,9 @@ func (z *ztunnel) Add(_ context.Context, info zds.Info, netns *os.File) error {
 	id, err := ns.ID()
 	if err != nil {
 		return err
+	}
+	if z.onAdd != nil {
+		z.onAdd()
 	}
 	if e := z.refuse.Load(); e != nil {
 		z.events <- "refused " + info.UID

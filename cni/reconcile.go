@@ -26,14 +26,11 @@ const (
 	sweepEvery  = 10 * time.Second // how often namespaces that vanished without a DEL are looked for
 	knownWithin = 2 * time.Second  // how long ADD waits for the pod's object to appear
 	stepWithin  = 5 * time.Second  // one exchange with ztunnel
+	drainEvery  = 2 * time.Second  // how often connections of a released pod are looked for
 )
 
-// redirector puts rules into namespaces and takes them out: *apply.IPTables.
-type redirector interface {
-	Apply(ns apply.Namespace, rs rules.Ruleset) (changed bool, err error)
-	Remove(ns apply.Namespace, rs rules.Ruleset) error
-	Verify(ns apply.Namespace, rs rules.Ruleset) error
-}
+// redirector puts rules into namespaces and takes them out: *apply.Redirection.
+type redirector = apply.Redirector
 
 // ztunnels are told of pods that come and go: *zds.Server.
 type ztunnels interface {
@@ -56,11 +53,13 @@ type reconciler struct {
 	proc  procDir
 	fetch func(ctx context.Context, k podKey, uid string) error // asks for a pod that is not known; may be nil
 
+	releaseGrace time.Duration // how long ztunnel serves a released pod at least
+
 	repairEvery time.Duration // how often rules are compared with what they should be; 0: only at the start
 	sweeps      []func()      // what else is looked at from time to time
 
 	start chan *pod     // new pods, to run, which owns the workers
-	slots chan struct{} // one place for each change of rules at a time: each is some dozens of processes
+	slots chan struct{} // one place for each change of rules at a time: each is a process or some
 
 	mu   sync.Mutex
 	pods map[podKey]*pod
@@ -68,18 +67,22 @@ type reconciler struct {
 
 // pod is one attached pod. The first group is guarded by reconciler.mu, the second belongs to the worker.
 type pod struct {
-	key     podKey
-	rec     record
-	file    *os.File // the namespace, for ztunnel; closed when the pod is gone
-	gone    bool
-	gen     int           // counts attachments; what a worker found out about an earlier one is void
-	greeted int           // counts snapshots: what an earlier ztunnel answered is void
-	stale   []string      // UIDs of earlier attachments that ztunnel may still know
-	result  result        // of the worker's last attempt
-	settled chan struct{} // closed and replaced with each result
-	wake    chan struct{} // one place: to be woken twice is to be woken
+	key      podKey
+	rec      record
+	file     *os.File // the namespace, for ztunnel; closed when the pod is gone
+	gone     bool
+	starting bool          // the runtime waits for it: no process of it runs yet
+	gen      int           // counts attachments; what a worker found out about an earlier one is void
+	greeted  int           // counts snapshots: what an earlier ztunnel answered is void
+	stale    []string      // UIDs of earlier attachments that ztunnel may still know
+	result   result        // of the worker's last attempt
+	settled  chan struct{} // closed and replaced with each result
+	wake     chan struct{} // one place: to be woken twice is to be woken
 
 	seen      int
+	again     time.Duration  // when to settle it again though all went well; 0: when woken
+	allowed   bool           // probes are let in
+	released  time.Time      // when its redirection ended
 	applied   *rules.Options // what the namespace holds, as far as the worker knows
 	verified  time.Time      // when the worker knew for certain
 	acked     bool           // ztunnel has taken the pod
@@ -228,8 +231,14 @@ func (r *reconciler) attach(ctx context.Context, ev plugin.Event) error {
 	err = r.await(ctx, p, gen)
 	if err != nil {
 		r.leave(p, gen)
+		return err
 	}
-	return err
+	r.mu.Lock()
+	if p.gen == gen {
+		p.starting = false
+	}
+	r.mu.Unlock()
+	return nil
 }
 
 // identify waits a little until it is known whether the pod is to be in the mesh, and returns the UID of its object.
@@ -283,7 +292,7 @@ func (r *reconciler) admit(ctx context.Context, rec record, replace bool) (p *po
 		switch {
 		case p.rec.NetnsID == rec.NetnsID && p.rec.UID == rec.UID:
 			// The runtime repeats itself: what is in the namespace is there still.
-			rec.Captured, rec.Options, rec.ServiceAccount = p.rec.Captured, p.rec.Options, p.rec.ServiceAccount
+			rec.Captured, rec.Released, rec.Options, rec.ServiceAccount = p.rec.Captured, p.rec.Released, p.rec.Options, p.rec.ServiceAccount
 		case p.rec.Captured:
 			p.stale = append(p.stale, p.rec.UID)
 		}
@@ -292,7 +301,7 @@ func (r *reconciler) admit(ctx context.Context, rec record, replace bool) (p *po
 		}
 		p.rec, p.gone = rec, false
 	}
-	p.file = file
+	p.file, p.starting = file, replace
 	p.gen++
 	gen = p.gen
 	r.mu.Unlock()
@@ -402,7 +411,7 @@ func (r *reconciler) verify(ev plugin.Event) error {
 		return fmt.Errorf("pod %s is not yet enrolled", k)
 	case unknown == nil && v.Enrolled && !equalOptions(v.Options, rec.Options):
 		return fmt.Errorf("pod %s is not yet captured as it should be", k)
-	case rec.Captured:
+	case rec.Captured && !rec.Released:
 		return r.rules.Verify(ns, rules.InPod(rec.Options))
 	}
 	return nil
@@ -431,7 +440,7 @@ func equalOptions(a, b rules.Options) bool {
 		a.DNS == b.DNS && a.Ingress == b.Ingress && a.ProbeIPv4 == b.ProbeIPv4 && a.ProbeIPv6 == b.ProbeIPv6
 }
 
-// probes lets the host's health checks into captured pods: *apply.Host, or noProbes.
+// probes lets the host's health checks into captured pods: an apply.HostProbes, or noProbes.
 type probes interface {
 	Allow(uid string, ips []netip.Addr) error
 	Forbid(ips []netip.Addr) error

@@ -26,11 +26,12 @@ type record struct {
 	NetnsID         uint64 // inode: a namesake of the path is another namespace
 	IPs             []netip.Addr
 
-	// Captured is set before the first rule goes in and cleared after the last one is out.
+	// Captured is set before ztunnel is told of the pod or the first rule goes in, and cleared after the last one is out.
 	Captured       bool
+	Released       bool          // redirection has ended, what it needed is still there: see drain
 	Options        rules.Options // of the rules, when Captured
 	ServiceAccount string        // when Captured
-	Enabled        bool          // ztunnel has taken the pod
+	Enabled        bool          // it was captured, and ztunnel had taken it
 }
 
 func (r *record) key() podKey { return podKey{r.Namespace, r.Name} }

@@ -14,6 +14,7 @@ import (
 	"github.com/mistnet/mistnet/cni/plugin"
 	"github.com/mistnet/mistnet/cni/rules"
 	"github.com/mistnet/mistnet/cni/rules/apply"
+	"github.com/mistnet/mistnet/internal/linux"
 )
 
 // leaveWithin bounds the cleaning of a node: less than the time Kubernetes gives a pod to end (30 s by default), with
@@ -46,7 +47,7 @@ func (a *Agent) leave(ctx context.Context) error {
 	}
 	a.catalog.leave()
 	errs = append(errs, a.rec.releaseAll(ctx))
-	if h, ok := a.rec.probes.(*apply.Host); ok {
+	if h, ok := a.rec.probes.(apply.HostProbes); ok {
 		errs = append(errs, h.Remove())
 	}
 	if err := errors.Join(errs...); err != nil { // the memory stays: a second attempt needs it
@@ -85,7 +86,7 @@ func (c *Config) uninstall(ctx context.Context, log *zap.Logger) error {
 	if err != nil {
 		return err
 	}
-	ipt, err := apply.NewIPTables(c.IPTables)
+	redirect, err := c.redirection()
 	if err != nil {
 		return err
 	}
@@ -104,7 +105,7 @@ func (c *Config) uninstall(ctx context.Context, log *zap.Logger) error {
 			continue
 		}
 		if err == nil {
-			err = errors.Join(status.write(ctx, rec.key(), rec.IPs, redirectionNone), ipt.Remove(ns, rules.InPod(rec.Options)))
+			err = errors.Join(status.write(ctx, rec.key(), rec.IPs, redirectionNone), redirect.Remove(ns, rules.InPod(rec.Options)))
 			ns.Close()
 		}
 		if err != nil {
@@ -114,11 +115,8 @@ func (c *Config) uninstall(ctx context.Context, log *zap.Logger) error {
 		log.Info("pod released", zap.Stringer("pod", rec.key()))
 	}
 	if c.HostProbe {
-		h, err := hostProbe(ipt)
-		if err == nil {
-			err = h.Remove()
-		}
-		errs = append(errs, err)
+		var here *linux.NetNS
+		errs = append(errs, redirect.RemoveHost(here, hostProbe()))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("uninstall: %w", err)
