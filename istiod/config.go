@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"time"
 
 	"github.com/mistnet/mistnet/internal/daemon"
 	"github.com/mistnet/mistnet/internal/mesh"
@@ -19,6 +20,8 @@ type Config struct {
 	PodName    string // this replica's name among its like; "": the host's name
 	Revision   string // of this control plane, by which its ConfigMap is found; "": default
 	CADir      string // where an authority may be mounted; "": nowhere
+
+	CAOverlap time.Duration // how long a new root is handed out before it is signed with; 0: 5 min
 
 	Files     string // directory of the mesh's YAML
 	StatusDir string // directory in which node agents tell the state of pods; "" for none
@@ -54,6 +57,7 @@ func (c *Config) Register(fs *daemon.FlagSet) {
 	fs.StringVar(&c.PodName, "pod-name", "", "POD_NAME", "with -source=kubernetes: name of this replica (default: the host's name)")
 	fs.StringVar(&c.Revision, "revision", "default", "REVISION", "with -source=kubernetes: of this control plane; another than default reads ConfigMap istio-<revision>")
 	fs.StringVar(&c.CADir, "ca-dir", "/etc/cacerts", "CA_DIR", "with -source=kubernetes: where an authority may be mounted (else Secrets cacerts, istio-ca-secret)")
+	fs.DurationVar(&c.CAOverlap, "ca-root-overlap", 5*time.Minute, "CA_ROOT_OVERLAP", "with -source=kubernetes: how long a new root is handed out before certificates are signed below it")
 	fs.StringVar(&c.Files, "files", "", "FILES", "directory of YAML that is the mesh, watched")
 	fs.StringVar(&c.StatusDir, "status-dir", "", "STATUS_DIR", "directory in which node agents tell the state of pods")
 	fs.StringVar(&c.DataDir, "data-dir", "/var/lib/mistnet/istiod", "DATA_DIR", "directory of the CA's and the token key, made when missing")
@@ -85,6 +89,9 @@ func (c *Config) Validate() error {
 		}
 	default:
 		errs = append(errs, fmt.Errorf("-source: %q is neither kubernetes nor files", c.Source))
+	}
+	if c.CAOverlap < 0 {
+		errs = append(errs, fmt.Errorf("-ca-root-overlap: %s is negative", c.CAOverlap))
 	}
 	for _, ip := range c.IPs {
 		if _, err := netip.ParseAddr(ip); err != nil {

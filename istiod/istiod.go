@@ -168,6 +168,9 @@ func (d *Istiod) authenticate(ctx context.Context) (string, error) {
 		return "", err
 	}
 	caller, err := d.auth.Verify(ctx, raw)
+	if errors.Is(err, token.ErrUnavailable) {
+		return "", fmt.Errorf("%w: %w", xds.ErrUnavailable, err)
+	}
 	if err != nil {
 		return "", err
 	}

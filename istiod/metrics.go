@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
 
+	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/istiod/index"
 )
 
@@ -16,7 +17,8 @@ import (
 type metrics struct {
 	published *prometheus.CounterVec   // nouns, by kind
 	apply     prometheus.Histogram     // how long a change takes from its event to the wire
-	calls     *prometheus.CounterVec   // certificate requests, by outcome
+	requests  prometheus.Counter       // for certificates, under Istio's name
+	calls     *prometheus.CounterVec   // the same, by outcome
 	callTime  *prometheus.HistogramVec // and how long they take
 }
 
@@ -27,13 +29,15 @@ func newMetrics(reg *prometheus.Registry, d *Istiod) *metrics {
 		apply: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "istiod_change_duration_seconds", Help: "From a change of objects to its publication.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 4, 9)}),
+		requests: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "citadel_server_csr_count", Help: "Certificate requests."}),
 		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "istiod_certificate_requests_total", Help: "Certificate requests, by gRPC status code."}, []string{"code"}),
 		callTime: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "istiod_call_duration_seconds", Help: "How long unary calls take, by method.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 4, 9)}, []string{"method"}),
 	}
-	reg.MustRegister(m.published, m.apply, m.calls, m.callTime, &state{d})
+	reg.MustRegister(m.published, m.apply, m.requests, m.calls, m.callTime, &state{d})
 	return m
 }
 
@@ -48,6 +52,7 @@ func (m *metrics) applied(changes []index.Change, took time.Duration) {
 func (m *metrics) countCall(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 	start := time.Now()
 	resp, err := handle(ctx, req)
+	m.requests.Inc()
 	m.calls.WithLabelValues(status.Code(err).String()).Inc()
 	m.callTime.WithLabelValues(path.Base(info.FullMethod)).Observe(time.Since(start).Seconds())
 	return resp, err
@@ -58,8 +63,13 @@ type state struct{ d *Istiod }
 
 var (
 	descClients  = prometheus.NewDesc("istiod_xds_clients", "Connected clients.", nil, nil)
-	descPushes   = prometheus.NewDesc("istiod_xds_pushes", "Responses sent to the clients connected now, by type.", []string{"type"}, nil)
-	descNacks    = prometheus.NewDesc("istiod_xds_nacks", "Responses that the clients connected now refused, by type.", []string{"type"}, nil)
+	// These have Istio's names: its dashboards draw them.
+	descConnected = prometheus.NewDesc("pilot_xds", "Connected clients.", nil, nil)
+	descPushes    = prometheus.NewDesc("pilot_xds_pushes", "Responses sent to clients, by type.", []string{"type"}, nil)
+	descRejects   = prometheus.NewDesc("pilot_total_xds_rejects", "Responses that clients refused, by type.", []string{"type"}, nil)
+	descRootEnd   = prometheus.NewDesc("citadel_server_root_cert_expiry_timestamp", "When the root certificate expires that the signing one is below, in seconds since 1970.", nil, nil)
+	descChainEnd  = prometheus.NewDesc("citadel_server_cert_chain_expiry_timestamp", "When the first certificate expires on the way from the signing one to its root, in seconds since 1970.", nil, nil)
+
 	descRejected = prometheus.NewDesc("istiod_xds_rejected_resources", "Resources that a connected client refuses, by type.", []string{"type"}, nil)
 	descObjects  = prometheus.NewDesc("istiod_objects", "Objects in force, by kind.", []string{"kind"}, nil)
 	descNouns    = prometheus.NewDesc("istiod_nouns", "Nouns, by kind.", []string{"kind"}, nil)
@@ -70,7 +80,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (s *state) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descClients, descPushes, descNacks, descRejected, descObjects, descNouns, descProblems, descLeader, descFailing} {
+	for _, d := range []*prometheus.Desc{descClients, descConnected, descPushes, descRejects, descRootEnd, descChainEnd, descRejected, descObjects, descNouns, descProblems, descLeader, descFailing} {
 		ch <- d
 	}
 }
@@ -80,26 +90,28 @@ func (s *state) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
+	counter := func(d *prometheus.Desc, n uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), labels...)
+	}
 	clients := s.d.xds.Clients()
-	type sums struct{ sent, nacked, rejected float64 }
-	byType := make(map[string]*sums)
+	gauge(descClients, float64(len(clients)))
+	gauge(descConnected, float64(len(clients)))
+	rejected := make(map[string]int)
 	for _, c := range clients {
 		for _, t := range c.Types {
-			if byType[t.TypeURL] == nil {
-				byType[t.TypeURL] = new(sums)
-			}
-			sum := byType[t.TypeURL]
-			sum.sent += float64(t.Sent)
-			sum.nacked += float64(t.Nacked)
-			sum.rejected += float64(len(t.Rejected))
+			rejected[t.TypeURL] += len(t.Rejected)
 		}
 	}
-	gauge(descClients, float64(len(clients)))
-	for typeURL, sum := range byType {
-		gauge(descPushes, sum.sent, path.Base(typeURL))
-		gauge(descNacks, sum.nacked, path.Base(typeURL))
-		gauge(descRejected, sum.rejected, path.Base(typeURL))
+	for typeURL, n := range rejected {
+		gauge(descRejected, float64(n), path.Base(typeURL))
 	}
+	for typeURL, n := range s.d.xds.Totals() {
+		counter(descPushes, n.Sent, metricType(typeURL))
+		counter(descRejects, n.Nacked, metricType(typeURL))
+	}
+	chain, root := s.d.authority.Expiry()
+	gauge(descRootEnd, float64(root.Unix()))
+	gauge(descChainEnd, float64(chain.Unix()))
 	objects, nouns := s.d.mirror.counts()
 	for kind, n := range objects {
 		gauge(descObjects, float64(n), kind)
@@ -108,12 +120,23 @@ func (s *state) Collect(ch chan<- prometheus.Metric) {
 		gauge(descNouns, float64(n), kind)
 	}
 	gauge(descProblems, float64(len(s.d.source.problems())))
-	if k, ok := s.d.source.(kubeSource); ok {
+	if k, ok := s.d.source.(*kubeSource); ok {
 		gauge(descLeader, number(k.Leads()))
 		for _, f := range k.Feeds() {
 			gauge(descFailing, number(f.Error != ""), f.Resource)
 		}
 	}
+}
+
+// metricType is Istio's word for a type in its metrics.
+func metricType(typeURL string) string {
+	switch typeURL {
+	case mesh.TypeAddress:
+		return "wds"
+	case mesh.TypeAuthorization:
+		return "wads"
+	}
+	return path.Base(typeURL)
 }
 
 func number(yes bool) float64 {

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/mistnet/mistnet/internal/daemon"
 	"github.com/mistnet/mistnet/istiod/ca"
@@ -83,7 +84,9 @@ func openKubernetes(ctx context.Context, cfg Config, env *daemon.Env, o origin) 
 	o.verifier = kube.NewReviewer(clients.Kube)
 	src := kube.New(k)
 	src.WriteRoot(o.authority.RootPEM())
-	o.source = kubeSource{src}
+	o.source = &kubeSource{Source: src, keeper: &keeper{
+		authority: o.authority, dir: cfg.CADir, kube: k, write: src.WriteRoot, log: env.Log.Named("ca"),
+	}}
 	return o, nil
 }
 
@@ -98,7 +101,7 @@ func clusterCA(ctx context.Context, cfg Config, k kube.Config, log *zap.Logger) 
 			return nil, err
 		}
 	}
-	return ca.Open(ca.Config{Files: keys, TrustDomain: k.Mesh.TrustDomain, Log: log})
+	return ca.Open(ca.Config{Files: keys, TrustDomain: k.Mesh.TrustDomain, Overlap: cfg.CAOverlap, Log: log})
 }
 
 // problem is one object that is refused, or not served as written.
@@ -143,17 +146,31 @@ func (s fileSource) locate(all []problem) {
 }
 
 // kubeSource is an API server.
-type kubeSource struct{ *kube.Source }
+type kubeSource struct {
+	*kube.Source
+	keeper *keeper
+}
 
-func (s kubeSource) problems() []problem {
+// Run implements source. The authority is kept up to date as long.
+func (s *kubeSource) Run(ctx context.Context, on func([]index.Event)) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.Source.Run(ctx, on) })
+	g.Go(func() error { s.keeper.run(ctx); return nil })
+	return g.Wait()
+}
+
+func (s *kubeSource) problems() []problem {
 	var all []problem
+	if err := s.keeper.problem(); err != nil {
+		all = append(all, problem{Object: "certificate authority", Reason: err.Error(), Refused: true})
+	}
 	for _, p := range s.Problems() {
 		all = append(all, problem{Object: p.Resource + " " + p.Name.String(), Reason: p.Reason, Refused: true})
 	}
 	return all
 }
 
-func (s kubeSource) report() any {
+func (s *kubeSource) report() any {
 	return map[string]any{"leads": s.Leads(), "resources": s.Feeds()}
 }
 

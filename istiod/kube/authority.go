@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"go.uber.org/zap"
 	corev1 "k8s.io/api/core/v1"
@@ -72,6 +73,54 @@ func CAFiles(ctx context.Context, cfg Config) (map[string][]byte, error) {
 			return nil, err
 		}
 	}
+}
+
+// PresentCAFiles returns the authority's files as they are now in Secrets: nothing when there are none. It does not wait
+// for the API server.
+func PresentCAFiles(ctx context.Context, cfg Config) (map[string][]byte, error) {
+	cfg = cfg.withDefaults()
+	for _, name := range []string{SecretPlugged, SecretSelfSigned} {
+		secret, err := cfg.Clients.Kube.CoreV1().Secrets(cfg.Namespace).Get(ctx, name, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("get secret %s/%s: %w", cfg.Namespace, name, err)
+		}
+		if files := ca.SecretFiles(secret.Data); len(files) > 0 {
+			return files, nil
+		}
+		return nil, fmt.Errorf("secret %s/%s has no keys of an authority", cfg.Namespace, name)
+	}
+	return nil, nil
+}
+
+// RenewCA renews the root in the Secret that the first replica made, when little of its life is left. Of several replicas
+// that do so at once one succeeds. It reports whether it did.
+func RenewCA(ctx context.Context, cfg Config) (bool, error) {
+	cfg = cfg.withDefaults()
+	secrets := cfg.Clients.Kube.CoreV1().Secrets(cfg.Namespace)
+	secret, err := secrets.Get(ctx, SecretSelfSigned, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("get secret %s/%s: %w", cfg.Namespace, SecretSelfSigned, err)
+	}
+	files, err := ca.RenewRoot(ca.SecretFiles(secret.Data), time.Now())
+	if files == nil || err != nil {
+		return false, err
+	}
+	maps.Copy(secret.Data, files)
+	_, err = secrets.Update(ctx, secret, metav1.UpdateOptions{FieldManager: fieldManager}) // with the version that was read
+	if apierrors.IsConflict(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("renew root certificate in secret %s/%s: %w", cfg.Namespace, SecretSelfSigned, err)
+	}
+	cfg.Log.Info("root certificate renewed", zap.String("secret", cfg.Namespace+"/"+SecretSelfSigned))
+	return true, nil
 }
 
 func (c Config) secret(ctx context.Context, name string) (*corev1.Secret, error) {

@@ -2,9 +2,17 @@ package kube_test
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -122,4 +130,66 @@ func TestMeshConfigIsAwaited(t *testing.T) {
 	if got, err := kube.ReadMesh(t.Context(), cfg); err != nil || got.TrustDomain != "cluster.local" {
 		t.Errorf("ReadMesh without a ConfigMap = %+v, %v, want the defaults", got, err)
 	}
+}
+
+// TestRootOfOurOwnIsRenewed: in the Secret, under the version that was read, with nothing else of it lost.
+func TestRootOfOurOwnIsRenewed(t *testing.T) {
+	t.Parallel()
+	files, err := ca.NewRoot("cluster.local")
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := fake.NewClientset()
+	cfg := kube.Config{Clients: kube.Clients{Kube: client}}
+	if renewed, err := kube.RenewCA(t.Context(), cfg); renewed || err != nil {
+		t.Errorf("RenewCA without a Secret = %t, %v; want nothing", renewed, err)
+	}
+	files["note"] = []byte("kept")
+	if _, err := client.CoreV1().Secrets("istio-system").Create(t.Context(), secret("istio-ca-secret", files), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if renewed, err := kube.RenewCA(t.Context(), cfg); renewed || err != nil {
+		t.Errorf("RenewCA of a new root = %t, %v; want nothing", renewed, err)
+	}
+	short := shortRoot(t)
+	if _, err := client.CoreV1().Secrets("istio-system").Update(t.Context(), secret("istio-ca-secret", short), metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if renewed, err := kube.RenewCA(t.Context(), cfg); !renewed || err != nil {
+		t.Fatalf("RenewCA of a root about to expire = %t, %v; want a new one", renewed, err)
+	}
+	got, err := kube.PresentCAFiles(t.Context(), cfg)
+	if err != nil || !bytes.Equal(got["ca-key.pem"], short["ca-key.pem"]) || bytes.Equal(got["ca-cert.pem"], short["ca-cert.pem"]) ||
+		!bytes.Contains(got["root-cert.pem"], short["root-cert.pem"]) {
+		t.Errorf("%v: the key is another, or the certificate is not, or the old root is lost", err)
+	}
+	a, err := ca.Open(ca.Config{Files: got})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, root := a.Expiry(); time.Until(root) < 9*365*24*time.Hour {
+		t.Errorf("the new root expires on %s", root)
+	}
+}
+
+// shortRoot is a root with a tenth of its life left.
+func shortRoot(t *testing.T) map[string][]byte {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{Organization: []string{"cluster.local"}},
+		NotBefore: time.Now().Add(-9 * time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageCertSign}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	return map[string][]byte{"ca-cert.pem": cert, "root-cert.pem": cert, "ca-key.pem": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})}
 }

@@ -12,7 +12,13 @@
 //
 // Writing: every replica serves; the one that holds the Lease istio-leader writes the ConfigMap istio-ca-root-cert of
 // every namespace, and the condition ZtunnelAccepted of every AuthorizationPolicy. All writes are server-side apply as
-// mistnet-istiod. The Secret istio-ca-secret is created by whichever replica is first, and never changed.
+// mistnet-istiod. The Secret istio-ca-secret is created by whichever replica is first, and changed when its certificate is
+// about to expire. Secrets of the authority are looked at every few seconds rather than watched: so little is asked that a
+// watch, which can fall silent, is not worth it.
+//
+// ServiceAccounts are not read. Who calls is said by TokenReview, which fails for an account that is gone; which accounts
+// run on a node is said by its pods, and a pod cannot be made without its account. Nothing the data plane honours is
+// written on a ServiceAccount.
 //
 // Callers are known by TokenReview, with the audience istio-ca.
 //
@@ -34,6 +40,7 @@
 //
 //	get list watch: configmaps (istio)
 //	get: secrets (cacerts istio-ca-secret)
+//	update: secrets (istio-ca-secret)
 //	create: secrets
 //	get update: leases.coordination.k8s.io (istio-leader)
 //	create: leases.coordination.k8s.io

@@ -68,6 +68,9 @@ func (r *roots) takeCopies(changes []change) {
 func (r *roots) want(pem string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if pem == r.pem {
+		return
+	}
 	r.pem = pem
 	for name := range r.spaces {
 		r.queue.add(name)
