@@ -62,7 +62,7 @@ func (m *metrics) countCall(ctx context.Context, req any, info *grpc.UnaryServer
 type state struct{ d *Istiod }
 
 var (
-	descClients  = prometheus.NewDesc("istiod_xds_clients", "Connected clients.", nil, nil)
+	descClients = prometheus.NewDesc("istiod_xds_clients", "Connected clients.", nil, nil)
 	// These have Istio's names: its dashboards draw them.
 	descConnected = prometheus.NewDesc("pilot_xds", "Connected clients.", nil, nil)
 	descPushes    = prometheus.NewDesc("pilot_xds_pushes", "Responses sent to clients, by type.", []string{"type"}, nil)

@@ -2,9 +2,14 @@
 //
 // It hides how a service's load-balancing settings rank endpoints. It knows nothing of waypoints, tunnels or retries, and
 // keeps no state between picks. It is pure: randomness comes in as a Picker. Pick allocates nothing.
+//
+// Where a client is to keep to one endpoint, it is the one whose name makes the highest number together with the client's
+// (rendezvous hashing, weighted by capacity): the same from every proxy and after a restart, for as long as that endpoint
+// may be used; when one comes or goes, only clients that end up there, or were there, are moved.
 package lb
 
 import (
+	"math"
 	"net/netip"
 
 	"github.com/mistnet/mistnet/internal/mesh"
@@ -89,6 +94,9 @@ func Pick(r *Request, pick Picker) (Choice, error) {
 	if best < 0 {
 		return Choice{}, furthest
 	}
+	if r.Service.LB.Sticky {
+		return r.choose(r.sticky(best)), nil
+	}
 	n := pick(total)
 	for i := range r.Endpoints {
 		ep := &r.Endpoints[i]
@@ -97,12 +105,53 @@ func Pick(r *Request, pick Picker) (Choice, error) {
 			continue
 		}
 		if n < uint64(ep.Workload.Capacity) {
-			addr, _ := r.addr(ep.Workload)
-			return Choice{Endpoint: *ep, Addr: addr, Port: r.port(ep)}, nil
+			return r.choose(ep), nil
 		}
 		n -= uint64(ep.Workload.Capacity)
 	}
 	panic("lb: picker returned a number that is not below its bound")
+}
+
+func (r *Request) choose(ep *mesh.Endpoint) Choice {
+	addr, _ := r.addr(ep.Workload)
+	return Choice{Endpoint: *ep, Addr: addr, Port: r.port(ep)}
+}
+
+// sticky is the client's own among the endpoints of that rank, of which there is one at least.
+func (r *Request) sticky(best int) *mesh.Endpoint {
+	var own *mesh.Endpoint
+	highest := 0.0
+	for i := range r.Endpoints {
+		ep := &r.Endpoints[i]
+		if rank, fault := r.rank(ep); fault != 0 || rank != best {
+			continue
+		}
+		// -ln of a uniform number is exponential, and of several such the one divided by its weight is least with a chance
+		// in proportion to that weight.
+		score := float64(ep.Workload.Capacity) / -math.Log(uniform(r.From.UID, ep.Workload.UID))
+		if own == nil || score > highest {
+			own, highest = ep, score
+		}
+	}
+	return own
+}
+
+// uniform makes two names a number in (0, 1): FNV-1a, with its bits mixed once more, for it differs little between names
+// that differ at their ends.
+func uniform(a, b string) float64 {
+	h := uint64(14695981039346656037)
+	for _, s := range [2]string{a, b} {
+		for i := range len(s) {
+			h = (h ^ uint64(s[i])) * 1099511628211
+		}
+		h = (h ^ 0xff) * 1099511628211 // no name has this byte
+	}
+	h ^= h >> 33
+	h *= 0xff51afd7ed558ccd
+	h ^= h >> 33
+	h *= 0xc4ceb9fe1a85ec53
+	h ^= h >> 33
+	return (float64(h>>11) + 0.5) / (1 << 53)
 }
 
 // rank says how near an endpoint is, or why it cannot take the connection.

@@ -72,6 +72,7 @@ type LoadBalancing struct {
 	Mode         LBMode
 	Preference   []LBScope
 	AllowUnready bool // unhealthy endpoints take traffic too (publishNotReadyAddresses)
+	Sticky       bool // a client keeps to one of the endpoints it may use (sessionAffinity: ClientIP)
 }
 
 // LBMode is how LoadBalancing.Preference is read.

@@ -187,6 +187,9 @@ func (d *decoder) service(m *pb.Service) (*mesh.Service, error) {
 	if s.LB, err = loadBalancing(m.GetLoadBalancing()); err != nil {
 		fail("load_balancing.%w", err)
 	}
+	for _, x := range m.GetExtensions() {
+		s.LB.Sticky = s.LB.Sticky || x.GetName() == extensionSticky
+	}
 	if s.Waypoint, err = d.gateway(m.GetWaypoint()); err != nil {
 		fail("waypoint: %w", err)
 	}

@@ -16,6 +16,10 @@ import (
 // deterministic makes equal nouns equal bytes, so that a hash of the bytes is a version.
 var deterministic = proto.MarshalOptions{Deterministic: true}
 
+// extensionSticky on a service says that each client keeps to one endpoint. Istio's messages have no field for it, and its
+// proxies pass over extensions that they do not know.
+const extensionSticky = "mistnet.io/session-affinity-client"
+
 // EncodeWorkload returns w as the bytes of an istio.workload.Address. Equal workloads give equal bytes. It fails on
 // what the message cannot carry, naming the field.
 func EncodeWorkload(w *mesh.Workload) ([]byte, error) {
@@ -137,6 +141,9 @@ func serviceToProto(s *mesh.Service) (*pb.Service, error) {
 	}
 	if s.NamespaceOnly {
 		m.Visibility = pb.Visibility_NAMESPACE
+	}
+	if s.LB.Sticky {
+		m.Extensions = append(m.Extensions, &pb.Extension{Name: extensionSticky})
 	}
 	for i, v := range s.VIPs {
 		if !v.Prefix.IsValid() {

@@ -142,15 +142,16 @@ func TestGoldenBytes(t *testing.T) {
 					},
 					WeightedWaypoints: []mesh.WeightedGateway{{Gateway: gateway, Weight: 9}},
 					LB: mesh.LoadBalancing{
-						Mode: mesh.LBFailover, Preference: []mesh.LBScope{mesh.ScopeNetwork, mesh.ScopeRegion}, AllowUnready: true,
+						Mode: mesh.LBFailover, Preference: []mesh.LBScope{mesh.ScopeNetwork, mesh.ScopeRegion}, AllowUnready: true, Sticky: true,
 					},
 					Families: mesh.FamiliesDual, Canonical: true, IngressUseWaypoint: true, NamespaceOnly: true,
 				})
 			},
-			want: "12 6a" +
+			want: "12 9001" +
 				"0a0173 12016e 1a0168" + "22 09 0a0178 12040a000001" + "22 08 12040a010000 1810" + "2a 02 0850" +
 				"32 14 " + hex.EncodeToString([]byte("spiffe://t/ns/n/sa/s")) +
-				"3a 0d 1801 1209 0a0178 12040a000002" + "42 08 0a020601 1002 1801" + "48 03" + "58 01" + "60 01" +
+				"3a 0d 1801 1209 0a0178 12040a000002" + "42 08 0a020601 1002 1801" + "48 03" + "52 24 0a 22" + hex.EncodeToString([]byte("mistnet.io/session-affinity-client")) +
+				"58 01" + "60 01" +
 				"6a 0f 0a0b 18a075 0a06 0a016e 120177 1009" + "70 01",
 		},
 		{
@@ -327,7 +328,7 @@ func (g gen) service() *mesh.Service {
 		}),
 		IngressUseWaypoint: g.flag(), Families: mesh.IPFamilies(g.IntN(4)), Canonical: g.flag(), NamespaceOnly: g.flag(),
 		LB: mesh.LoadBalancing{
-			Mode: mesh.LBMode(g.IntN(4)), AllowUnready: g.flag(),
+			Mode: mesh.LBMode(g.IntN(4)), AllowUnready: g.flag(), Sticky: g.flag(),
 			Preference: some(g, 3, func() mesh.LBScope { return mesh.LBScope(g.IntN(7)) }),
 		},
 	}

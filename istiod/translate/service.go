@@ -123,7 +123,9 @@ func appProtocol(p corev1.ServicePort) mesh.AppProtocol {
 // loadBalancing: an internal traffic policy of Local leaves no choice; else the preference of the service, of its
 // annotation, of its namespace's annotation, whichever is there first.
 func loadBalancing(svc *corev1.Service, namespace *corev1.Namespace) mesh.LoadBalancing {
-	lb := mesh.LoadBalancing{AllowUnready: svc.Spec.PublishNotReadyAddresses}
+	lb := mesh.LoadBalancing{
+		AllowUnready: svc.Spec.PublishNotReadyAddresses, Sticky: svc.Spec.SessionAffinity == corev1.ServiceAffinityClientIP,
+	}
 	if p := svc.Spec.InternalTrafficPolicy; p != nil && *p == corev1.ServiceInternalTrafficPolicyLocal {
 		lb.Mode, lb.Preference = mesh.LBStrict, []mesh.LBScope{mesh.ScopeNode}
 		return lb
