@@ -1,8 +1,8 @@
 // Package app is what runs in the pods of suites: servers that say whom they see, and clients that count. It knows nothing
 // of the mesh and links little, for every pod of a suite carries it.
 //
-//	app serve [HTTP ECHO]         HTTP on :8080, TCP and UDP echo on :9000, or elsewhere, until it is told to end; a POST to
-//	                              /exit ends it with an error
+//	app serve [HTTP ECHO [GRPC]]  HTTP on :8080, TCP and UDP echo on :9000, gRPC health on :9090, or elsewhere, until it is told
+//	                              to end, and DRAIN longer if the environment says so; a POST to /exit ends it with an error
 //	app get URL [COUNT]           one line per request: STATUS DURATION BODY; fails at the first that fails
 //	app post URL BODY             one request
 //	app load URL RATE             requests per second, each on a new connection; "sent N failed N" in all, every second
@@ -20,7 +20,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -32,6 +31,7 @@ import (
 const (
 	HTTPAddr = ":8080"
 	EchoAddr = ":9000"
+	GRPCAddr = ":9090"
 )
 
 // requestTimeout bounds one request of a client.
@@ -45,9 +45,11 @@ func Main(ctx context.Context, args []string, out io.Writer) error {
 	command, args := args[0], args[1:]
 	switch {
 	case command == "serve" && len(args) == 0:
-		return serve(ctx, HTTPAddr, EchoAddr, out)
+		return serve(ctx, addresses{HTTPAddr, EchoAddr, GRPCAddr}, out)
 	case command == "serve" && len(args) == 2:
-		return serve(ctx, args[0], args[1], out)
+		return serve(ctx, addresses{web: args[0], echo: args[1]}, out)
+	case command == "serve" && len(args) == 3:
+		return serve(ctx, addresses{args[0], args[1], args[2]}, out)
 	case command == "get" && len(args) == 1:
 		return get(ctx, args[0], 1, out)
 	case command == "get" && len(args) == 2:
@@ -90,100 +92,7 @@ func Main(ctx context.Context, args []string, out io.Writer) error {
 		}
 		return nil
 	}
-	return errors.New("usage: app serve [HTTP ECHO] | get URL [COUNT] | post URL BODY | load URL RATE | udp HOST:PORT TEXT | hold HOST:PORT INTERVAL | resolve NAME | wait DURATION")
-}
-
-// serve runs both servers. /healthz and /readyz answer probes; a POST of "false" or "true" to one sets what it answers.
-func serve(ctx context.Context, httpAddr, echoAddr string, out io.Writer) error {
-	name, err := os.Hostname()
-	if err != nil {
-		return err
-	}
-	mux := http.NewServeMux()
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		fmt.Fprintf(w, "%s node=%s sees=%s\n", name, os.Getenv("NODE"), hostOf(r.RemoteAddr))
-	})
-	for _, probe := range []string{"/healthz", "/readyz"} {
-		var failing atomic.Bool
-		mux.HandleFunc(probe, func(w http.ResponseWriter, r *http.Request) {
-			if r.Method == http.MethodPost {
-				body, _ := io.ReadAll(io.LimitReader(r.Body, 16))
-				failing.Store(string(body) == "false")
-			} else if failing.Load() {
-				w.WriteHeader(http.StatusServiceUnavailable)
-			}
-			fmt.Fprintln(w, !failing.Load())
-		})
-	}
-	exit := make(chan struct{}, 1) // one is enough
-	mux.HandleFunc("POST /exit", func(http.ResponseWriter, *http.Request) {
-		select {
-		case exit <- struct{}{}:
-		default:
-		}
-	})
-	ctx, end := context.WithCancelCause(ctx)
-	defer end(nil)
-	echo, err := (&net.ListenConfig{}).Listen(ctx, "tcp", echoAddr)
-	if err != nil {
-		return err
-	}
-	defer echo.Close()
-	udp, err := (&net.ListenConfig{}).ListenPacket(ctx, "udp", echo.Addr().String())
-	if err != nil {
-		return err
-	}
-	defer udp.Close()
-	web, err := (&net.ListenConfig{}).Listen(ctx, "tcp", httpAddr)
-	if err != nil {
-		return err
-	}
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: requestTimeout}
-	unlink := context.AfterFunc(ctx, func() { _ = server.Close(); _ = echo.Close(); _ = udp.Close() })
-	defer unlink()
-	var conns sync.WaitGroup
-	defer conns.Wait()
-	conns.Go(func() {
-		select {
-		case <-exit:
-			end(errTold)
-		case <-ctx.Done():
-		}
-	})
-	conns.Go(func() { answerDatagrams(udp, name) })
-	conns.Go(func() {
-		for {
-			c, err := echo.Accept()
-			if err != nil {
-				return // closed
-			}
-			conns.Go(func() { greet(ctx, c, name) })
-		}
-	})
-	fmt.Fprintln(out, name, "serves HTTP on", web.Addr(), "and echoes on", echo.Addr())
-	err = server.Serve(web)
-	end(err) // for those that are waited for
-	if errors.Is(context.Cause(ctx), errTold) {
-		return errTold
-	}
-	if errors.Is(err, http.ErrServerClosed) {
-		return nil
-	}
-	return err
-}
-
-var errTold = errors.New("told to fail")
-
-// answerDatagrams says to each sender whom it sees, and what it got.
-func answerDatagrams(c net.PacketConn, name string) {
-	buf := make([]byte, 1500)
-	for {
-		n, from, err := c.ReadFrom(buf)
-		if err != nil {
-			return // closed
-		}
-		_, _ = c.WriteTo(fmt.Appendf(nil, "%s sees=%s got=%s\n", name, hostOf(from.String()), buf[:n]), from)
-	}
+	return errors.New("usage: app serve [HTTP ECHO [GRPC]] | get URL [COUNT] | post URL BODY | load URL RATE | udp HOST:PORT TEXT | hold HOST:PORT INTERVAL | resolve NAME | wait DURATION")
 }
 
 func datagram(ctx context.Context, addr, text string, out io.Writer) error {
@@ -205,20 +114,6 @@ func datagram(ctx context.Context, addr, text string, out io.Writer) error {
 	}
 	_, err = out.Write(buf[:n])
 	return err
-}
-
-func greet(ctx context.Context, c net.Conn, name string) {
-	defer c.Close()
-	unlink := context.AfterFunc(ctx, func() { c.Close() })
-	defer unlink()
-	if _, err := fmt.Fprintf(c, "%s sees=%s\n", name, hostOf(c.RemoteAddr().String())); err == nil {
-		_, _ = io.Copy(c, c)
-	}
-}
-
-func hostOf(addr string) string {
-	host, _, _ := net.SplitHostPort(addr)
-	return strings.TrimPrefix(host, "::ffff:")
 }
 
 // newClient makes a client that connects anew for every request.
