@@ -23,6 +23,10 @@ const (
 	backoffMax    = 150 * time.Second
 	backoffJitter = 0.2 // either way
 
+	// retryPatience is how far off the next attempt after a failure may be for a caller to wait for it: an authority that
+	// restarts should cost its first callers time, not their connections.
+	retryPatience = 2 * time.Second
+
 	// renewalSpread is how much earlier than half-life a renewal may come, as a part of what is left of the lifetime, so
 	// that certificates fetched together are not renewed together.
 	renewalSpread = 0.05
@@ -97,8 +101,9 @@ func NewManager(cfg ManagerConfig) *Manager {
 	return &Manager{cfg: cfg, wake: make(chan struct{}, 1), entries: make(map[mesh.Identity]*entry)}
 }
 
-// SVID returns the current SVID of id. If there is none that is valid it waits for the attempt under way, or the one
-// it starts, and fails as that one does; while the authority is left alone after a failure, it fails at once.
+// SVID returns the current SVID of id. If there is none that is valid it waits for the attempt under way, the one it
+// starts, or the next one if that is due within seconds, and fails as that one does; while the authority is left alone
+// for longer after failures, it fails at once.
 func (m *Manager) SVID(ctx context.Context, id mesh.Identity) (*SVID, error) {
 	svid, _, err := m.current(ctx, id)
 	return svid, err
@@ -118,10 +123,10 @@ func (m *Manager) current(ctx context.Context, id mesh.Identity) (*SVID, *tls.Co
 	if m.stopped != nil {
 		return nil, nil, fmt.Errorf("get certificate of %s: %w", id, m.stopped)
 	}
-	if e.failures > 0 && e.cancel == nil && e.due.After(now) {
-		return nil, nil, fmt.Errorf("get certificate of %s, next attempt in %s: %w", id, e.due.Sub(now).Round(time.Millisecond), e.err)
-	}
-	if e.due.After(now) { // expired before its renewal was due: a clock has jumped
+	switch left := e.due.Sub(now); {
+	case e.failures > 0 && e.cancel == nil && left > retryPatience:
+		return nil, nil, fmt.Errorf("get certificate of %s, next attempt in %s: %w", id, left.Round(time.Millisecond), e.err)
+	case e.failures == 0 && left > 0: // expired before its renewal was due: a clock has jumped
 		e.due = now
 	}
 	e.waiting++
@@ -197,6 +202,19 @@ func (m *Manager) Renew() {
 			e.again = at // what is under way may have been asked before
 		case e.svid != nil && e.due.After(at):
 			e.due = at
+		}
+	}
+	m.nudge()
+}
+
+// Retry has what failed attempted again at once: the authority is believed to be back.
+func (m *Manager) Retry() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := time.Now()
+	for _, e := range m.entries {
+		if e.failures > 0 && e.cancel == nil && e.due.After(now) {
+			e.due = now
 		}
 	}
 	m.nudge()

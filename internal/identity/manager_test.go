@@ -225,18 +225,50 @@ func TestBackoffJitter(t *testing.T) {
 	}
 }
 
-// A failure reaches those who waited for it; one that comes later starts no request of its own.
+// A failure reaches those who waited for it. One who comes later starts no request of its own: when the next attempt is near
+// it waits for that one, otherwise it is told at once.
 func TestFailureIsToldNotHammered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := &authority{ca: meshtest.NewCA(t), down: errors.New("permission denied")}
 		m := run(t, a, time.Hour)
+		start := time.Now()
 		for range 10 {
 			if _, err := m.SVID(t.Context(), web); err == nil || !strings.Contains(err.Error(), "permission denied") {
 				t.Errorf("SVID: %v, want the cause", err)
 			}
 		}
-		if n := len(a.asked()); n != 1 {
-			t.Errorf("%d requests within the pause, want 1", n)
+		if n, took := len(a.asked()), time.Since(start); n != 3 || took != 3*time.Second {
+			t.Errorf("%d requests in %s, want those after 0, 1 and 3 s", n, took)
+		}
+	})
+}
+
+func TestFirstCallerOutlastsARestartOfTheAuthority(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := &authority{ca: meshtest.NewCA(t), down: errors.New("istiod is away")}
+		m := run(t, a, time.Hour)
+		m.Prefetch(web)
+		synctest.Wait() // it has failed
+		a.set(nil)
+		mustSVID(t, m, web)
+	})
+}
+
+func TestRetryDoesNotWaitForThePause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := &authority{ca: meshtest.NewCA(t), down: errors.New("istiod is away")}
+		m := run(t, a, time.Hour)
+		m.Prefetch(web)
+		time.Sleep(10 * time.Minute) // the next attempt is minutes away
+		if _, err := m.SVID(t.Context(), web); err == nil {
+			t.Fatal("there is a certificate, from nowhere")
+		}
+		a.set(nil)
+		m.Retry()
+		start := time.Now()
+		mustSVID(t, m, web)
+		if took := time.Since(start); took != 0 {
+			t.Errorf("it took %s after Retry", took)
 		}
 	})
 }
