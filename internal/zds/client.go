@@ -16,7 +16,7 @@ import (
 
 const (
 	firstBackoff = 10 * time.Millisecond
-	lastBackoff  = 15 * time.Second
+	lastBackoff  = time.Second // it is a socket of this machine, and pods that start wait for it
 	// handleTimeout is less than what the agent waits for the answer, so that it hears why.
 	handleTimeout = 4 * time.Second
 )
@@ -34,7 +34,7 @@ type Client struct {
 	OnConnected func(bool)
 }
 
-// Run keeps a connection to the agent until ctx ends: it dials again after 10 ms, doubling to 15 s, and starts over after
+// Run keeps a connection to the agent until ctx ends: it dials again after 10 ms, doubling to 1 s, and starts over after
 // the agent answered with at least one request. It returns nil when ctx ended, an error only when fields are missing.
 func (c *Client) Run(ctx context.Context) error {
 	if c.Path == "" || c.Pods == nil {
