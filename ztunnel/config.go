@@ -44,7 +44,8 @@ type Config struct {
 	ReadyAddr   string
 
 	// How it carries traffic.
-	Grace          time.Duration // how long connections may outlive a stop
+	Grace          time.Duration // how long connections may outlive a stop; 0: what KillAfter leaves
+	KillAfter      int           // seconds after a stop when whoever runs this program kills it; 0: not known
 	KeepSource     bool          // applications see the caller's own address
 	AccessLog      bool
 	MaxStreams     int
@@ -76,7 +77,8 @@ func (c *Config) Register(fs *daemon.FlagSet) {
 	fs.StringVar(&c.AdminAddr, "admin-addr", fmt.Sprintf("127.0.0.1:%d", mesh.PortAdmin), "ADMIN_ADDR", "address of the administration pages")
 	fs.StringVar(&c.MetricsAddr, "metrics-addr", fmt.Sprintf(":%d", mesh.PortMetrics), "STATS_ADDR", "address of /metrics")
 	fs.StringVar(&c.ReadyAddr, "ready-addr", fmt.Sprintf(":%d", mesh.PortReadiness), "READINESS_ADDR", "address of /healthz/ready")
-	fs.DurationVar(&c.Grace, "grace", 5*time.Second, "CONNECTION_TERMINATION_DEADLINE", "how long connections may outlive a stop")
+	fs.DurationVar(&c.Grace, "grace", 0, "CONNECTION_TERMINATION_DEADLINE", "how long connections may outlive a stop; if not set, 5s less than -kill-after")
+	fs.IntVar(&c.KillAfter, "kill-after", 0, "TERMINATION_GRACE_PERIOD_SECONDS", "seconds after a stop when this program is killed: the pod's terminationGracePeriodSeconds")
 	fs.BoolVar(&c.KeepSource, "keep-source", true, "ENABLE_ORIG_SRC", "applications see the caller's own address")
 	fs.BoolVar(&c.AccessLog, "access-log", true, "ACCESS_LOG", "write one line per connection")
 	fs.IntVar(&c.MaxStreams, "max-streams", 100, "POOL_MAX_STREAMS_PER_CONNECTION", "connections carried by one tunnel at most")
@@ -112,10 +114,28 @@ func (c *Config) Validate() error {
 	if _, err := netip.ParseAddr(c.InstanceIP); err != nil {
 		errs = append(errs, fmt.Errorf("-instance-ip: %w", err))
 	}
+	if c.KillAfter < 0 || c.Grace < 0 {
+		errs = append(errs, fmt.Errorf("-kill-after is %d and -grace is %s: want no negative time", c.KillAfter, c.Grace))
+	}
+	if c.Grace == 0 {
+		c.Grace = graceWithin(c.KillAfter)
+	}
 	if c.MaxStreams < 1 {
 		errs = append(errs, fmt.Errorf("-max-streams is %d: want at least 1", c.MaxStreams))
 	}
 	return errors.Join(errs...)
+}
+
+// graceWithin is what connections get of the seconds a pod has to end: the rest is for ending what is left in order. The
+// numbers are those of Istio's ztunnel.
+func graceWithin(killAfter int) time.Duration {
+	switch {
+	case killAfter == 0:
+		return 5 * time.Second
+	case killAfter > 10:
+		return time.Duration(killAfter-5) * time.Second
+	}
+	return time.Duration(max(killAfter-1, 1)) * time.Second
 }
 
 // endpoint splits https://host:port into what to dial and the name to expect. Plaintext is refused: tokens travel here.

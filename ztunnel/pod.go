@@ -38,6 +38,7 @@ type pod struct {
 	tunnels *hbone.Pool   // to other pods
 	server  *hbone.Server // from other pods
 
+	listeners     []*net.TCPListener
 	stopAccepting context.CancelFunc
 	kill          context.Context // ends when the pod's connections must, at once
 	killNow       context.CancelCauseFunc
@@ -52,6 +53,13 @@ type proxy struct {
 	ids   *identity.Manager
 	conns *conns
 	rep   *reporter
+
+	sharing sync.Once // tells once that listeners do not take over
+}
+
+// identity is what a pod of this node is to its peers.
+func (p *proxy) identity(info zds.Info) mesh.Identity {
+	return mesh.Identity{TrustDomain: p.cfg.TrustDomain, Namespace: info.Namespace, ServiceAccount: info.ServiceAccount}
 }
 
 var errPodLeft = errors.New("pod left the mesh")
@@ -60,7 +68,7 @@ var errPodLeft = errors.New("pod left the mesh")
 func (p *proxy) startPod(info zds.Info, netns *linux.NetNS) (*pod, error) {
 	d := &pod{
 		proxy: p, info: info, netns: netns,
-		id:  mesh.Identity{TrustDomain: p.cfg.TrustDomain, Namespace: info.Namespace, ServiceAccount: info.ServiceAccount},
+		id:  p.identity(info),
 		log: p.log.With(zap.String("pod", info.Namespace+"/"+info.Name)),
 	}
 	d.tunnels = hbone.NewPool(hbone.PoolConfig{
@@ -74,32 +82,36 @@ func (p *proxy) startPod(info zds.Info, netns *linux.NetNS) (*pod, error) {
 	type service struct {
 		port   uint16
 		handle func(context.Context, *net.TCPConn)
-		ln     *net.TCPListener
 	}
 	services := []*service{
 		{port: mesh.PortOutbound, handle: d.outbound},
 		{port: mesh.PortPassthrough, handle: d.passthrough},
 		{port: mesh.PortHBONE, handle: d.serveTunnel},
 	}
-	for i, s := range services {
+	for _, s := range services {
 		ln, err := netns.Listen(context.Background(), linux.ListenOptions{
 			Addr: netip.AddrPortFrom(netip.IPv6Unspecified(), s.port), Mark: mesh.MarkZtunnel, ReusePort: true,
 		})
 		if err != nil {
-			for _, opened := range services[:i] {
-				opened.ln.Close()
-			}
+			d.closeListeners()
 			d.tunnels.Close()
 			netns.Close()
 			return nil, fmt.Errorf("open port %d in pod %s/%s: %w", s.port, info.Namespace, info.Name, err)
 		}
-		s.ln = ln
+		d.listeners = append(d.listeners, ln)
+	}
+	for _, ln := range d.listeners { // from the ztunnel that is to be replaced, if there is one
+		if err := linux.TakeOver(ln); err != nil {
+			p.sharing.Do(func() {
+				p.log.Warn("listeners share connections with those of an earlier ztunnel: some may be reset when it ends", zap.Error(err))
+			})
+		}
 	}
 	accepting, stop := context.WithCancel(context.Background())
 	d.stopAccepting = stop
 	d.kill, d.killNow = context.WithCancelCause(context.Background())
-	for _, s := range services {
-		d.running.Go(func() { d.serve(accepting, s.ln, s.handle) })
+	for i, s := range services {
+		d.running.Go(func() { d.serve(accepting, d.listeners[i], s.handle) })
 	}
 	p.ids.Prefetch(d.id)
 	return d, nil
@@ -118,10 +130,13 @@ func (d *pod) serve(accepting context.Context, ln net.Listener, handle func(cont
 	}
 }
 
-// drain stops accepting, tells peers that the tunnels end, and waits for connections up to the grace period.
-func (d *pod) drain() {
-	ctx, cancel := context.WithTimeout(context.Background(), d.cfg.Grace)
+// drain stops accepting, tells peers that the tunnels end, and waits for connections up to the grace period, or until ctx is
+// done.
+func (d *pod) drain(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, d.cfg.Grace)
 	defer cancel()
+	unlink := context.AfterFunc(ctx, func() { d.killNow(daemon.ErrDrained) })
+	defer unlink()
 	d.stopAccepting()
 	d.running.Go(func() {
 		if err := d.server.Shutdown(ctx); err != nil {
@@ -136,11 +151,18 @@ func (d *pod) drain() {
 func (d *pod) leave() {
 	d.killNow(errPodLeft)
 	d.stopAccepting()
+	d.closeListeners()
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	_ = d.server.Shutdown(ctx)
 	d.running.Wait()
 	d.close()
+}
+
+func (d *pod) closeListeners() {
+	for _, ln := range d.listeners {
+		ln.Close()
+	}
 }
 
 func (d *pod) close() {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -14,21 +15,89 @@ import (
 	"github.com/mistnet/mistnet/internal/zds"
 )
 
+// certificateWait is how long the agent's list of pods is held up by one certificate.
+const certificateWait = 2 * time.Second
+
 // pods are the enrolled pods of the node, as the CNI agent tells them. It implements zds.Pods.
 type pods struct {
 	*proxy
-	mu   sync.Mutex
-	pods map[string]*pod // by UID
+	complete func() // called when every pod the agent named is served
+
+	mu      sync.Mutex
+	pods    map[string]*pod // by UID
+	refused map[string]bool // by UID: named by the agent, and not here
+	synced  bool            // the agent's list is complete
+	settled bool            // it was served once, all of it
+	slow    bool            // the last certificate that was waited for did not come
+}
+
+// connected forgets what an earlier connection to the agent said; the pods stay.
+func (ps *pods) connected() {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	ps.synced, ps.refused = false, make(map[string]bool)
 }
 
 // Add enrols a pod, or replaces it when its network namespace is another one. It takes ownership of netns.
-func (ps *pods) Add(_ context.Context, info zds.Info, file *os.File) error {
+//
+// Until all pods of the agent's first list are served, a pod without a certificate is refused: opening its listeners takes
+// its connections away from the ztunnel that is to be replaced, which has one. The agent offers it again.
+func (ps *pods) Add(ctx context.Context, info zds.Info, file *os.File) error {
 	netns, err := linux.NetNSFromFile(file)
 	if err != nil {
 		return fmt.Errorf("take over the network namespace of %s/%s: %w", info.Namespace, info.Name, err)
 	}
+	if err := ps.certificate(ctx, info); err != nil {
+		netns.Close()
+		ps.mu.Lock()
+		defer ps.mu.Unlock()
+		ps.refused[info.UID] = true
+		return fmt.Errorf("pod %s/%s is not taken over: %w", info.Namespace, info.Name, err)
+	}
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
+	err = ps.add(info, netns)
+	if err != nil {
+		ps.refused[info.UID] = true
+		return err
+	}
+	delete(ps.refused, info.UID)
+	ps.check()
+	return nil
+}
+
+// certificate waits a little for the pod's certificate, unless that is no condition any more.
+func (ps *pods) certificate(ctx context.Context, info zds.Info) error {
+	ps.mu.Lock()
+	settled, slow := ps.settled, ps.slow
+	known := ps.pods[info.UID] != nil
+	ps.mu.Unlock()
+	if settled || known {
+		return nil
+	}
+	wait := certificateWait
+	if slow {
+		wait = certificateWait / 100 // the list is long, and what is missing is asked for already
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	_, err := ps.ids.SVID(ctx, ps.identity(info))
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	ps.slow = err != nil
+	return err
+}
+
+// check tells when every pod the agent named is served. The caller holds mu.
+func (ps *pods) check() {
+	if ps.synced && len(ps.refused) == 0 {
+		ps.settled = true
+		ps.complete()
+	}
+}
+
+// add takes ownership of netns. The caller holds mu.
+func (ps *pods) add(info zds.Info, netns *linux.NetNS) error {
 	if old := ps.pods[info.UID]; old != nil {
 		if old.info == info && sameNetNS(old.netns, netns) {
 			netns.Close()
@@ -67,6 +136,8 @@ func (ps *pods) Del(_ context.Context, uid string) error {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	ps.drop(uid)
+	delete(ps.refused, uid)
+	ps.check()
 	return nil
 }
 
@@ -79,6 +150,8 @@ func (ps *pods) Synced(_ context.Context, uids []string) error {
 			ps.drop(uid)
 		}
 	}
+	ps.synced = true
+	ps.check()
 	return nil
 }
 
@@ -117,11 +190,11 @@ func (ps *pods) list() []*pod {
 	return all
 }
 
-// drain ends all pods, letting connections finish within the grace period.
-func (ps *pods) drain() {
+// drain ends all pods, letting connections finish within the grace period, or until ctx is done.
+func (ps *pods) drain(ctx context.Context) {
 	var wg sync.WaitGroup
 	for _, d := range ps.list() {
-		wg.Go(d.drain)
+		wg.Go(func() { d.drain(ctx) })
 	}
 	wg.Wait()
 }

@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"go.uber.org/zap"
@@ -30,7 +31,7 @@ import (
 // The tasks that must be done before ztunnel is ready, named as Istio's.
 const (
 	taskState = "state manager"          // istiod's first answer
-	taskPods  = "workload proxy manager" // the CNI agent's list of pods
+	taskPods  = "workload proxy manager" // every pod of the CNI agent's list is served
 	taskProxy = "proxy"                  // serving
 )
 
@@ -49,6 +50,7 @@ type Ztunnel struct {
 	zds    *zds.Client
 	quit   context.CancelFunc
 	xdsMet *xdsMetrics
+	away   atomic.Bool // istiod has not been heard since the last connection to it ended
 }
 
 // New wires the program without starting anything.
@@ -85,13 +87,15 @@ func New(cfg *Config, env *daemon.Env) (*Ztunnel, error) {
 			{TypeURL: mesh.TypeAuthorization, Wildcard: true}, {TypeURL: mesh.TypeAddress, Wildcard: true},
 		},
 		Apply: z.state.apply, Log: env.Log.Named("xds"),
-		OnMessage: z.xdsMet.message, OnDisconnect: z.xdsMet.disconnect,
+		OnMessage: z.heard, OnDisconnect: z.lost,
 	})
 	metrics := newConnMetrics(z.conns)
 	rep := &reporter{access: env.Log.Named("access"), enabled: cfg.AccessLog, metrics: metrics, conns: z.conns}
 	p := &proxy{cfg: cfg, log: env.Log.Named("proxy"), state: z.state, ids: z.ids, conns: z.conns, rep: rep}
-	z.pods = &pods{proxy: p, pods: make(map[string]*pod)}
-	z.zds = &zds.Client{Path: cfg.ZDSPath, Pods: &syncedPods{z.pods, env.Ready}, Log: env.Log.Named("zds"), OnConnected: z.agentConnected}
+	z.pods = &pods{
+		proxy: p, pods: make(map[string]*pod), refused: make(map[string]bool), complete: func() { env.Ready.Done(taskPods) },
+	}
+	z.zds = &zds.Client{Path: cfg.ZDSPath, Pods: z.pods, Log: env.Log.Named("zds"), OnConnected: z.agentConnected}
 	env.Registry.MustRegister(metrics, z.xdsMet, buildInfo("ztunnel", daemon.Version()), podCount(z.pods))
 	return z, nil
 }
@@ -146,7 +150,7 @@ func (z *Ztunnel) run(ctx, agent context.Context, stopAgent context.CancelFunc) 
 	}
 	z.env.Ready.Pending(taskProxy)
 	z.log.Info("draining", zap.Duration("grace", z.cfg.Grace))
-	z.pods.drain()
+	z.pods.drain(z.env.Hurry)
 	return err
 }
 
@@ -157,26 +161,26 @@ func ignoreStop(ctx context.Context, err error) error {
 	return err
 }
 
+// heard counts a message of istiod's. The first after it was away says that certificates can be had again, too.
+func (z *Ztunnel) heard(typeURL string, bytes int) {
+	z.xdsMet.message(typeURL, bytes)
+	if z.away.CompareAndSwap(true, false) {
+		z.ids.Retry()
+	}
+}
+
+func (z *Ztunnel) lost(err error) {
+	z.xdsMet.disconnect(err)
+	z.away.Store(true)
+}
+
 // agentConnected keeps readiness true: without the agent, new pods cannot be enrolled.
 func (z *Ztunnel) agentConnected(connected bool) {
-	if !connected {
+	if connected {
+		z.pods.connected()
+	} else {
 		z.env.Ready.Pending(taskPods)
 	}
-}
-
-// syncedPods marks ztunnel ready once the agent's list is complete.
-type syncedPods struct {
-	*pods
-	ready *daemon.Readiness
-}
-
-// Synced implements zds.Pods.
-func (s *syncedPods) Synced(ctx context.Context, uids []string) error {
-	err := s.pods.Synced(ctx, uids)
-	if err == nil {
-		s.ready.Done(taskPods)
-	}
-	return err
 }
 
 // token reads the token anew: it is rotated behind our back.
