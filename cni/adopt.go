@@ -11,8 +11,13 @@ import (
 	"go.uber.org/zap"
 )
 
-// adoptEvery is how often pods are looked for that should be in the mesh and whose namespace could not be found yet.
-const adoptEvery = 5 * time.Second
+const (
+	// adoptEvery is how often pods are looked for that should be in the mesh and whose namespace could not be found yet.
+	adoptEvery = 5 * time.Second
+	// troubleAfter is how long a pod may go unfound before the log says so. What the API server tells of a pod runs ahead of
+	// its processes when it starts, and behind them when it ends.
+	troubleAfter = 3 * adoptEvery
+)
 
 // adopter finds pods that run without the plugin having reported them: they are older than the agent, or its memory
 // was lost. It finds their network namespaces through their processes.
@@ -25,8 +30,14 @@ type adopter struct {
 	log     *zap.Logger
 	metrics *metrics
 
-	look   chan struct{}   // one place: to be asked twice is to be asked
-	warned map[string]bool // UIDs whose trouble is in the log
+	look    chan struct{}       // one place: to be asked twice is to be asked
+	trouble map[string]*trouble // by UID
+}
+
+// trouble is a pod's that should be found and is not.
+type trouble struct {
+	since time.Time
+	told  bool // it is in the log
 }
 
 func (a *adopter) nudge() {
@@ -59,7 +70,10 @@ func (a *adopter) adopt(ctx context.Context) error {
 	if len(strays) == 0 {
 		return nil
 	}
-	uids := make(map[string]bool, len(strays))
+	uids := make(map[string]bool) // of all pods: to see none of them says more than to miss one
+	for _, pod := range a.catalog.all() {
+		uids[string(pod.UID)] = true
+	}
 	for _, rec := range strays {
 		uids[rec.UID] = true
 	}
@@ -71,25 +85,43 @@ func (a *adopter) adopt(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	missing := errors.New("the pod runs, and no process of it is found")
+	if len(processes) == 0 {
+		missing = fmt.Errorf("no process of any pod is seen in %s (is it the host's /proc?)", a.proc)
+	}
 	for _, rec := range strays {
-		err := errors.New("no process of the pod is found (is the host's /proc mounted?)")
+		err := missing
 		if p, ok := processes[rec.UID]; ok {
 			rec.Netns = a.proc.netns(p.pid)
 			err = a.take(ctx, rec, hosts)
 		}
-		switch {
-		case err == nil:
-			a.metrics.events.WithLabelValues(eventAdd).Inc()
-			delete(a.warned, rec.UID)
-			a.log.Info("running pod found", zap.Stringer("pod", rec.key()),
-				zap.String("uid", rec.UID), zap.String("netns", rec.Netns))
-		case ctx.Err() == nil && !a.warned[rec.UID]:
-			a.warned[rec.UID] = true
-			a.log.Warn("running pod not taken, trying again", zap.Stringer("pod", rec.key()),
-				zap.String("uid", rec.UID), zap.Error(err))
+		if err != nil {
+			a.complain(rec, err)
+			continue
 		}
+		a.metrics.events.WithLabelValues(eventAdd).Inc()
+		delete(a.trouble, rec.UID)
+		a.log.Info("running pod found", zap.Stringer("pod", rec.key()),
+			zap.String("uid", rec.UID), zap.String("netns", rec.Netns))
 	}
 	return nil
+}
+
+// complain says once that a pod is not taken, when that is not because it just starts or ends.
+func (a *adopter) complain(rec record, err error) {
+	t := a.trouble[rec.UID]
+	if t == nil {
+		t = &trouble{since: time.Now()}
+		a.trouble[rec.UID] = t
+	}
+	if pod := a.catalog.pod(rec.key()); pod == nil || pod.DeletionTimestamp != nil || time.Since(t.since) < troubleAfter {
+		a.log.Debug("running pod not taken yet", zap.Stringer("pod", rec.key()), zap.String("uid", rec.UID), zap.Error(err))
+		return
+	}
+	if !t.told {
+		t.told = true
+		a.log.Warn("running pod not taken, trying again", zap.Stringer("pod", rec.key()), zap.String("uid", rec.UID), zap.Error(err))
+	}
 }
 
 // strays lists the running pods that the reconciler does not know, and that are to be in the mesh or were.
@@ -119,9 +151,9 @@ func (a *adopter) strays() []record {
 		}
 		out = append(out, rec)
 	}
-	for uid := range a.warned {
+	for uid := range a.trouble {
 		if !seen[uid] {
-			delete(a.warned, uid)
+			delete(a.trouble, uid)
 		}
 	}
 	slices.SortFunc(out, func(x, y record) int { return cmp.Compare(x.UID, y.UID) })

@@ -37,6 +37,7 @@ type Agent struct {
 	rec     *reconciler
 	adopter *adopter
 	kube    *kubeSource // nil in files mode
+	taints  *tainter    // nil: they are not the agent's business
 }
 
 // What the agent must have done to be ready.
@@ -107,7 +108,7 @@ func New(c Config, env *daemon.Env) (*Agent, error) {
 	}
 	a.adopter = &adopter{
 		catalog: a.catalog, rec: a.rec, status: a.rec.status, proc: a.rec.proc, node: c.Node, log: log, metrics: a.metrics,
-		look: make(chan struct{}, 1), warned: make(map[string]bool),
+		look: make(chan struct{}, 1), trouble: make(map[string]*trouble),
 	}
 	a.rec.sweeps = append(a.rec.sweeps, a.rec.status.refresh)
 	a.rec.restore(known.list())
@@ -161,6 +162,11 @@ func (a *Agent) useKubernetes() (err error) {
 		},
 		owner: &owner{client: client, namespace: a.cfg.Namespace, name: a.cfg.DaemonSet, log: a.log},
 	}
+	if a.cfg.Untaint != "" {
+		a.taints = &tainter{
+			client: client, node: a.cfg.Node, key: a.cfg.Untaint, add: a.cfg.Taint, ready: a.env.Ready, log: a.log,
+		}
+	}
 	a.rec.fetch = a.kube.fetch
 	a.rec.status = status
 	a.rec.sweeps = append(a.rec.sweeps, a.kube.prune)
@@ -207,10 +213,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	} else {
 		g.Go(func() error { return a.kube.run(serving) })
 		g.Go(func() error { return a.kube.status.run(serving) })
-		if a.cfg.Untaint != "" {
-			g.Go(func() error {
-				return untaint(stopping, a.kube.client, a.cfg.Node, a.cfg.Untaint, a.env.Ready, a.log)
-			})
+		if a.taints != nil {
+			g.Go(func() error { return a.taints.run(stopping) })
 		}
 	}
 	g.Go(func() error {

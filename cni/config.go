@@ -36,6 +36,7 @@ type Config struct {
 	Namespace  string               // kubernetes: the agent's own; "" means mesh.RootNamespace
 	DaemonSet  string               // kubernetes: whose deletion means uninstallation; "" means DefaultDaemonSet
 	Untaint    string               // kubernetes: the taint to take off the node when ready; "" for none
+	Taint      bool                 // kubernetes: put it on when not ready
 
 	Node      string // the node's name; required with kubernetes
 	RunDir    string // the agent's socket and memory; "" means plugin.DefaultRunDir
@@ -75,6 +76,7 @@ func (c *Config) Register(fs *daemon.FlagSet) {
 	fs.StringVar(&c.DaemonSet, "daemonset", DefaultDaemonSet, "DAEMONSET_NAME",
 		"the agent's own DaemonSet: when the agent stops and it is gone, the node is cleaned up")
 	fs.StringVar(&c.Untaint, "untaint", "", "UNTAINT", "take this taint off the node when the agent is ready, usually "+DefaultTaint)
+	fs.BoolVar(&c.Taint, "taint", false, "TAINT", "put the taint of -untaint on the node while the agent is not ready, and when it stops")
 	fs.StringVar(&c.RunDir, "run-dir", plugin.DefaultRunDir, "CNI_AGENT_RUN_DIR", "directory of the plugin's socket and the agent's memory")
 	fs.StringVar(&c.ZDSSocket, "ztunnel-uds-address", DefaultZtunnelSocket, "ZTUNNEL_UDS_ADDRESS", "socket ztunnel dials")
 	fs.StringVar(&c.Listen, "listen", ":15014", "MONITORING_ADDRESS", "address of /metrics, /healthz and /readyz")
@@ -115,6 +117,9 @@ func (c *Config) Validate() error {
 		}
 	default:
 		errs = append(errs, fmt.Errorf("-source=%s: want %s or %s", c.Source, SourceKubernetes, SourceFiles))
+	}
+	if c.Taint && c.Untaint == "" {
+		errs = append(errs, errors.New("-taint needs -untaint: which taint to put on and take off"))
 	}
 	if c.mode() == "" {
 		errs = append(errs, fmt.Errorf("-native-nftables=%s: want true, false or auto", c.NFTables))

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -324,6 +325,47 @@ func (c *cluster) watched() string {
 		}
 	}
 	return strings.Join(out, " ")
+}
+
+func (c *cluster) tainted() bool {
+	n, err := c.api.CoreV1().Nodes().Get(c.t.Context(), "node-1", metav1.GetOptions{})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Key == cni.DefaultTaint })
+}
+
+func TestTheTaintComesWhileTheAgentIsNotReady(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node-1"}})
+	conf := c.dir("net.d")
+	if err := os.Mkdir(conf, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	c.config = func(cfg *cni.Config) {
+		cfg.Untaint, cfg.Taint = cni.DefaultTaint, true
+		cfg.CNIConfDir, cfg.CNIBinDir, cfg.CNIPlugin = conf, c.dir("bin"), "/bin/true"
+	}
+	stop := c.launch()
+	c.eventually("an agent without a network to extend taints its node", c.tainted)
+	list := filepath.Join(conf, "10-k8s.conflist")
+	if err := os.WriteFile(list, []byte(`{"cniVersion":"1.0.0","name":"k8s","plugins":[{"type":"bridge"}]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.eventually("one that is ready does not", func() bool { return !c.tainted() })
+	stop()
+	if !c.tainted() {
+		t.Error("an agent that another follows leaves its node without a taint")
+	}
+	stop = c.launch()
+	c.eventually("its follower takes it off", func() bool { return !c.tainted() })
+	if err := c.api.AppsV1().DaemonSets("istio-system").Delete(t.Context(), cni.DefaultDaemonSet, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	if c.tainted() {
+		t.Error("the mesh left the node, and its taint stays")
+	}
 }
 
 func TestTheTaintGoesWhenTheAgentIsReady(t *testing.T) {

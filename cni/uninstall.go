@@ -24,7 +24,11 @@ const leaveWithin = 20 * time.Second
 // leaveIfOrphaned cleans the node up when the agent stops because it is uninstalled, and leaves it as it is when another
 // agent follows: after an upgrade, a restart or a reboot.
 func (a *Agent) leaveIfOrphaned(ctx context.Context) error {
-	if !a.kube.owner.gone(ctx) {
+	gone := a.kube.owner.gone(ctx)
+	if a.taints != nil {
+		a.taints.stop(ctx, gone)
+	}
+	if !gone {
 		a.log.Info("node is left as it is, for the next agent")
 		return nil
 	}
