@@ -36,12 +36,12 @@ var catalog = []image{
 	},
 	{
 		name: "cni", title: "Mistnet CNI plugin and node agent", user: rootUser,
-		licenses: "Apache-2.0 AND GPL-2.0-or-later AND LGPL-2.1-or-later",
+		licenses: "Apache-2.0 AND GPL-2.0-or-later AND LGPL-2.1-or-later AND MIT AND BSD-3-Clause", // libgmp: its GPL-2.0-or-later
 		programs: []program{{"./cmd/cni-agent", "/usr/local/bin/cni-agent"}, {"./cmd/cni-plugin", "/opt/cni/bin/istio-cni"}},
-		packages: []string{"iptables"},
+		packages: []string{"iptables", "nftables"},
 		// Sets of addresses are made over netlink: the ipset program is not needed. Every extension comes along, though
 		// our rules need few: iptables cannot list a chain in which somebody else's rule uses one it does not have.
-		runs:  []string{"/usr/sbin/xtables-nft-multi", "/usr/sbin/xtables-legacy-multi", "/usr/lib/*/xtables/*.so"},
+		runs:  []string{"/usr/sbin/xtables-nft-multi", "/usr/sbin/xtables-legacy-multi", "/usr/lib/*/xtables/*.so", "/usr/sbin/nft"},
 		links: iptablesNames(),
 	},
 	{

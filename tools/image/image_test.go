@@ -272,7 +272,7 @@ func TestBuildsAreReproducible(t *testing.T) {
 	}
 }
 
-// The cni image has iptables, what it loads and nothing else, and it runs.
+// The cni image has iptables and nft, what they load and nothing else, and they run.
 func TestCNIImageRunsIPTables(t *testing.T) {
 	if _, err := exec.LookPath("apt-get"); err != nil {
 		t.Skip("apt-get is not installed: the image takes iptables from the distribution's packages")
@@ -282,7 +282,7 @@ func TestCNIImageRunsIPTables(t *testing.T) {
 	index, _ := unpackArchive(t, filepath.Join(out, "cni.tar"))
 	each(t, index, func(arch string, img v1.Image, cfg *v1.ConfigFile) {
 		have := files(t, img)
-		for _, want := range []string{"/usr/local/bin/cni-agent", "/opt/cni/bin/istio-cni", "/usr/sbin/iptables", "/usr/sbin/ip6tables",
+		for _, want := range []string{"/usr/local/bin/cni-agent", "/opt/cni/bin/istio-cni", "/usr/sbin/iptables", "/usr/sbin/ip6tables", "/usr/sbin/nft",
 			"/usr/sbin/iptables-legacy", "/usr/sbin/ip6tables-restore", "/usr/lib/" + triplets[arch] + "/xtables/libxt_owner.so", "/usr/share/doc/iptables/copyright"} {
 			if _, ok := have[want]; !ok {
 				t.Errorf("%s: %s is missing", arch, want)
@@ -290,7 +290,7 @@ func TestCNIImageRunsIPTables(t *testing.T) {
 		}
 		for p := range have {
 			ok := slices.ContainsFunc([]string{"/usr/local/bin/cni-agent", "/opt/cni/bin/istio-cni", "/etc/passwd", "/etc/group",
-				"/usr/share/sbom/", "/usr/share/doc/", "/usr/sbin/iptables", "/usr/sbin/ip6tables", "/usr/sbin/xtables-"},
+				"/usr/share/sbom/", "/usr/share/doc/", "/usr/sbin/iptables", "/usr/sbin/ip6tables", "/usr/sbin/xtables-", "/usr/sbin/nft"},
 				func(prefix string) bool { return strings.HasPrefix(p, prefix) })
 			if !ok && !strings.Contains(p, ".so") {
 				t.Errorf("%s: nobody needs %s", arch, p)
@@ -303,7 +303,7 @@ func TestCNIImageRunsIPTables(t *testing.T) {
 	})
 }
 
-// runIPTables lists rules by the programs in an image, in a network namespace of their own.
+// runIPTables makes and lists rules by the programs in an image, in a network namespace of their own.
 func runIPTables(t *testing.T, img v1.Image, arch string) {
 	t.Helper()
 	host, err := exec.Command("go", "env", "GOHOSTARCH").Output()
@@ -338,6 +338,11 @@ func runIPTables(t *testing.T, img v1.Image, arch string) {
 				t.Errorf("%s: %v: %s", args, err, out)
 			}
 		}
+	}
+	cmd := exec.Command("unshare", "--net", "chroot", root, "/usr/sbin/nft", "-f", "-")
+	cmd.Stdin = strings.NewReader("table inet t { chain c { type nat hook output priority -100; meta l4proto tcp meta mark & 0xfff != 0x539 redirect to :15001; }; }\nlist ruleset\n")
+	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "redirect to :15001") {
+		t.Errorf("nft: %v: %s", err, out)
 	}
 }
 
