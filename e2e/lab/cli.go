@@ -17,7 +17,7 @@ const usage = `usage: lab COMMAND [flags]
   status          list clusters, their nodes and pods
   build           only build the programs a cluster needs
   shell NODE      a shell, or the command that follows, on a node
-  load ARCHIVE... load image archives on every node
+  load ARCHIVE... load image archives on every node; without archives, the lab's own images, made anew
   off|on NODE     pull a node's plug, or put it back in
   kubectl ...     kubectl as administrator, also of a lab that is not linked to the machine
 Flags: lab COMMAND -h`
@@ -61,6 +61,9 @@ func Main(ctx context.Context, args []string, out io.Writer) error {
 	defer l.CloseHandle()
 	switch args[0] {
 	case "load":
+		if len(rest) == 0 {
+			return l.loadOwn(ctx, out)
+		}
 		return l.LoadImages(ctx, rest...)
 	case "kubectl":
 		return interactive(l.Command(ctx, append([]string{"kubectl"}, rest...)...))

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -128,6 +129,19 @@ func (l *Lab) LoadImages(ctx context.Context, archives ...string) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// loadOwn builds what the lab's own images are made of, if that has changed, and loads them: for who works on e2e/app.
+func (l *Lab) loadOwn(ctx context.Context, progress io.Writer) error {
+	bins, err := Build(ctx, "", progress)
+	if err != nil {
+		return err
+	}
+	archives, err := packImages(bins, l.path("images"))
+	if err != nil {
+		return err
+	}
+	return l.LoadImages(ctx, archives...)
 }
 
 func (n *Node) loadImage(ctx context.Context, archive string) error {

@@ -101,6 +101,9 @@ func Start(ctx context.Context, cfg Config) (*Lab, error) {
 	if err := Sweep(ctx, cfg.StateDir); err != nil {
 		return nil, fmt.Errorf("start lab: remove what another left: %w", err)
 	}
+	if err := checkInotify(inotifyInstances(cfg.Nodes), syscall.InotifyInit1); err != nil {
+		return nil, fmt.Errorf("start lab: %w", err)
+	}
 	bins, err := Build(ctx, cfg.CacheDir, cfg.Progress)
 	if err != nil {
 		return nil, fmt.Errorf("start lab: %w", err)
