@@ -49,6 +49,7 @@ var narrower = map[string]any{
 	"*/extraContainerArgs":            texts,
 	"*/terminationGracePeriodSeconds": count,
 	"*/global/platform":               oneOf("", "gke", "openshift", "k3s", "k3d", "microk8s", "minikube"),
+	"*/global/nativeNftables":         map[string]any{"enum": []any{true, false, "auto"}},
 	"base/base/excludedCRDs":          texts,
 	"cni/ambient/enabled":             map[string]any{"enum": []bool{true}},
 	"cni/cniBinDir":                   hostPath,
