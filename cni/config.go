@@ -109,7 +109,7 @@ func (c *Config) Validate() error {
 			errs = append(errs, errors.New("-config-dir is required with -source=files: the directory with the YAML of pods and namespaces"))
 		}
 	case SourceKubernetes:
-		if c.Node == "" && !c.Uninstall {
+		if c.Node == "" {
 			errs = append(errs, errors.New("-node (or NODE_NAME) is required with -source=kubernetes: the name of the node this agent serves"))
 		}
 		if c.ConfigDir != "" || c.StatusDir != "" {

@@ -295,6 +295,56 @@ func TestTheNodeIsCleanedOnlyWhenTheDaemonSetGoes(t *testing.T) {
 	}
 }
 
+// ended is a pod whose announcement outlived it: nobody serves it, nobody withdraws it.
+func ended(p *corev1.Pod) {
+	announced("enabled")(p)
+	p.Status.Phase = corev1.PodSucceeded
+}
+
+func TestUninstallationTakesLeftoverAnnouncements(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, ns("shop", "ambient"), pod("shop", "job-1", "u-2", ended))
+	stop := c.launch()
+	if err := c.api.AppsV1().DaemonSets("istio-system").Delete(t.Context(), "istio-cni-node", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	c.announces("shop", "job-1", "")
+}
+
+func TestUninstallByHandWithoutMemory(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, ns("shop", "ambient"), pod("shop", "web-1", "u-1", running), pod("shop", "job-1", "u-2", ended))
+	stop := c.launch()
+	c.ztunnel()
+	s := newSandbox(t)
+	c.add(s.event("shop", "web-1", "u-1", "c-1"))
+	c.announces("shop", "web-1", "enabled")
+	stop()
+	if err := os.Remove(filepath.Join(c.dir("run"), "pods.json")); err != nil {
+		t.Fatal(err)
+	}
+	tree := newProcTree(t)
+	s.sleeper()
+	tree.process(100, 1, "0::/kubepods/podu-1/c\n", s.path())
+	env, err := daemon.NewEnv("cni-agent", t.Output(), daemon.LogOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := cni.Config{
+		Source: cni.SourceKubernetes, Client: c.api, Node: "node-1", RunDir: c.dir("run"), ProcDir: tree.dir,
+		CNIConfDir: c.dir("conf"), CNIBinDir: c.dir("bin"), Uninstall: true,
+	}
+	if err := cni.Main(t.Context(), cfg, env); err != nil {
+		t.Fatal(err)
+	}
+	c.announces("shop", "web-1", "")
+	c.announces("shop", "job-1", "")
+	if s.captured() {
+		t.Error("rules are left in a running pod")
+	}
+}
+
 func TestUninstallationWithoutTheAPIServer(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, ns("shop", "ambient"), pod("shop", "web-1", "u-1"))
