@@ -54,7 +54,7 @@ func New(cfg Config) *Source {
 		cfg: cfg, log: cfg.Log, selection: newSelection(cfg.Mesh.RootNamespace), wake: make(chan struct{}, 1), writing: make(chan struct{}, 1),
 	}
 	s.roots = newRoots(cfg.Clients.Kube, cfg.Log.Named("roots"))
-	s.told = newStatuses(cfg.Clients.Dynamic, cfg.Mesh, cfg.Log.Named("status"))
+	s.told = newStatuses(cfg.Clients.Dynamic, cfg.Mesh, s.known, cfg.Log.Named("status"))
 	s.feeds = s.makeFeeds()
 	return s
 }
@@ -193,6 +193,7 @@ func (s *Source) takeNamespaces(changes []change) {
 	for _, c := range changes {
 		ns, _ := c.object.(*corev1.Namespace)
 		s.roots.takeNamespace(c.name.Name, ns != nil && ns.DeletionTimestamp == nil)
+		s.told.choose(c.name.Name)
 	}
 }
 
@@ -232,6 +233,7 @@ func (s *Source) choose(selectors []labels.Selector) {
 	events, relist := s.selection.choose(selectors)
 	s.add(events...)
 	s.mu.Unlock()
+	s.told.choose("")
 	if !relist {
 		return
 	}
@@ -240,6 +242,13 @@ func (s *Source) choose(selectors []labels.Selector) {
 			f.relist()
 		}
 	}
+}
+
+// known reports whether the mesh is to know a namespace.
+func (s *Source) known(namespace string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.selection.known(namespace)
 }
 
 // Problem is an object that is not in force as written.

@@ -66,14 +66,15 @@ type statuses struct {
 	client dynamic.Interface
 	cfg    translate.Config
 	log    *zap.Logger
+	known  func(namespace string) bool // whether the mesh is to know what is in it: another one may speak for the rest
 	queue  keyQueue
 
 	mu       sync.Mutex
 	policies map[string]*policy // by namespace/name
 }
 
-func newStatuses(client dynamic.Interface, cfg translate.Config, log *zap.Logger) *statuses {
-	return &statuses{client: client, cfg: cfg, log: log, policies: make(map[string]*policy)}
+func newStatuses(client dynamic.Interface, cfg translate.Config, known func(string) bool, log *zap.Logger) *statuses {
+	return &statuses{client: client, cfg: cfg, known: known, log: log, policies: make(map[string]*policy)}
 }
 
 // take takes a policy that changed; p is nil when it is gone.
@@ -86,6 +87,15 @@ func (s *statuses) take(n translate.Name, p *policy) {
 	}
 	s.policies[n.String()] = p
 	s.queue.add(n.String())
+}
+
+// choose looks again at the policies of every namespace, or at those of one: it may be known now.
+func (s *statuses) choose(namespace string) {
+	for _, key := range s.all() {
+		if namespace == "" || strings.HasPrefix(key, namespace+"/") {
+			s.queue.add(key)
+		}
+	}
 }
 
 func (s *statuses) run(ctx context.Context) { s.queue.work(ctx, s.log, s.all, s.write) }
@@ -101,7 +111,7 @@ func (s *statuses) problems() []Problem {
 	defer s.mu.Unlock()
 	var all []Problem
 	for _, p := range s.policies {
-		if p.unknown != "" {
+		if p.unknown != "" && s.known(p.Namespace) {
 			all = append(all, Problem{Resource: "authorizationpolicies", Name: translate.Name{Namespace: p.Namespace, Name: p.Name},
 				Reason: notUnderstoodMessage(p)})
 		}
@@ -117,7 +127,7 @@ func (s *statuses) write(ctx context.Context, key string) error {
 	s.mu.Lock()
 	p := s.policies[key]
 	s.mu.Unlock()
-	if p == nil {
+	if p == nil || !s.known(p.Namespace) {
 		return nil
 	}
 	want := s.verdict(p)

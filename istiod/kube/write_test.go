@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/mistnet/mistnet/istiod/index"
@@ -257,5 +258,36 @@ func TestOneReplicaWrites(t *testing.T) {
 	lease, err := c.kube.CoordinationV1().Leases("istio-system").Get(t.Context(), "istio-leader", metav1.GetOptions{})
 	if err != nil || lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity != "b" {
 		t.Errorf("lease = %+v, %v, want b to hold it", lease, err)
+	}
+}
+
+// TestConditionsAreForWhatIsSelected: policies of other namespaces may be another control plane's to speak of.
+func TestConditionsAreForWhatIsSelected(t *testing.T) {
+	t.Parallel()
+	in := map[string]string{"mesh": "yes"}
+	mesh := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "istio-system", Name: "istio"},
+		Data: map[string]string{"mesh": "discoverySelectors:\n- matchLabels: {mesh: \"yes\"}\n"}}
+	c := newCluster(t, mesh, namespace("in", in), namespace("out", nil), allow("in", "one", "shop"), allow("out", "two", "shop"))
+	written := c.patches()
+	c.start()
+	for name := ""; name != "in/one"; {
+		if name = written.next(t).Name; name == "out/two" {
+			t.Error("a condition is written in a namespace that is not selected")
+		}
+	}
+	policies := c.dynamic.Resource(schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "authorizationpolicies"})
+	if _, err := policies.Namespace("in").Create(t.Context(), allow("in", "three", "shop"), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for name := ""; name != "in/three"; { // by then the other's turn has come and gone
+		if name = written.next(t).Name; name == "out/two" {
+			t.Error("a condition is written in a namespace that is not selected")
+		}
+	}
+	if _, err := c.kube.CoreV1().Namespaces().Update(t.Context(), namespace("out", in), metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for name := ""; name != "out/two"; { // the fake does not keep what is written: it may be written again
+		name = written.next(t).Name
 	}
 }
