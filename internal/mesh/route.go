@@ -3,6 +3,7 @@ package mesh
 import (
 	"net/netip"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -394,4 +395,26 @@ type StreamMatch struct {
 	Port            uint16            // of the service; 0: any
 	SourceLabels    map[string]string // labels the client's workload carries
 	SourceNamespace string            // "": any
+}
+
+// IsHeaderName reports whether a request or response may carry a header of that name: a token in lower case (RFC 9110,
+// 5.1). A pseudo-header is not one.
+func IsHeaderName(name string) bool {
+	for i := range len(name) {
+		c := name[i]
+		if c <= ' ' || c >= 0x7f || 'A' <= c && c <= 'Z' || strings.IndexByte(`"(),/:;<=>?@[\]{}`, c) >= 0 {
+			return false
+		}
+	}
+	return name != ""
+}
+
+// IsHeaderValue reports whether a header may have that value: no control character but the tab (RFC 9110, 5.5).
+func IsHeaderValue(value string) bool {
+	for i := range len(value) {
+		if c := value[i]; c < ' ' && c != '\t' || c == 0x7f {
+			return false
+		}
+	}
+	return true
 }

@@ -1,0 +1,56 @@
+package route
+
+import (
+	"math"
+	"time"
+)
+
+// Timeouts are how long the whole exchange may take and how long each try, for a request with that grpc-timeout header
+// ("" when it has none or is not gRPC). 0 is no limit. What the client asks for replaces the rule's timeout, which
+// bounds it. A try takes no longer than the whole.
+func (r *Rule) Timeouts(grpcTimeout string) (whole, try time.Duration) {
+	whole, try = r.Timeout, r.TryTimeout
+	if asked, ok := ParseGRPCTimeout(grpcTimeout); ok && (whole == 0 || asked < whole) {
+		whole = asked
+	}
+	if whole != 0 && try >= whole {
+		try = 0 // the whole ends it
+	}
+	return whole, try
+}
+
+// ParseGRPCTimeout reads a grpc-timeout header: up to eight digits and a unit. A timeout of zero is one nanosecond: it
+// has passed already, and is not the same as none.
+func ParseGRPCTimeout(s string) (time.Duration, bool) {
+	if len(s) < 2 || len(s) > 9 {
+		return 0, false
+	}
+	var n int64
+	for i := range len(s) - 1 {
+		if s[i] < '0' || s[i] > '9' {
+			return 0, false
+		}
+		n = n*10 + int64(s[i]-'0')
+	}
+	var unit time.Duration
+	switch s[len(s)-1] {
+	case 'H':
+		unit = time.Hour
+	case 'M':
+		unit = time.Minute
+	case 'S':
+		unit = time.Second
+	case 'm':
+		unit = time.Millisecond
+	case 'u':
+		unit = time.Microsecond
+	case 'n':
+		unit = time.Nanosecond
+	default:
+		return 0, false
+	}
+	if n > math.MaxInt64/int64(unit) {
+		return math.MaxInt64, true
+	}
+	return max(time.Duration(n)*unit, 1), true
+}
