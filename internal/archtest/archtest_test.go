@@ -117,6 +117,7 @@ var places = []place{
 	{"ztunnel/nexthop", decisions, true},
 	{"ztunnel/dns/answer", decisions, true},
 	{"waypoint/route", decisions, true},
+	{"waypoint/http1", programs, false}, // an engine, and the program's own
 	{"istiod/translate", decisions, true},
 	{"istiod/index", decisions, true},
 	{"cni/rules", decisions, true},
@@ -271,7 +272,6 @@ var onlys = []only{
 	{"github.com/vishvananda/netlink", []string{"internal/linux", "internal/netlab", "cni/rules"}, "the kernel is touched in three places", true},
 	{"github.com/vishvananda/netns", []string{"internal/linux", "internal/netlab", "cni/rules"}, "the kernel is touched in three places", true},
 	{"golang.org/x/sys/unix", []string{"internal/linux", "internal/netlab", "cni/rules"}, "raw system calls are in three places", true},
-	{"github.com/coreos/go-iptables", []string{"cni/rules"}, "rules are data until cni/rules applies them", true},
 	{"unsafe", []string{"internal/linux", "api"}, "unsafe code is read with the kernel's headers beside it", false},
 	{"k8s.io/client-go", []string{"istiod/kube", "cni", "cli", "e2e"}, "informers are paid for in memory", true},
 	{"k8s.io/api", []string{"istiod", "cni", "cli", "internal/yamldir", "e2e", "manifests"}, "the data plane knows nouns, not Kubernetes", true},

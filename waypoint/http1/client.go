@@ -1,0 +1,84 @@
+package http1
+
+import (
+	"net"
+	"time"
+)
+
+// ClientConn is a connection to an upstream: it carries one exchange after the other. Not safe for concurrent use,
+// Close excepted.
+type ClientConn struct {
+	conn   net.Conn
+	cfg    Config
+	in     reader
+	out    writer
+	resp   Response
+	method string // of the request on its way
+	ask    string // the upgrade it asked for
+	broken bool   // can carry no other exchange
+	busy   bool   // an exchange began that did not end
+}
+
+// NewClientConn makes an upstream connection of conn, which it owns from now on.
+func NewClientConn(conn net.Conn, cfg Config) *ClientConn {
+	c := &ClientConn{conn: conn, cfg: cfg.filled()}
+	c.in.conn = conn
+	c.out = writer{conn: conn, as: ofRequest, timeout: c.cfg.WriteTimeout}
+	return c
+}
+
+// Reusable reports whether the connection can carry another request: the last exchange ended in order on both sides, the
+// upstream keeps the connection, and sent nothing beyond its response.
+func (c *ClientConn) Reusable() bool { return !c.broken && !c.busy && c.in.r == c.in.w }
+
+// SetDeadline bounds the exchange in progress, or the next one: the wait for the response and for its body. The zero
+// time takes the bound away.
+func (c *ClientConn) SetDeadline(t time.Time) { c.in.until = t }
+
+// Close closes the connection.
+func (c *ClientConn) Close() error {
+	c.broken = true
+	return c.conn.Close()
+}
+
+// WriteRequest writes the request, edited, with its body, and waits for that: an Exchange sends while it receives.
+func (c *ClientConn) WriteRequest(q *Request, e *Edits) error {
+	if err := c.begin(q, e); err != nil {
+		return err
+	}
+	return c.out.body(&q.Body, q.Body.kind)
+}
+
+func (c *ClientConn) begin(q *Request, e *Edits) error {
+	if err := c.out.requestHead(q, e); err != nil {
+		return err
+	}
+	c.method, c.ask, c.busy = q.Method, q.Upgrade, true
+	return nil
+}
+
+// ReadResponse reads the next response head, be it an interim one. The response is valid until the next call.
+func (c *ClientConn) ReadResponse() (*Response, error) {
+	c.in.window = 0
+	c.in.arm(c.in.until)
+	if err := c.resp.read(&c.in, &c.cfg, c.method, c.ask); err != nil {
+		c.broken = true
+		return nil, err
+	}
+	c.in.beginBody(c.cfg.StreamTimeout, 1)
+	return &c.resp, nil
+}
+
+// end notes that the exchange is over on both sides.
+func (c *ClientConn) end() {
+	c.busy = !c.resp.Body.Done()
+	c.broken = c.broken || c.resp.close || c.resp.Tunnel
+	c.out.rest()
+	c.in.rest()
+}
+
+// Raw gives the connection away after an exchange that ended in a tunnel.
+func (c *ClientConn) Raw() *RawConn {
+	c.broken = true
+	return raw(c.conn, &c.in, &c.out)
+}

@@ -1,0 +1,176 @@
+package http1
+
+import (
+	"errors"
+	"net"
+	"time"
+)
+
+// Exchange carries one request upstream and its response back: Send, Receive, Respond, in that order. After an error of
+// any of them the upstream connection is closed and nothing of the exchange runs any more, so that the caller can reply
+// itself or, if nothing was answered and the body can be rewound, try another upstream.
+type Exchange struct {
+	down   *ServerConn
+	up     *ClientConn
+	upload chan error // of the goroutine that sends the body; nil: none runs
+	fault  error      // what ended the upload
+	resp   *Response
+}
+
+// maxInterim bounds the interim responses of one exchange.
+const maxInterim = 16
+
+// syncBytes is up to where a body that is here is written without a goroutine of its own: socket buffers take it even if
+// the upstream responds before it reads.
+const syncBytes = 32 << 10
+
+// stopGrace is how long an upload that has read all and only has to write may go on when the response has ended.
+const stopGrace = 50 * time.Millisecond
+
+// Exchange begins an exchange of the request that was read last. It is valid until the next request is read.
+func (s *ServerConn) Exchange(up *ClientConn) *Exchange {
+	s.x = Exchange{down: s, up: up}
+	return &s.x
+}
+
+// Send writes the request, edited: head and first bytes of the body at once, the rest as it comes, from a goroutine that
+// Respond ends, so that the upstream may respond before it has read all.
+func (x *Exchange) Send(e *Edits) error {
+	q := &x.down.req
+	whole, err := q.Body.Buffered()
+	if err != nil {
+		return x.end(err)
+	}
+	if err := x.up.begin(q, e); err != nil {
+		return x.end(err)
+	}
+	if whole && len(x.down.in.buffered()) <= syncBytes {
+		if x.fault = x.up.out.body(&q.Body, q.Body.kind); x.fault != nil && asError(x.fault, UpstreamClosed).Reason == UpstreamTimeout {
+			return x.end(x.fault)
+		}
+		return nil // if it was closed, it may have responded before
+	}
+	x.upload = make(chan error, 1)
+	go x.send(&q.Body, x.upload)
+	return nil
+}
+
+// send is the upload. It owns the downstream's reader and the upstream's writer while it runs.
+func (x *Exchange) send(b *Body, done chan<- error) {
+	err := x.up.out.body(b, b.kind)
+	done <- err
+	if err != nil && asError(err, ReasonUnknown).Client() {
+		_ = x.up.conn.Close() // the upstream must see that the request is cut, and Receive return; its error is known
+	}
+}
+
+// Receive waits for the response, passing on interim ones. See ClientConn.SetDeadline for how long.
+func (x *Exchange) Receive() (*Response, error) {
+	for range maxInterim {
+		p, err := x.up.ReadResponse()
+		if err != nil {
+			return nil, x.end(err)
+		}
+		if p.Status >= 200 || p.Tunnel {
+			x.resp = p
+			return p, nil
+		}
+		if x.down.req.HTTP10 {
+			continue
+		}
+		out := &x.down.out
+		if _, err := out.responseHead(p, &x.down.req, nil, false); err != nil {
+			return nil, x.end(err)
+		}
+		x.down.continued = x.down.continued || p.Status == 100
+		if err := out.flush(); err != nil {
+			return nil, x.end(err)
+		}
+	}
+	return nil, x.end(failf(UpstreamBroken, "%d interim responses", maxInterim))
+}
+
+// Respond writes the response, edited, with its body, and ends the exchange. After a response with Tunnel set both
+// connections' Raw carry bytes.
+func (x *Exchange) Respond(e *Edits) error {
+	s, p := x.down, x.resp
+	s.last = s.last || s.req.close || s.draining.Load() || x.heldBack()
+	kind, err := s.out.responseHead(p, &s.req, e, s.last)
+	if err != nil {
+		return x.end(err)
+	}
+	s.last = s.last || kind == bodyToClose || p.Tunnel
+	s.answered = true
+	if err := s.out.body(&p.Body, kind); err != nil {
+		s.last = true
+		if kind == bodyToClose { // an orderly end would make it look complete
+			if tcp, ok := s.conn.(*net.TCPConn); ok {
+				_ = tcp.SetLinger(0) // Close tells
+			}
+		}
+		return x.end(err)
+	}
+	x.join()
+	if !s.req.Body.Done() && s.req.Body.kind != bodyNone || x.fault != nil {
+		_ = x.up.Close() // it was not told all of the request
+	}
+	s.linger = s.linger || s.last && !s.req.Body.Done() && s.req.Body.kind != bodyNone
+	x.up.end()
+	return nil
+}
+
+// heldBack is ServerConn.held, where that may be asked: not while the upload reads.
+func (x *Exchange) heldBack() bool {
+	if x.upload == nil {
+		return x.down.held()
+	}
+	select {
+	case x.fault = <-x.upload:
+		x.upload = nil
+		return x.down.held()
+	default:
+	}
+	return x.down.req.Continue && !x.down.continued
+}
+
+// join ends the upload: what waits for the client is stopped at once, what only has to be written soon.
+func (x *Exchange) join() {
+	if x.upload == nil {
+		return
+	}
+	select {
+	case x.fault = <-x.upload:
+		x.upload = nil
+		return
+	default:
+	}
+	in := &x.down.in
+	in.stop.Store(true)
+	_ = in.conn.SetReadDeadline(past) // a closed connection waits for nothing
+	t := time.NewTimer(stopGrace)
+	select {
+	case x.fault = <-x.upload:
+	case <-t.C:
+		_ = x.up.Close() // so that the write returns
+		x.fault = <-x.upload
+	}
+	t.Stop()
+	x.upload = nil
+	in.stop.Store(false)
+	in.deadline, in.armed = past, false
+	if b := &x.down.req.Body; b.err != nil && errors.Is(b.err, errStopped) {
+		b.err = nil // it can be read on
+	}
+}
+
+// end ends a failed exchange and returns the error that says why: the client's, if it was at fault.
+func (x *Exchange) end(err error) error {
+	_ = x.up.Close() // nothing more is asked of it
+	x.join()
+	if f, ok := errors.AsType[*Error](x.fault); ok && f.Client() && !errors.Is(f, errStopped) {
+		err = f
+	}
+	x.up.out.rest()
+	x.up.in.drop()
+	return err
+}

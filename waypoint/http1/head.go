@@ -1,0 +1,312 @@
+package http1
+
+import (
+	"bytes"
+	"errors"
+	"iter"
+	"strings"
+)
+
+// What is wrong with a line.
+var (
+	errBareLF     = errors.New("a line ends in LF without CR")
+	errFold       = errors.New("a field line begins with space")
+	errName       = errors.New("a field name is no token, or not directly followed by a colon")
+	errValue      = errors.New("a field value has a control character")
+	errControl    = errors.New("a start line has a control character")
+	errManyFields = errors.New("too many fields")
+)
+
+// field is one field line, as offsets into the head.
+type field struct {
+	line, nameEnd, value, valueEnd, next uint16
+	name                                 name
+	hop                                  bool // goes no further
+}
+
+// Fields are the fields of a head or a trailer section, in the order and spelling received. The strings it hands out
+// stay valid for ever. Not safe for concurrent use while a head is being read.
+type Fields struct {
+	text  string // the whole head
+	start int    // length of the start line, without CRLF
+	list  []field
+	count [names]uint8 // of each known name; never more than maxFields
+	first [names]uint8 // where in list
+}
+
+// maxFields and maxHeadBytes bound a head (and what Config may ask for): offsets fit 16 bits.
+const (
+	maxFields    = 100
+	maxHeadBytes = 60 << 10
+)
+
+// Len is the number of fields.
+func (f *Fields) Len() int { return len(f.list) }
+
+// At returns the i-th field as received: the name's case is the sender's.
+func (f *Fields) At(i int) (name, value string) {
+	x := &f.list[i]
+	return f.text[x.line:x.nameEnd], f.text[x.value:x.valueEnd]
+}
+
+// All iterates over the fields.
+func (f *Fields) All() iter.Seq2[string, string] {
+	return func(yield func(string, string) bool) {
+		for i := range f.list {
+			if n, v := f.At(i); !yield(n, v) {
+				return
+			}
+		}
+	}
+}
+
+// Value returns the value of the field of that name, in any case; several are joined with "," (RFC 9110, 5.3).
+func (f *Fields) Value(name string) (string, bool) {
+	id := nameOf(name)
+	if id != other {
+		switch f.count[id] {
+		case 0:
+			return "", false
+		case 1:
+			_, v := f.At(int(f.first[id]))
+			return v, true
+		}
+	}
+	found := -1
+	for i := range f.list {
+		if !f.is(i, id, name) {
+			continue
+		}
+		if found >= 0 {
+			return f.join(id, name), true
+		}
+		found = i
+	}
+	if found < 0 {
+		return "", false
+	}
+	_, v := f.At(found)
+	return v, true
+}
+
+func (f *Fields) is(i int, id name, s string) bool {
+	x := &f.list[i]
+	return x.name == id && (id != other || same(f.text[x.line:x.nameEnd], s))
+}
+
+func (f *Fields) join(id name, s string) string {
+	var b strings.Builder
+	for i := range f.list {
+		if f.is(i, id, s) {
+			if b.Len() > 0 {
+				b.WriteByte(',')
+			}
+			_, v := f.At(i)
+			b.WriteString(v)
+		}
+	}
+	return b.String()
+}
+
+// known returns the value of the first field of a known name.
+func (f *Fields) known(n name) (string, bool) {
+	if f.count[n] == 0 {
+		return "", false
+	}
+	_, v := f.At(int(f.first[n]))
+	return v, true
+}
+
+func (f *Fields) reset() {
+	f.list = f.list[:0]
+	f.start = 0
+	clear(f.count[:])
+}
+
+// limits bound a section of fields.
+type limits struct{ bytes, fields int }
+
+// readHead reads a head: a start line unless trailer is set, field lines, an empty line. Lines are judged as they come,
+// so that nonsense is refused before its end. With trailer, the fields that do not belong there are left out.
+//
+// The error is one of the variables above, errTooLarge, or what fill said.
+func (r *reader) readHead(f *Fields, lim limits, trailer bool) error {
+	f.reset()
+	started, skipped := trailer, trailer
+	var pos, scan int // offsets from r.r: of the line, and of what was not searched for its end
+	for {
+		b := r.buffered()
+		i := bytes.IndexByte(b[scan:], '\n')
+		if i < 0 {
+			if len(b) >= lim.bytes {
+				return errTooLarge
+			}
+			scan = len(b)
+			if err := r.fill(); err != nil {
+				return err
+			}
+			continue
+		}
+		next := scan + i + 1
+		if next > lim.bytes {
+			return errTooLarge
+		}
+		if next-pos < 2 || b[next-2] != '\r' {
+			return errBareLF
+		}
+		line := b[pos : next-2]
+		scan = next
+		switch {
+		case len(line) == 0 && started:
+			if head := b[:next]; string(head) != f.text { // compared in place
+				f.text = string(head)
+			}
+			r.r += next
+			return nil
+		case len(line) == 0 && !skipped:
+			skipped = true
+			r.r += next
+			scan = 0
+			continue
+		case !started:
+			if !all(line, inValue) {
+				return errControl
+			}
+			started, f.start = true, len(line)
+		default:
+			if err := f.parse(line, pos, lim.fields, trailer); err != nil {
+				return err
+			}
+		}
+		pos = next
+	}
+}
+
+// parse judges one field line, which begins at offset pos of its head, and notes it.
+func (f *Fields) parse(line []byte, pos, most int, trailer bool) error {
+	if len(line) == 0 || line[0] == ' ' || line[0] == '\t' {
+		return errFold
+	}
+	colon := 0
+	for colon < len(line) && class[line[colon]]&inToken != 0 {
+		colon++
+	}
+	if colon == 0 || colon == len(line) || line[colon] != ':' {
+		return errName
+	}
+	value, end := colon+1, len(line)
+	for value < end && (line[value] == ' ' || line[value] == '\t') {
+		value++
+	}
+	for end > value && (line[end-1] == ' ' || line[end-1] == '\t') {
+		end--
+	}
+	if !all(line[value:end], inValue) {
+		return errValue
+	}
+	if len(f.list) >= most {
+		return errManyFields
+	}
+	n := nameOf(line[:colon])
+	if trailer && (n.hop() || noTrailer(n, string(line[:colon]))) {
+		return nil
+	}
+	f.note(n)
+	f.list = append(f.list, field{
+		line: uint16(pos), nameEnd: uint16(pos + colon), value: uint16(pos + value), valueEnd: uint16(pos + end),
+		next: uint16(pos + len(line) + 2), name: n, hop: n.hop(),
+	})
+	return nil
+}
+
+func (f *Fields) note(n name) {
+	if f.count[n] == 0 {
+		f.first[n] = uint8(len(f.list))
+	}
+	f.count[n]++
+}
+
+// options are what the Connection fields say.
+type options struct{ close, keepAlive, upgrade bool }
+
+// maxOptions bounds the names in Connection: each is looked for in all fields.
+const maxOptions = 32
+
+// connection reads the Connection fields and marks the fields they name, unless those are for all recipients.
+func (f *Fields) connection() (o options, err error) {
+	if f.count[nameConnection] == 0 {
+		return o, nil
+	}
+	n := 0
+	for i := range f.list {
+		if f.list[i].name != nameConnection {
+			continue
+		}
+		_, v := f.At(i)
+		for v != "" {
+			var option string
+			option, v, _ = strings.Cut(v, ",")
+			if option = trim(option); option == "" {
+				continue
+			}
+			if n++; n > maxOptions || !all(option, inToken) {
+				return o, errors.New("Connection lists too much, or what is no token")
+			}
+			switch {
+			case fold(option, "close"):
+				o.close = true
+			case fold(option, "keep-alive"):
+				o.keepAlive = true
+			case fold(option, "upgrade"):
+				o.upgrade = true
+			default:
+				f.mark(option)
+			}
+		}
+	}
+	return o, nil
+}
+
+func (f *Fields) mark(option string) {
+	id := nameOf(option)
+	if forAll(id, option) {
+		return
+	}
+	for i := range f.list {
+		if f.is(i, id, option) {
+			f.list[i].hop = true
+		}
+	}
+}
+
+// trailersWanted reports whether TE asks for trailers, its only member that is passed on.
+func (f *Fields) trailersWanted() bool {
+	if f.count[nameTE] == 0 {
+		return false
+	}
+	for i := range f.list {
+		if f.list[i].name != nameTE {
+			continue
+		}
+		_, v := f.At(i)
+		for v != "" {
+			var member string
+			member, v, _ = strings.Cut(v, ",")
+			if fold(trim(member), "trailers") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// trim removes optional white space (RFC 9110, 5.6.3).
+func trim(s string) string {
+	for s != "" && (s[0] == ' ' || s[0] == '\t') {
+		s = s[1:]
+	}
+	for s != "" && (s[len(s)-1] == ' ' || s[len(s)-1] == '\t') {
+		s = s[:len(s)-1]
+	}
+	return s
+}

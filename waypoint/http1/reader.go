@@ -1,0 +1,215 @@
+package http1
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync/atomic"
+	"time"
+)
+
+// Errors of the reader that its users turn into an Error.
+var (
+	errTooLarge  = errors.New("more than the limit")
+	errStopped   = errors.New("the exchange is over")
+	errSlow      = errors.New("too few bytes in the time given")
+	errWouldWait = errors.New("not read yet")
+)
+
+// past is a deadline that makes every waiting call return.
+var past = time.Unix(1, 0)
+
+// reader is a connection's inbound half: a borrowed slab, of which buf[r:w] waits to be looked at.
+type reader struct {
+	conn net.Conn
+	buf  []byte // nil while nothing is borrowed
+	r, w int
+
+	moves int     // grows whenever bytes before r are lost, so that a body knows whether it can be read again
+	ahead *writer // flushed before waiting: whatever waits here may be the answer to what waits there
+	still bool    // do not wait for the connection: looking ahead
+
+	deadline time.Time     // as set on the connection; zero: none
+	until    time.Time     // no deadline of a body goes beyond; zero: none
+	window   time.Duration // of a body: least bytes must come in each; 0: no deadline of its own
+	least    int
+	came     int           // bytes since the window began
+	missed   bool          // the last window brought less than least
+	armed    bool          // window is running
+	headIn   time.Duration // a head that is not complete by now must be within; 0: no such
+	stop     atomic.Bool   // set from another goroutine, with a deadline in the past
+}
+
+func (r *reader) buffered() []byte { return r.buf[r.r:r.w] }
+
+// arm sets the deadline unless it is set already.
+func (r *reader) arm(t time.Time) {
+	if r.deadline.Equal(t) {
+		return
+	}
+	r.deadline = t
+	_ = r.conn.SetReadDeadline(t) // fails on a closed connection only, which the next read tells
+}
+
+// room makes place for at least one byte: the slab's start is reused, then a larger slab borrowed.
+func (r *reader) room() error {
+	if r.buf == nil {
+		r.buf = borrow(smallBytes)
+		return nil
+	}
+	if r.r == r.w && r.r > 0 {
+		full := r.w == len(r.buf)
+		r.r, r.w = 0, 0
+		r.moves++
+		if full && len(r.buf) < largeBytes { // it comes in bulk
+			giveBack(r.buf)
+			r.buf = borrow(largeBytes)
+		}
+		return nil
+	}
+	if r.w < len(r.buf) && (r.r == 0 || len(r.buf)-r.w >= 512) {
+		return nil
+	}
+	if r.r > 0 {
+		r.w = copy(r.buf, r.buf[r.r:r.w])
+		r.r = 0
+		r.moves++
+	}
+	if r.w < len(r.buf) {
+		return nil
+	}
+	if len(r.buf) >= largeBytes {
+		return errTooLarge
+	}
+	next := borrow(largeBytes)
+	copy(next, r.buf)
+	giveBack(r.buf)
+	r.buf = next
+	r.moves++
+	return nil
+}
+
+// fill waits for at least one more byte. The error is io.EOF at the end, errStopped, errSlow, errTooLarge,
+// os.ErrDeadlineExceeded or the connection's.
+func (r *reader) fill() error {
+	if r.still {
+		return errWouldWait
+	}
+	if r.ahead != nil && len(r.ahead.buf) > 0 {
+		if err := r.ahead.flush(); err != nil {
+			return err
+		}
+	}
+	if err := r.room(); err != nil {
+		return err
+	}
+	if r.headIn > 0 {
+		r.arm(time.Now().Add(r.headIn))
+		r.headIn = 0
+	}
+	if r.window > 0 && !r.armed {
+		r.armed, r.missed = true, false
+		r.openWindow(time.Now())
+	}
+	for range 100 {
+		var asked time.Time
+		if r.missed {
+			asked = time.Now()
+		}
+		if r.stop.Load() {
+			return errStopped
+		}
+		n, err := r.conn.Read(r.buf[r.w:])
+		if n > 0 {
+			r.w += n
+			r.came += n
+			return nil
+		}
+		switch {
+		case err == nil:
+		case r.stop.Load():
+			return errStopped
+		case errors.Is(err, os.ErrDeadlineExceeded) && r.window > 0 && r.armed:
+			if err := r.closeWindow(asked); err != nil {
+				return err
+			}
+		default:
+			return err
+		}
+	}
+	return io.ErrNoProgress
+}
+
+func (r *reader) openWindow(now time.Time) {
+	r.came = 0
+	t := now.Add(r.window)
+	if !r.until.IsZero() && r.until.Before(t) {
+		t = r.until
+	}
+	r.arm(t)
+}
+
+// closeWindow judges a window that ended and opens the next. A peer is slow after two windows in a row with less than
+// the least, and only if it was waited for in the second: in the first, we may have been waiting for the other side.
+func (r *reader) closeWindow(asked time.Time) error {
+	now := time.Now()
+	if !r.until.IsZero() && !now.Before(r.until) {
+		return os.ErrDeadlineExceeded
+	}
+	if r.came >= r.least {
+		r.missed = false
+	} else if r.missed && (asked.IsZero() || now.Sub(asked) >= r.window/2) {
+		return errSlow
+	} else {
+		r.missed = true
+	}
+	r.openWindow(now)
+	return nil
+}
+
+// beginBody starts the watch over a body's progress with its first wait.
+func (r *reader) beginBody(window time.Duration, least int) {
+	r.window, r.least, r.armed = window, least, false
+}
+
+// line returns the next line without its CRLF and consumes it. It is valid until the next fill.
+func (r *reader) line(most int) ([]byte, error) {
+	for scan := 0; ; {
+		b := r.buffered()
+		if i := bytes.IndexByte(b[scan:], '\n'); i >= 0 {
+			end := scan + i
+			if end == 0 || b[end-1] != '\r' {
+				return nil, errBareLF
+			}
+			if end-1 > most {
+				return nil, errTooLarge
+			}
+			r.r += end + 1
+			return b[:end-1], nil
+		}
+		if len(b) > most+1 {
+			return nil, errTooLarge
+		}
+		scan = len(b)
+		if err := r.fill(); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// rest gives an empty slab back.
+func (r *reader) rest() {
+	if r.buf != nil && r.r == r.w {
+		giveBack(r.buf)
+		r.buf, r.r, r.w = nil, 0, 0
+		r.moves++
+	}
+}
+
+// drop gives the slab back, whatever is in it.
+func (r *reader) drop() {
+	r.r = r.w
+	r.rest()
+}
