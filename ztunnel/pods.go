@@ -45,18 +45,16 @@ func (ps *pods) connected() {
 func (ps *pods) Add(ctx context.Context, info zds.Info, file *os.File) error {
 	netns, err := linux.NetNSFromFile(file)
 	if err != nil {
-		return fmt.Errorf("take over the network namespace of %s/%s: %w", info.Namespace, info.Name, err)
-	}
-	if err := ps.certificate(ctx, info); err != nil {
+		err = fmt.Errorf("take over the network namespace of %s/%s: %w", info.Namespace, info.Name, err)
+	} else if err = ps.certificate(ctx, info); err != nil {
 		netns.Close()
-		ps.mu.Lock()
-		defer ps.mu.Unlock()
-		ps.refused[info.UID] = true
-		return fmt.Errorf("pod %s/%s is not taken over: %w", info.Namespace, info.Name, err)
+		err = fmt.Errorf("pod %s/%s is not taken over: %w", info.Namespace, info.Name, err)
 	}
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	err = ps.add(info, netns)
+	if err == nil {
+		err = ps.add(info, netns)
+	}
 	if err != nil {
 		ps.refused[info.UID] = true
 		return err

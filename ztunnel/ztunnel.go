@@ -174,12 +174,12 @@ func (z *Ztunnel) lost(err error) {
 	z.away.Store(true)
 }
 
-// agentConnected keeps readiness true: without the agent, new pods cannot be enrolled.
+// agentConnected does not touch readiness when the agent goes away: the pods are served as before, and a DaemonSet that is
+// being upgraded ends an old ztunnel that is not ready as soon as its successor exists, whether that serves or not. That
+// no pod can be enrolled meanwhile is for the agent's own readiness to say.
 func (z *Ztunnel) agentConnected(connected bool) {
 	if connected {
 		z.pods.connected()
-	} else {
-		z.env.Ready.Pending(taskPods)
 	}
 }
 
