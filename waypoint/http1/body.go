@@ -54,6 +54,7 @@ func (b *Body) begin(in *reader, as role, kind framing, size int64) {
 	b.in, b.role, b.kind, b.size, b.left, b.extra, b.err = in, as, kind, size, size, 0, nil
 	b.start, b.moves = in.r, in.moves
 	b.trailers.reset()
+	in.left.Store(size)
 	switch {
 	case kind == bodyChunked:
 		b.phase, b.left = inSize, 0
@@ -135,7 +136,7 @@ func (b *Body) next() ([]byte, error) {
 			b.in.r += 2
 			b.phase = inSize
 		case inTrailers:
-			if err := b.in.readHead(&b.trailers, limits{maxTrailerBytes, maxTrailerFields}, true); err != nil {
+			if err := b.in.readHead(&b.trailers, limits{maxTrailerBytes, maxTrailerFields}, trailerSection); err != nil {
 				return nil, &trailerError{unexpected(err)}
 			}
 			b.phase = done
@@ -162,7 +163,11 @@ func (b *Body) take() ([]byte, error) {
 		if int64(len(p)) > b.left {
 			p = p[:b.left]
 		}
-		if b.left -= int64(len(p)); b.left == 0 {
+		b.left -= int64(len(p))
+		if b.kind == bodyLength {
+			b.in.left.Store(b.left)
+		}
+		if b.left == 0 {
 			b.phase = done
 			if b.kind == bodyChunked {
 				b.phase = inDataEnd

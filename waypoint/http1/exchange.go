@@ -130,7 +130,7 @@ func (x *Exchange) heldBack() bool {
 		return x.down.held()
 	default:
 	}
-	return x.down.req.Continue && !x.down.continued
+	return x.down.req.Continue && !x.down.continued || x.down.req.Body.kind == bodyLength && x.down.in.left.Load() > int64(x.down.cfg.DrainBytes)
 }
 
 // join ends the upload: what waits for the client is stopped at once, what only has to be written soon.

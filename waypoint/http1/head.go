@@ -126,13 +126,23 @@ func (f *Fields) reset() {
 // limits bound a section of fields.
 type limits struct{ bytes, fields int }
 
-// readHead reads a head: a start line unless trailer is set, field lines, an empty line. Lines are judged as they come,
-// so that nonsense is refused before its end. With trailer, the fields that do not belong there are left out.
+// section is what kind of section of fields is read.
+type section uint8
+
+const (
+	requestSection section = iota // one empty line before it is skipped
+	responseSection
+	trailerSection // has no start line; fields that do not belong there are left out
+)
+
+// readHead reads a start line, field lines and an empty line. Lines are judged as they come, so that nonsense is refused
+// before its end.
 //
 // The error is one of the variables above, errTooLarge, or what fill said.
-func (r *reader) readHead(f *Fields, lim limits, trailer bool) error {
+func (r *reader) readHead(f *Fields, lim limits, of section) error {
 	f.reset()
-	started, skipped := trailer, trailer
+	trailer := of == trailerSection
+	started, skipped := trailer, of != requestSection
 	var pos, scan int // offsets from r.r: of the line, and of what was not searched for its end
 	for {
 		b := r.buffered()
@@ -169,7 +179,7 @@ func (r *reader) readHead(f *Fields, lim limits, trailer bool) error {
 			scan = 0
 			continue
 		case !started:
-			if !all(line, inValue) {
+			if len(line) == 0 || !all(line, inValue) {
 				return errControl
 			}
 			started, f.start = true, len(line)

@@ -39,6 +39,7 @@ type reader struct {
 	missed   bool          // the last window brought less than least
 	armed    bool          // window is running
 	headIn   time.Duration // a head that is not complete by now must be within; 0: no such
+	left     atomic.Int64  // of a body by length, for who does not read it himself
 	stop     atomic.Bool   // set from another goroutine, with a deadline in the past
 }
 

@@ -48,7 +48,7 @@ const prefaceLine = "PRI * HTTP/2.0" // RFC 9113, 3.4
 // read parses the head that in has next. The request body is ready to be read afterwards.
 func (q *Request) read(in *reader, cfg *Config) error {
 	*q = Request{Fields: q.Fields, Body: Body{trailers: q.Body.trailers}}
-	if err := in.readHead(&q.Fields, limits{cfg.HeadBytes, cfg.Fields}, false); err != nil {
+	if err := in.readHead(&q.Fields, limits{cfg.HeadBytes, cfg.Fields}, requestSection); err != nil {
 		return blameHead(err, in)
 	}
 	if err := q.line(q.text[:q.start], cfg.HTTP10); err != nil {

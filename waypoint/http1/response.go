@@ -31,7 +31,7 @@ var (
 // read parses the head that in has next: of a response to a request of that method that asked for that upgrade.
 func (p *Response) read(in *reader, cfg *Config, method, upgrade string) error {
 	*p = Response{Fields: p.Fields, Body: Body{trailers: p.Body.trailers}}
-	if err := in.readHead(&p.Fields, limits{cfg.HeadBytes, cfg.Fields}, false); err != nil {
+	if err := in.readHead(&p.Fields, limits{cfg.HeadBytes, cfg.Fields}, responseSection); err != nil {
 		return blameResponse(err, in)
 	}
 	if !p.line(p.text[:p.start]) {
