@@ -24,7 +24,8 @@ func (p *TrafficPolicy) Key() string { return p.Clients + "/" + p.Namespace + "/
 
 // For returns what holds for a port of a subset ("": the whole service). ok is false when there is no such subset.
 // Settings of a subset replace those of the service field by field; those of a port replace balancer, pool, outlier
-// detection and TLS altogether, so that what they leave out is the default again. p may be nil.
+// detection and TLS altogether, so that what they leave out is the default again. The service's come first, then those of
+// its port, the subset's, and those of the subset's port. p may be nil.
 func (p *TrafficPolicy) For(subset string, port uint16) (s TrafficSettings, ok bool) {
 	if p == nil {
 		return s, subset == ""
@@ -172,7 +173,7 @@ type HashCookie struct {
 	Attributes []Header       // further attributes of the cookie, as they are to be written
 }
 
-// LocalityBalance prefers endpoints near the client. Distribute, Failover and FailoverPriority exclude one another.
+// LocalityBalance prefers endpoints near the client. Distribute excludes the other two.
 type LocalityBalance struct {
 	Disabled         bool                 // enabled: false
 	Distribute       []LocalityDistribute // distribute
