@@ -45,7 +45,7 @@ func TestMain(m *testing.M) {
 
 const patience = 20 * time.Second // how long a test waits for what must happen
 
-func needRoot(t *testing.T) {
+func needRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() == 0 {
 		return
@@ -58,14 +58,14 @@ func needRoot(t *testing.T) {
 
 // node is a machine for one test: directories, and an agent that may be started and stopped.
 type node struct {
-	t        *testing.T
+	t        testing.TB
 	root     string
 	statuses chan map[string]*corev1.Pod // all status files, after each change
 	current  map[string]*corev1.Pod
 	config   func(*cni.Config) // of agents that are started; may be nil
 }
 
-func newNode(t *testing.T) *node {
+func newNode(t testing.TB) *node {
 	t.Helper()
 	needRoot(t)
 	root, err := os.MkdirTemp("", "mc") // a short path: sockets live in it
@@ -114,7 +114,7 @@ func (n *node) dir(name string) string { return filepath.Join(n.root, name) }
 func (n *node) start() (stop func()) {
 	n.t.Helper()
 	var out io.Writer = n.t.Output()
-	env, err := daemon.NewEnv("cni-agent", out, daemon.LogOptions{Level: "debug"})
+	env, err := daemon.NewEnv("cni-agent", out, daemon.LogOptions{Level: n.level()})
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -241,11 +241,11 @@ var sandboxes atomic.Int64
 
 // sandbox is a network namespace as a runtime makes it for a pod.
 type sandbox struct {
-	t    *testing.T
+	t    testing.TB
 	name string
 }
 
-func newSandbox(t *testing.T) *sandbox {
+func newSandbox(t testing.TB) *sandbox {
 	t.Helper()
 	s := &sandbox{t, fmt.Sprintf("mist-cni-%d-%d", os.Getpid(), sandboxes.Add(1))}
 	run(t, "ip", "netns", "add", s.name)
@@ -314,7 +314,7 @@ func (s *sandbox) event(namespace, name, uid, container string) plugin.Event {
 	}
 }
 
-func run(t *testing.T, args ...string) string {
+func run(t testing.TB, args ...string) string {
 	t.Helper()
 	out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
 	if err != nil {
@@ -325,7 +325,7 @@ func run(t *testing.T, args ...string) string {
 
 // ztunnel is a fake of the node's ztunnel on a real connection.
 type ztunnel struct {
-	t      *testing.T
+	t      testing.TB
 	events chan string
 	refuse atomic.Pointer[error]
 	onAdd  func() // runs while the agent waits for the answer; may be nil
@@ -408,4 +408,12 @@ func (z *ztunnel) await(want string) {
 			z.t.Fatalf("ztunnel was not told %q", want)
 		}
 	}
+}
+
+// level is that of the agent's log: benchmarks do not pay for more than an agent in production does.
+func (n *node) level() string {
+	if _, ok := n.t.(*testing.B); ok {
+		return "error"
+	}
+	return "debug"
 }

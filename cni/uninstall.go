@@ -87,7 +87,7 @@ func (a *Agent) withdrawRest(ctx context.Context) error {
 // forget removes what the agent and the plugin keep in the run directory.
 func (c *Config) forget() error {
 	var errs []error
-	for _, name := range []string{memoryFile, memoryFile + brokenSuffix, plugin.SocketName, "istio-cni.log"} {
+	for _, name := range []string{memoryFile, memoryFile + brokenSuffix, plugin.SocketName, "istio-cni.log", "istio-cni.log.1"} {
 		if err := os.Remove(filepath.Join(c.RunDir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, err)
 		}
