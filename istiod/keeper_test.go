@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -36,9 +37,9 @@ func TestKeeperFollowsWhatIsPluggedIn(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var written []byte
+		var handedOut atomic.Pointer[[]byte]
 		k := &keeper{authority: authority, dir: dir, kube: kube.Config{Clients: kube.Clients{Kube: client}}, log: zap.NewNop(),
-			write: func(pem []byte) { written = pem }}
+			write: func(pem []byte) { handedOut.Store(&pem) }}
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { defer close(done); k.run(ctx) }()
@@ -51,8 +52,8 @@ func TestKeeperFollowsWhatIsPluggedIn(t *testing.T) {
 			for _, r := range roots {
 				want = append(want, r["root-cert.pem"]...)
 			}
-			if !bytes.Equal(written, want) {
-				t.Errorf("%s: %d roots are handed out, want %d", what, bytes.Count(written, []byte("BEGIN")), len(roots))
+			if got := *handedOut.Load(); !bytes.Equal(got, want) {
+				t.Errorf("%s: %d roots are handed out, want %d", what, bytes.Count(got, []byte("BEGIN")), len(roots))
 			}
 		}
 		after(time.Minute, "nothing changed", files[0])
