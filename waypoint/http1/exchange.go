@@ -45,7 +45,7 @@ func (x *Exchange) Send(e *Edits) error {
 		return x.end(err)
 	}
 	if whole && len(x.down.in.buffered()) <= syncBytes {
-		if x.fault = x.up.out.body(&q.Body, q.Body.kind); x.fault != nil && asError(x.fault, UpstreamClosed).Reason == UpstreamTimeout {
+		if x.fault = x.up.out.body(&q.Body, q.Body.kind); x.fault != nil && decides(x.fault) {
 			return x.end(x.fault)
 		}
 		return nil // if it was closed, it may have responded before
@@ -59,9 +59,16 @@ func (x *Exchange) Send(e *Edits) error {
 func (x *Exchange) send(b *Body, done chan<- error) {
 	err := x.up.out.body(b, b.kind)
 	done <- err
-	if err != nil && asError(err, ReasonUnknown).Client() {
+	if err != nil && decides(err) {
 		_ = x.up.conn.Close() // the upstream must see that the request is cut, and Receive return; its error is known
 	}
+}
+
+// decides reports whether the failure of an upload ends the exchange. It does not if the upstream closed the connection:
+// it may have responded before.
+func decides(err error) bool {
+	e := asError(err, ReasonUnknown)
+	return e.Client() || e.Reason == UpstreamTimeout
 }
 
 // Receive waits for the response, passing on interim ones. See ClientConn.SetDeadline for how long.
@@ -167,8 +174,8 @@ func (x *Exchange) join() {
 func (x *Exchange) end(err error) error {
 	_ = x.up.Close() // nothing more is asked of it
 	x.join()
-	if f, ok := errors.AsType[*Error](x.fault); ok && f.Client() && !errors.Is(f, errStopped) {
-		err = f
+	if x.fault != nil && decides(x.fault) && !errors.Is(x.fault, errStopped) {
+		err = x.fault
 	}
 	x.up.out.rest()
 	x.up.in.drop()

@@ -37,6 +37,7 @@ type reader struct {
 	least    int
 	came     int           // bytes since the window began
 	missed   bool          // the last window brought less than least
+	waited   time.Duration // in the window, while missed
 	armed    bool          // window is running
 	headIn   time.Duration // a head that is not complete by now must be within; 0: no such
 	left     atomic.Int64  // of a body by length, for who does not read it himself
@@ -123,6 +124,9 @@ func (r *reader) fill() error {
 			return errStopped
 		}
 		n, err := r.conn.Read(r.buf[r.w:])
+		if r.missed {
+			r.waited += time.Since(asked)
+		}
 		if n > 0 {
 			r.w += n
 			r.came += n
@@ -133,7 +137,7 @@ func (r *reader) fill() error {
 		case r.stop.Load():
 			return errStopped
 		case errors.Is(err, os.ErrDeadlineExceeded) && r.window > 0 && r.armed:
-			if err := r.closeWindow(asked); err != nil {
+			if err := r.closeWindow(); err != nil {
 				return err
 			}
 		default:
@@ -144,7 +148,7 @@ func (r *reader) fill() error {
 }
 
 func (r *reader) openWindow(now time.Time) {
-	r.came = 0
+	r.came, r.waited = 0, 0
 	t := now.Add(r.window)
 	if !r.until.IsZero() && r.until.Before(t) {
 		t = r.until
@@ -153,15 +157,16 @@ func (r *reader) openWindow(now time.Time) {
 }
 
 // closeWindow judges a window that ended and opens the next. A peer is slow after two windows in a row with less than
-// the least, and only if it was waited for in the second: in the first, we may have been waiting for the other side.
-func (r *reader) closeWindow(asked time.Time) error {
+// the least, and only if it was waited for during half of the second: we may have been waiting for the other side. The
+// clock is read only after a first bad window.
+func (r *reader) closeWindow() error {
 	now := time.Now()
 	if !r.until.IsZero() && !now.Before(r.until) {
 		return os.ErrDeadlineExceeded
 	}
 	if r.came >= r.least {
 		r.missed = false
-	} else if r.missed && (asked.IsZero() || now.Sub(asked) >= r.window/2) {
+	} else if r.missed && r.waited >= r.window/2 {
 		return errSlow
 	} else {
 		r.missed = true

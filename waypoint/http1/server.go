@@ -18,10 +18,10 @@ type Config struct {
 
 	IdleTimeout   time.Duration // from one request to the next (1 h)
 	HeadTimeout   time.Duration // from a head's first bytes to its end (10 s)
-	BodyTimeout   time.Duration // in which a request body must bring BodyMinimum, seen while it is waited for (60 s)
+	BodyTimeout   time.Duration // in which a request body that is waited for must bring BodyMinimum; missed twice, it is 408 (60 s)
 	BodyMinimum   int           // bytes (512)
-	StreamTimeout time.Duration // in which a response body must bring a byte (5 min)
-	WriteTimeout  time.Duration // a write takes at most, at least half of it (30 s)
+	StreamTimeout time.Duration // in which a response body must bring a byte; missed twice, it is cut (5 min)
+	WriteTimeout  time.Duration // in which, or in half of it, a peer must take a byte of what is written (30 s)
 
 	DrainBytes   int           // of a request body read and thrown away to keep the connection (256 KiB)
 	DrainTimeout time.Duration // in which that must end; also how long a closing connection listens on (2 s)

@@ -146,14 +146,18 @@ func (w *writer) gather(p []byte) error {
 	if w.err != nil {
 		return w.err
 	}
-	w.arm()
 	w.vec = [2][]byte{w.buf, p}
 	w.buffers = w.vec[:]
-	n, err := w.buffers.WriteTo(w.conn)
-	w.vec = [2][]byte{}
-	w.wrote += n
-	w.buf = w.buf[:0]
-	return w.check(err)
+	for {
+		w.arm()
+		n, err := w.buffers.WriteTo(w.conn) // takes what it wrote out of buffers
+		w.wrote += n
+		if n == 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+			w.vec = [2][]byte{}
+			w.buf = w.buf[:0]
+			return w.check(err)
+		}
+	}
 }
 
 // flush writes what waits.
@@ -170,10 +174,15 @@ func (w *writer) write(p []byte) error {
 	if w.err != nil {
 		return w.err
 	}
-	w.arm()
-	n, err := w.conn.Write(p)
-	w.wrote += int64(n)
-	return w.check(err)
+	for {
+		w.arm()
+		n, err := w.conn.Write(p)
+		w.wrote += int64(n)
+		if p = p[n:]; n == 0 || len(p) == 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return w.check(err)
+		}
+		// The peer is slow, but reads. A connection that cannot go on after a timeout (TLS) says so next.
+	}
 }
 
 // arm gives each write at least half the time, and sets the deadline only when less is left.
