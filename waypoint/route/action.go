@@ -3,6 +3,7 @@ package route
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/mistnet/mistnet/internal/mesh"
 )
@@ -36,12 +37,12 @@ func (c *compiler) rule(r *mesh.Route) *Rule {
 
 // refuse makes the rule of r one that refuses.
 func (c *compiler) refuse(r *mesh.Route, err error) {
-	rule := c.rules[r]
+	rule, why := c.rules[r], strings.ReplaceAll(err.Error(), "\n", "; ")
 	if !c.invalid[r] {
 		c.invalid[r] = true
-		rule.Refuse, rule.Why = 500, err.Error()
+		rule.Refuse, rule.Why = 500, why
 	}
-	c.problem(Problem{Kind: Invalid, Route: r.Key(), Match: -1, Reason: err.Error()})
+	c.problem(Problem{Kind: Invalid, Route: r.Key(), Match: -1, Reason: why})
 }
 
 func (rule *Rule) http(m *mesh.HTTPRule, kind mesh.RouteKind) error {

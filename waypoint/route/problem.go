@@ -89,12 +89,28 @@ func (c *compiler) hidden(at place, s *Routes) {
 			c.reportHidden(at, s.http[i].rule, s.http[by[i]].rule, s.http[i].pos, whole[s.http[i].rule] == 0)
 		}
 	}
-	for _, list := range [][]streamEntry{s.tls, s.tcp} {
-		for i := range list {
-			j := slices.IndexFunc(list[:i], func(e streamEntry) bool { return e.covers(&list[i]) })
-			if j >= 0 {
-				c.reportHidden(at, list[i].rule, list[j].rule, list[i].pos, false)
+	c.hiddenStreams(at, s.tls, &budget)
+	c.hiddenStreams(at, s.tcp, &budget)
+}
+
+func (c *compiler) hiddenStreams(at place, list []streamEntry, budget *int) {
+	by := make([]int, len(list))
+	whole := make(map[*Rule]int) // matches not hidden
+	for i := range list {
+		by[i] = -1
+		for j := 0; j < i && by[i] < 0 && *budget > 0; j++ {
+			*budget--
+			if list[j].covers(&list[i]) {
+				by[i] = j
 			}
+		}
+		if by[i] < 0 || list[by[i]].rule == list[i].rule {
+			whole[list[i].rule]++
+		}
+	}
+	for i := range list {
+		if by[i] >= 0 {
+			c.reportHidden(at, list[i].rule, list[by[i]].rule, list[i].pos, whole[list[i].rule] == 0)
 		}
 	}
 }
@@ -130,9 +146,9 @@ func (x *index) covering(entries []entry, i int, budget *int) int {
 	switch p.kind {
 	case mesh.PathRegex:
 		key = p.literal
-	case mesh.PathSegment:
+	case mesh.PathSegment, mesh.PathAny:
 		key += slash(key)
-	case mesh.PathExact, mesh.PathPrefix, mesh.PathAny:
+	case mesh.PathExact, mesh.PathPrefix:
 	}
 	folded := string(fold(nil, key))
 	if p.kind == mesh.PathExact {
@@ -194,13 +210,12 @@ func (p *path) covers(q *path) bool {
 	switch q.kind {
 	case mesh.PathExact:
 		return p.match(q.value)
-	case mesh.PathSegment: // q.value and what follows a / behind it
+	case mesh.PathSegment, mesh.PathAny: // q.value and what follows a / behind it; OPTIONS * is too rare to tell them apart
 		return p.kind == mesh.PathSegment && p.match(q.value+"/") || p.kind == mesh.PathPrefix && p.begins(q.value+slash(q.value))
 	case mesh.PathPrefix:
 		return p.kind == mesh.PathPrefix && p.begins(q.value) || p.kind == mesh.PathSegment && len(q.value) > len(p.value) && p.match(q.value)
 	case mesh.PathRegex:
 		return p.kind == mesh.PathPrefix && p.begins(q.literal) || p.kind == mesh.PathSegment && len(q.literal) > len(p.value) && p.match(q.literal)
-	case mesh.PathAny:
 	}
 	return false
 }

@@ -1,6 +1,7 @@
 package route
 
 import (
+	"math"
 	"slices"
 	"time"
 
@@ -164,10 +165,11 @@ func grpcCondition(status uint32) mesh.RetryOn {
 // Backoff is how long to wait before the nth retry (the first is 1): a random part of base×(2ⁿ-1), at most 10×base.
 // random is uniform over all its values.
 func (r *Retry) Backoff(n uint32, random uint32) time.Duration {
-	most := r.backoff * maxBackoffFactor
-	if n < 4 { // 2⁴-1 is beyond the factor
-		most = r.backoff * time.Duration(1<<n-1)
+	factor := time.Duration(maxBackoffFactor)
+	if n < 4 { // 2⁴-1 is beyond it
+		factor = 1<<n - 1
 	}
-	whole, part := most>>32, most&(1<<32-1) // the product may not fit
-	return whole*time.Duration(random) + part*time.Duration(random)>>32
+	most := uint64(min(r.backoff, math.MaxInt64/factor) * factor)
+	high, low := most>>32, most&(1<<32-1) // most×random may not fit
+	return time.Duration(high*uint64(random) + low*uint64(random)>>32)
 }
