@@ -7,8 +7,9 @@ import (
 )
 
 // Exchange carries one request upstream and its response back: Send, Receive, Respond, in that order. After an error of
-// any of them the upstream connection is closed and nothing of the exchange runs any more, so that the caller can reply
-// itself or, if nothing was answered and the body can be rewound, try another upstream.
+// any of them nothing of the exchange runs any more and the upstream connection is closed (unless nothing was written to
+// it: see Reusable), so that the caller can reply itself or, if nothing was answered and the body can be rewound, try
+// another upstream. Who stops in between calls Abort.
 type Exchange struct {
 	down   *ServerConn
 	up     *ClientConn
@@ -39,10 +40,10 @@ func (x *Exchange) Send(e *Edits) error {
 	q := &x.down.req
 	whole, err := q.Body.Buffered()
 	if err != nil {
-		return x.end(err)
+		return err // before it costs an upstream connection
 	}
 	if err := x.up.begin(q, e); err != nil {
-		return x.end(err)
+		return err
 	}
 	if whole && len(x.down.in.buffered()) <= syncBytes {
 		if x.fault = x.up.out.body(&q.Body, q.Body.kind); x.fault != nil && decides(x.fault) {
@@ -82,7 +83,7 @@ func (x *Exchange) Receive() (*Response, error) {
 			x.resp = p
 			return p, nil
 		}
-		if x.down.req.HTTP10 {
+		if x.down.req.HTTP10 || p.Status == 100 && x.down.continued {
 			continue
 		}
 		out := &x.down.out
@@ -125,6 +126,9 @@ func (x *Exchange) Respond(e *Edits) error {
 	x.up.end()
 	return nil
 }
+
+// Abort ends an exchange that was sent and is not to be responded: by a reply of the caller's own, perhaps.
+func (x *Exchange) Abort() { _ = x.end(nil) }
 
 // heldBack is ServerConn.held, where that may be asked: not while the upload reads.
 func (x *Exchange) heldBack() bool {
