@@ -327,7 +327,7 @@ type Mirror struct {
 // Retry is when a request is tried again, and how.
 type Retry struct {
 	Attempts uint32        // tries after the first one; 0: none
-	On       RetryOn       // any of them
+	On       RetryOn       // any of them; none, and no Codes: those of the mesh's default
 	Codes    []uint16      // statuses to try again on: retriable-status-codes, retry.codes; 100–599
 	Backoff  time.Duration // base; before the nth retry a random part of base×(2ⁿ-1), at most 10×base; 0: 25 ms
 

@@ -70,29 +70,21 @@ type compiler struct {
 // routes builds the table of one place.
 func (c *compiler) routes(at place, here []attached) *Routes {
 	s := &Routes{}
-	type ranked struct {
-		entry
-		rank rank
-	}
-	type rankedStream struct {
-		streamEntry
-		rank rank
-	}
-	var https []ranked
-	var tls, tcp []rankedStream
+	https := make([]ranked[entry], 0, len(here))
+	var tls, tcp []ranked[streamEntry]
 	for _, a := range here {
 		rule := c.rule(a.route)
 		switch a.route.Protocol {
 		case mesh.RouteHTTP:
 			for i, cond := range c.conditions(a.route) {
 				cond.clients = a.parent.Clients
-				e := entry{rule: rule, cond: cond.conditions, at: cond.at, pos: i}
-				https = append(https, ranked{e, rankHTTP(a, &e)})
+				e := &entry{rule: rule, cond: cond.conditions, at: cond.at, pos: i}
+				https = append(https, ranked[entry]{e, rankHTTP(a, e)})
 			}
 		case mesh.RouteTLS, mesh.RouteTCP:
 			for i, e := range streamEntries(a.route) {
 				e.rule, e.clients, e.pos = rule, a.parent.Clients, i
-				r := rankedStream{e, rankStream(a, &e)}
+				r := ranked[streamEntry]{&e, rankStream(a, &e)}
 				if a.route.Protocol == mesh.RouteTLS {
 					tls = append(tls, r)
 				} else {
@@ -102,21 +94,28 @@ func (c *compiler) routes(at place, here []attached) *Routes {
 		case mesh.RouteProtocolUnknown:
 		}
 	}
-	slices.SortStableFunc(https, func(a, b ranked) int { return a.rank.compare(&b.rank) })
-	slices.SortStableFunc(tls, func(a, b rankedStream) int { return a.rank.compare(&b.rank) })
-	slices.SortStableFunc(tcp, func(a, b rankedStream) int { return a.rank.compare(&b.rank) })
-	for i := range https {
-		s.http = append(s.http, https[i].entry)
-		s.find.add(i, &https[i].cond.path)
-	}
-	for i := range tls {
-		s.tls = append(s.tls, tls[i].streamEntry)
-	}
-	for i := range tcp {
-		s.tcp = append(s.tcp, tcp[i].streamEntry)
+	s.http, s.tls, s.tcp = inOrder(https), inOrder(tls), inOrder(tcp)
+	for i := range s.http {
+		s.find.add(i, &s.http[i].cond.path)
 	}
 	c.hidden(at, s)
 	return s
+}
+
+// ranked is an entry and its place.
+type ranked[E any] struct {
+	entry *E
+	rank  rank
+}
+
+// inOrder lays the entries side by side, the first first.
+func inOrder[E any](list []ranked[E]) []E {
+	slices.SortStableFunc(list, func(a, b ranked[E]) int { return a.rank.compare(&b.rank) })
+	out := make([]E, len(list))
+	for i := range list {
+		out[i] = *list[i].entry
+	}
+	return out
 }
 
 // rank is the place of a match in the total order; see the package comment.
@@ -132,13 +131,20 @@ type rank struct {
 }
 
 func (r *rank) compare(o *rank) int {
-	return cmp.Or(
+	if n := cmp.Or(
 		cmp.Compare(r.group, o.group),
 		cmp.Compare(r.path, o.path),
 		cmp.Compare(o.length, r.length),
 		compareBool(r.method, o.method),
 		cmp.Compare(o.headers, r.headers),
 		cmp.Compare(o.query, r.query),
+	); n != 0 {
+		return n
+	}
+	if r.route == o.route {
+		return cmp.Compare(r.pos, o.pos)
+	}
+	return cmp.Or(
 		r.route.Created.Compare(o.route.Created),
 		cmp.Compare(r.route.Namespace, o.route.Namespace),
 		cmp.Compare(r.route.Name, o.route.Name),
@@ -355,6 +361,9 @@ func compileText(m mesh.StringMatch, folded bool) (text, error) {
 }
 
 func compileLabels(m map[string]string) []label {
+	if len(m) == 0 {
+		return nil
+	}
 	var out []label
 	for _, k := range slices.Sorted(maps.Keys(m)) {
 		out = append(out, label{k, m[k]})

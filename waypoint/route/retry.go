@@ -41,6 +41,9 @@ func compileRetry(r *mesh.Retry) *Retry {
 		Attempts: r.Attempts, OtherLocalities: r.OtherLocalities, PreviousHosts: r.PreviousHosts,
 		on: r.On, codes: r.Codes, backoff: r.Backoff,
 	}
+	if out.on == 0 && len(out.codes) == 0 {
+		out.on = defaultRetry.on
+	}
 	if out.backoff == 0 {
 		out.backoff = baseBackoff
 	}

@@ -31,6 +31,7 @@ import (
 //	timeout [grpc-timeout=]       of that rule
 //	stream [sni=] [dst=] [src=] [port=] [from=] [labels=]
 //	problems                      all of them
+//	list                          every service's rules in their order
 func TestScripts(t *testing.T) {
 	meshtest.RunScripts(t, "testdata/*.txt", func(*testing.T) func(*meshtest.Directive) string {
 		s := &story{last: new(route.Rule)}
@@ -93,6 +94,13 @@ func (s *story) run(d *meshtest.Directive) string {
 		return fmt.Sprintf("whole %v, each try %v", whole, try)
 	case "stream":
 		return s.stream(d)
+	case "list":
+		var out []string
+		for _, l := range s.table.List() {
+			out = append(out, fmt.Sprintf("%s:%d", l.Service, l.Port))
+			out = append(out, slices.Concat(l.HTTP, l.TLS, l.TCP)...)
+		}
+		return strings.Join(out, "\n")
 	case "problems":
 		var out []string
 		for _, p := range s.faults {
