@@ -3,6 +3,7 @@ package http1_test
 import (
 	"bufio"
 	"bytes"
+	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -167,6 +168,43 @@ func BenchmarkHeadOfNetHTTP(b *testing.B) {
 		}
 	}
 	done()
+}
+
+// TestBulkIsWrittenAsItIsRead: no small writes between large ones, however the body is framed.
+func TestBulkIsWrittenAsItIsRead(t *testing.T) {
+	t.Parallel()
+	body := strings.Repeat("x", 2<<20)
+	for name, sent := range map[string]string{
+		"length": "HTTP/1.1 200 OK\r\nContent-Length: 2097152\r\n\r\n" + body,
+		"close":  "HTTP/1.1 200 OK\r\n\r\n" + body,
+		"chunks": "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + strings.Repeat("8000\r\n"+body[:32<<10]+"\r\n", 64) + "0\r\n\r\n",
+	} {
+		down := &wire{in: []byte("GET / HTTP/1.1\r\nHost: a\r\n\r\n")}
+		s := http1.NewServerConn(down, http1.Config{})
+		if _, err := s.ReadRequest(); err != nil {
+			t.Fatal(err)
+		}
+		x := s.Exchange(http1.NewClientConn(&wire{in: []byte(sent)}, http1.Config{}))
+		if err := x.Send(nil); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := x.Receive(); err != nil {
+			t.Fatal(err)
+		}
+		if err := x.Respond(nil); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.ReadResponse(bufio.NewReader(&down.out), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(resp.Body); string(got) != body || err != nil {
+			t.Errorf("%s: %d bytes arrived, %v", name, len(got), err)
+		}
+		if down.writes > 36 {
+			t.Errorf("%s: 2 MiB took %d writes, want one for each 64 KiB read, and a few", name, down.writes)
+		}
+	}
 }
 
 func BenchmarkRequestHead(b *testing.B) {

@@ -14,6 +14,7 @@ type Body struct {
 	phase phase
 	size  int64 // declared; of bodyLength
 	left  int64 // of the body, or of the chunk
+	count int64 // handed out so far
 	extra int   // bytes of chunk extensions so far
 	err   error // sticky
 
@@ -51,7 +52,7 @@ const (
 var errChunk = errors.New("a chunk is malformed")
 
 func (b *Body) begin(in *reader, as role, kind framing, size int64) {
-	b.in, b.role, b.kind, b.size, b.left, b.extra, b.err = in, as, kind, size, size, 0, nil
+	b.in, b.role, b.kind, b.size, b.left, b.count, b.extra, b.err = in, as, kind, size, size, 0, 0, nil
 	b.start, b.moves = in.r, in.moves
 	b.trailers.reset()
 	in.left.Store(size)
@@ -76,6 +77,9 @@ func (b *Body) Len() int64 {
 		return -1
 	}
 }
+
+// Bytes is how many bytes of the body were handed out. While an exchange sends the body it must not be asked.
+func (b *Body) Bytes() int64 { return b.count }
 
 // Trailers are the fields behind a chunked body once Next returned io.EOF; those that may change the meaning of what
 // was already passed on are left out (RFC 9110, 6.5.1).
@@ -175,6 +179,7 @@ func (b *Body) take() ([]byte, error) {
 		}
 	}
 	b.in.r += len(p)
+	b.count += int64(len(p))
 	return p, nil
 }
 

@@ -43,6 +43,9 @@ const (
 // Len is the number of fields.
 func (f *Fields) Len() int { return len(f.list) }
 
+// Size is the length of the head in bytes, as received.
+func (f *Fields) Size() int { return len(f.text) }
+
 // At returns the i-th field as received: the name's case is the sender's.
 func (f *Fields) At(i int) (name, value string) {
 	x := &f.list[i]
@@ -260,7 +263,7 @@ func (f *Fields) connection() (o options, err error) {
 				continue
 			}
 			if n++; n > maxOptions || !all(option, inToken) {
-				return o, errors.New("Connection lists too much, or what is no token")
+				return o, errors.New("a Connection field lists too much, or what is no token")
 			}
 			switch {
 			case fold(option, "close"):

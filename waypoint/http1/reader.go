@@ -55,19 +55,26 @@ func (r *reader) arm(t time.Time) {
 	_ = r.conn.SetReadDeadline(t) // fails on a closed connection only, which the next read tells
 }
 
+// slab borrows a slab for reading. It is so much shorter that what fills it can be written as one chunk from a slab of
+// the same size.
+func slab(n int) []byte {
+	b := borrow(n)
+	return b[:len(b)-aroundChunk]
+}
+
 // room makes place for at least one byte: the slab's start is reused, then a larger slab borrowed.
 func (r *reader) room() error {
 	if r.buf == nil {
-		r.buf = borrow(smallBytes)
+		r.buf = slab(smallBytes)
 		return nil
 	}
 	if r.r == r.w && r.r > 0 {
 		full := r.w == len(r.buf)
 		r.r, r.w = 0, 0
 		r.moves++
-		if full && len(r.buf) < largeBytes { // it comes in bulk
+		if full && cap(r.buf) < largeBytes { // it comes in bulk
 			giveBack(r.buf)
-			r.buf = borrow(largeBytes)
+			r.buf = slab(largeBytes)
 		}
 		return nil
 	}
@@ -82,10 +89,10 @@ func (r *reader) room() error {
 	if r.w < len(r.buf) {
 		return nil
 	}
-	if len(r.buf) >= largeBytes {
+	if cap(r.buf) >= largeBytes {
 		return errTooLarge
 	}
-	next := borrow(largeBytes)
+	next := slab(largeBytes)
 	copy(next, r.buf)
 	giveBack(r.buf)
 	r.buf = next

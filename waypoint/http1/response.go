@@ -23,9 +23,8 @@ type Response struct {
 }
 
 var (
-	errStatusLine  = errors.New("a malformed status line")
-	errSwitch      = errors.New("a protocol switch nobody asked for")
-	errNoBodyBytes = errors.New("bytes behind a response that has none")
+	errStatusLine = errors.New("a malformed status line")
+	errSwitch     = errors.New("a protocol switch nobody asked for")
 )
 
 // read parses the head that in has next: of a response to a request of that method that asked for that upgrade.

@@ -16,7 +16,6 @@ type writer struct {
 	buf      []byte // what waits to be written, on a borrowed slab; nil while nothing is borrowed
 	timeout  time.Duration
 	deadline time.Time
-	wrote    int64 // bytes, so far
 	err      error // sticky
 
 	vec     [2][]byte
@@ -66,12 +65,14 @@ func (w *writer) raw(p []byte) error {
 	return nil
 }
 
+// aroundChunk is what surrounds a chunk: the size and two line ends.
+const aroundChunk = 8 + 2 + 2
+
 // chunk writes a piece as one chunk or, of a large piece, several.
 func (w *writer) chunk(p []byte) error {
-	const around = 8 + 2 + 2 // size, and two line ends
 	for len(p) > 0 {
-		part := p[:min(len(p), largeBytes-around)]
-		if err := w.need(len(part) + around); err != nil {
+		part := p[:min(len(p), largeBytes-aroundChunk)]
+		if err := w.need(len(part) + aroundChunk); err != nil {
 			return err
 		}
 		w.buf = strconv.AppendUint(w.buf, uint64(len(part)), 16)
@@ -151,7 +152,6 @@ func (w *writer) gather(p []byte) error {
 	for {
 		w.arm()
 		n, err := w.buffers.WriteTo(w.conn) // takes what it wrote out of buffers
-		w.wrote += n
 		if n == 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
 			w.vec = [2][]byte{}
 			w.buf = w.buf[:0]
@@ -177,7 +177,6 @@ func (w *writer) write(p []byte) error {
 	for {
 		w.arm()
 		n, err := w.conn.Write(p)
-		w.wrote += int64(n)
 		if p = p[n:]; n == 0 || len(p) == 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
 			return w.check(err)
 		}
