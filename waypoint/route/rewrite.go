@@ -88,7 +88,7 @@ func compilePathEdit(e mesh.PathEdit, kind mesh.RouteKind) (*rewrite, error) {
 			return nil, fmt.Errorf("value: %w", err)
 		}
 	default:
-		return nil, fmt.Errorf("unknown kind %d", e.Kind)
+		return nil, fmt.Errorf("kind: unknown value %d", e.Kind)
 	}
 	return w, nil
 }
