@@ -203,27 +203,61 @@ func chunkSize(line []byte) (n int64, digits int, ok bool) {
 
 // Buffered reports whether the whole body is in the buffer, so that reading it will not wait. It looks through it, and
 // returns the error it finds.
-func (b *Body) Buffered() (bool, error) {
-	if b.kind == bodyNone || b.phase == done {
-		return true, b.err
+func (b *Body) Buffered() (bool, error) { return b.Buffer(0) }
+
+// Buffer waits until the whole body is in the buffer, or n bytes as they are on the wire (a buffer holds little more than
+// 60 KiB), and reports whether it is the whole. The body is then read from where it was, and rewound if it was not read
+// yet: for filters that look at it, and for second tries. A client that waits for it must be told to Continue before.
+func (b *Body) Buffer(n int) (bool, error) {
+	if b.err != nil || b.kind == bodyNone || b.phase == done {
+		return b.err == nil, b.err
 	}
-	if b.kind == bodyToClose || b.kind == bodyLength {
-		return b.kind == bodyLength && int64(len(b.in.buffered())) >= b.left, b.err
-	}
-	was, r := *b, b.in.r
-	b.in.still = true
-	_, err := b.Next()
-	for err == nil {
-		_, err = b.Next()
-	}
-	b.in.still = false
-	if err != io.EOF && err != errWouldWait {
-		return false, err
+	in, was, fresh := b.in, *b, b.start == b.in.r && b.moves == b.in.moves
+	base, whole := in.r, false
+	for {
+		err := b.look()
+		if err == io.EOF {
+			whole = true
+			break
+		}
+		if err != errWouldWait {
+			return false, err
+		}
+		if in.w-base >= n {
+			break
+		}
+		ahead := in.r - base // what was looked at must not be lost to what comes
+		in.r = base
+		err = in.fill()
+		base = in.r
+		in.r = base + ahead
+		if errors.Is(err, errTooLarge) {
+			break
+		}
+		if err != nil {
+			b.err = b.blame(unexpected(err))
+			return false, b.err
+		}
 	}
 	was.trailers.list = b.trailers.list[:0] // its memory, for later
 	*b = was
-	b.in.r = r
-	return err == io.EOF, nil
+	in.r = base
+	in.left.Store(b.left)
+	if fresh {
+		b.start, b.moves = in.r, in.moves
+	}
+	return whole, nil
+}
+
+// look reads what is in the buffer, to errWouldWait or its end.
+func (b *Body) look() error {
+	b.in.still = true
+	defer func() { b.in.still = false }()
+	for {
+		if _, err := b.Next(); err != nil {
+			return err
+		}
+	}
 }
 
 // Rewind goes back to the body's beginning, for a second try; false once the buffer has lost it.

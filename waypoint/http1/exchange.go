@@ -112,8 +112,11 @@ func (x *Exchange) Respond(e *Edits) error {
 	if err := s.out.body(&p.Body, kind); err != nil {
 		s.last = true
 		if kind == bodyToClose { // an orderly end would make it look complete
-			if tcp, ok := s.conn.(*net.TCPConn); ok {
-				_ = tcp.SetLinger(0) // Close tells
+			switch conn := s.conn.(type) {
+			case *net.TCPConn:
+				_ = conn.SetLinger(0) // Close tells
+			case interface{ Reset() error }:
+				_ = conn.Reset()
 			}
 		}
 		return x.end(err)

@@ -75,9 +75,19 @@ func sameRequest(t *testing.T, sent []byte, step int) bool {
 	if err != nil {
 		return false
 	}
+	if step%2 == 1 { // looked at before it is read
+		if _, err := q.Body.Buffer(step); err != nil {
+			return false
+		}
+	}
 	body, err := readAll(&q.Body)
 	if err != nil {
 		return false
+	}
+	if q.Body.Rewind() {
+		if again, err := readAll(&q.Body); err != nil || !bytes.Equal(again, body) {
+			t.Fatalf("%q: body %q, read again %q, %v", sent, body, again, err)
+		}
 	}
 	if q.Body.Bytes() != int64(len(body)) || q.Size() == 0 {
 		t.Fatalf("%q: %d bytes of body, counted %d", sent, len(body), q.Body.Bytes())
@@ -176,6 +186,7 @@ func TestNetHTTPUnderstandsWhatWeAccept(t *testing.T) {
 			if sameRequest(t, []byte(c.sent), 0) {
 				accepted++
 			}
+			sameRequest(t, []byte(c.sent), 3)
 			roundTrip(t, []byte(c.sent))
 		})
 	}

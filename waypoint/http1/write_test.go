@@ -423,3 +423,57 @@ func TestBodiesCanBeSentAgain(t *testing.T) {
 		}
 	}
 }
+
+func TestBodiesAreBufferedOnDemand(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("x", 40000)
+	for _, c := range []struct {
+		name, sent string
+		most       int
+		whole      bool
+	}{
+		{"no body", "GET / HTTP/1.1\r\nHost: a\r\n\r\n", 1000, true},
+		{"a length", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 40000\r\n\r\n" + long, 60000, true},
+		{"a length, not all of it", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 40000\r\n\r\n" + long, 1000, false},
+		{"chunks", chunkedHead + strings.Repeat("5\r\nhello\r\n", 4000) + "0\r\nX: y\r\n\r\n", 60000, true},
+		{"chunks, not all of them", chunkedHead + strings.Repeat("5\r\nhello\r\n", 8000) + "0\r\n\r\n", 30000, false},
+		{"more than a buffer holds", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 80000\r\n\r\n" + long + long, 1 << 20, false},
+	} {
+		for _, step := range []int{0, 1, 1000} {
+			conn := &wire{in: []byte(c.sent + "GET /next HTTP/1.1\r\nHost: a\r\n\r\n"), step: step}
+			s := http1.NewServerConn(conn, http1.Config{})
+			q, err := s.ReadRequest()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if whole, err := q.Body.Buffer(c.most); whole != c.whole || err != nil {
+				t.Errorf("%s, %d bytes at a time: Buffer(%d) = %v, %v, want %v", c.name, step, c.most, whole, err, c.whole)
+			}
+			first := tellRequest(q)
+			if c.whole != q.Body.Rewind() {
+				t.Errorf("%s, %d bytes at a time: rewound: %v, want %v", c.name, step, !c.whole, c.whole)
+			}
+			if c.whole && tellRequest(q) != first {
+				t.Errorf("%s, %d bytes at a time: another body the second time", c.name, step)
+			}
+			if want := tellRequest(request(t, c.sent)); first != want {
+				t.Errorf("%s, %d bytes at a time: a body of %d bytes told, want %d", c.name, step, len(first), len(want))
+			}
+			if err := s.Reply(204, "", nil); err != nil {
+				t.Fatal(err)
+			}
+			if q, err := s.ReadRequest(); err != nil || q.Path != "/next" {
+				t.Errorf("%s, %d bytes at a time: next request: %v", c.name, step, err)
+			}
+		}
+	}
+	for sent, want := range map[string]string{
+		chunkedHead + "5\r\nhello!!":       "400 bad chunk",
+		chunkedHead + "5\r\nhel":           "0 client closed",
+		chunkedHead + "0\r\nX : y\r\n\r\n": "400 bad trailer",
+	} {
+		if _, err := request(t, sent).Body.Buffer(1000); err == nil || tell(err) != want {
+			t.Errorf("Buffer of %q: %v, want %s", sent, err, want)
+		}
+	}
+}
