@@ -111,7 +111,8 @@ type RouteParent struct {
 // MatchRegex is a RE2 expression that must match the whole string. Only routes know it: policies refuse it.
 const MatchRegex MatchKind = MatchPresence + 1
 
-// NamedMatch is a test on the value of a header or query parameter.
+// NamedMatch is a test on the value of a header or query parameter, which must be there. Of MatchPresence that is all,
+// and the value may be empty.
 type NamedMatch struct {
 	Name  string // of a header: lower case
 	Match StringMatch
