@@ -17,6 +17,7 @@ type ClientConn struct {
 	ask    string // the upgrade it asked for
 	broken bool   // can carry no other exchange
 	busy   bool   // an exchange began that did not end
+	sent   bool   // its request was written by WriteRequest, to the end
 }
 
 // NewClientConn makes an upstream connection of conn, which it owns from now on.
@@ -29,7 +30,12 @@ func NewClientConn(conn net.Conn, cfg Config) *ClientConn {
 
 // Reusable reports whether the connection can carry another request: the last exchange ended in order on both sides, the
 // upstream keeps the connection, and sent nothing beyond its response.
-func (c *ClientConn) Reusable() bool { return !c.broken && !c.busy && c.in.r == c.in.w }
+func (c *ClientConn) Reusable() bool {
+	if c.sent && c.resp.Status >= 200 && c.resp.Body.Done() {
+		c.end()
+	}
+	return !c.broken && !c.busy && c.in.r == c.in.w
+}
 
 // SetDeadline bounds the exchange in progress, or the next one: the wait for the response and for its body. The zero
 // time takes the bound away.
@@ -46,14 +52,17 @@ func (c *ClientConn) WriteRequest(q *Request, e *Edits) error {
 	if err := c.begin(q, e); err != nil {
 		return err
 	}
-	return c.out.body(&q.Body, q.Body.kind)
+	err := c.out.body(&q.Body, q.Body.kind)
+	c.sent = err == nil
+	return err
 }
 
 func (c *ClientConn) begin(q *Request, e *Edits) error {
 	if err := c.out.requestHead(q, e); err != nil {
 		return err
 	}
-	c.method, c.ask, c.busy = q.Method, q.Upgrade, true
+	c.method, c.ask, c.busy, c.sent = q.Method, q.Upgrade, true, false
+	c.resp.Status = 0
 	return nil
 }
 
@@ -71,7 +80,7 @@ func (c *ClientConn) ReadResponse() (*Response, error) {
 
 // end notes that the exchange is over on both sides.
 func (c *ClientConn) end() {
-	c.busy = !c.resp.Body.Done()
+	c.busy, c.sent = !c.resp.Body.Done(), false
 	c.broken = c.broken || c.resp.close || c.resp.Tunnel
 	c.out.rest()
 	c.in.rest()

@@ -87,6 +87,43 @@ func TestRetryAfterAnUpstreamThatCloses(t *testing.T) {
 	}
 }
 
+// TestRequestsWithoutAClient: what mirrors or probes has no client to respond to.
+func TestRequestsWithoutAClient(t *testing.T) {
+	t.Parallel()
+	conn := &wire{step: 50}
+	up := http1.NewClientConn(conn, http1.Config{})
+	for i := range 2 {
+		if !up.Reusable() {
+			t.Fatalf("before request %d the connection is spent", i)
+		}
+		conn.in = []byte("HTTP/1.1 100 Continue\r\n\r\n" + answer)
+		if err := up.WriteRequest(request(t, "GET / HTTP/1.1\r\nHost: a\r\n\r\n"), nil); err != nil {
+			t.Fatal(err)
+		}
+		for status := 0; status < 200; {
+			if up.Reusable() {
+				t.Fatal("reusable before the response")
+			}
+			p, err := up.ReadResponse()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if status = p.Status; status < 200 {
+				continue
+			}
+			if up.Reusable() {
+				t.Fatal("reusable before the end of the body")
+			}
+			if body, err := readAll(&p.Body); len(body) != 15 || err != nil {
+				t.Fatalf("body %q, %v", body, err)
+			}
+		}
+	}
+	if !up.Reusable() {
+		t.Error("the connection is spent")
+	}
+}
+
 func TestABadRequestCostsNoUpstreamConnection(t *testing.T) {
 	t.Parallel()
 	s := http1.NewServerConn(&wire{in: []byte(chunkedHead + "x\r\n")}, http1.Config{})
