@@ -3,6 +3,7 @@ package hbone_test
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io"
 	"net"
@@ -229,6 +230,36 @@ func TestClientLeavesAConnectionThatGoesAway(t *testing.T) {
 		w.expect("DATA 1 10 bytes")
 		s.Close()
 		w.expect("DATA 1 0 bytes end", "RST_STREAM 1 CANCEL", "GOAWAY 0 NO_ERROR", "gone")
+	})
+}
+
+func TestClientLeavesAConnectionWhoseCertificateExpired(t *testing.T) {
+	expiring := func(cfg *hbone.PoolConfig) {
+		cfg.TLS = func(context.Context, hbone.Target) (*tls.Config, error) {
+			c := clientTLS()
+			cert := c.Certificates[0]
+			cert.Leaf = &x509.Certificate{NotAfter: time.Now().Add(5 * time.Second)}
+			c.Certificates = nil
+			c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }
+			return c, nil
+		}
+	}
+	fromClient(t, expiring, func(t *testing.T, p *peers) {
+		r := p.open()
+		w := p.next()
+		w.headers(1, false, ":status", "200")
+		s := p.must(r)
+		time.Sleep(4 * time.Second)
+		r = p.open()
+		w.expect("HEADERS 3 10.0.0.1:80")
+		w.headers(3, false, ":status", "200")
+		p.must(r)
+		time.Sleep(time.Second)
+		r = p.open()
+		p.next().headers(1, false, ":status", "200")
+		p.must(r)
+		s.Write([]byte("still here"))
+		w.expect("DATA 1 10 bytes")
 	})
 }
 

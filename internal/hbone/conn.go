@@ -36,6 +36,7 @@ type conn struct {
 	remote, local netip.AddrPort
 	maxStreams    int           // client: streams at once, before the peer's own limit
 	idleTimeout   time.Duration // client: 0 means never
+	expires       time.Time     // client: when one of the certificates does, and no more streams are opened; zero: unknown
 	onClose       func()        // called once, without locks, when the connection has ended
 	handlers      sync.WaitGroup
 	buffered      atomic.Int64 // bytes received and not yet taken, all streams
@@ -329,7 +330,8 @@ func (c *conn) forgetLocked(s *Stream) {
 // usableLocked reports whether a client connection can take one more stream.
 func (c *conn) usableLocked() bool {
 	return c.err == nil && !c.draining && c.nextID <= maxStreamID &&
-		len(c.streams) < c.maxStreams && len(c.streams) < int(c.peerMaxStreams)
+		len(c.streams) < c.maxStreams && len(c.streams) < int(c.peerMaxStreams) &&
+		(c.expires.IsZero() || time.Now().Before(c.expires))
 }
 
 // open starts a stream and stages its CONNECT request, which flushStaged sends; nil when the connection cannot take it.

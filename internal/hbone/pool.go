@@ -100,7 +100,8 @@ func NewPool(cfg PoolConfig) *Pool {
 	return p
 }
 
-// Open opens a tunnel to authority through the target, on a connection that exists or a new one. It returns when the
+// Open opens a tunnel to authority through the target, on a connection that exists or a new one. A connection takes no
+// more tunnels when a certificate it was made with has expired; those it has go on. It returns when the
 // peer has accepted: a *StatusError says that it did not, a *StageError that it could not be asked. A request that was
 // refused unprocessed, or whose connection ended before the answer, is tried once more on a new connection.
 func (p *Pool) Open(ctx context.Context, to Target, authority string, h Header) (*Stream, error) {
@@ -230,7 +231,8 @@ func (p *Pool) connect(ctx context.Context, to Target) (*conn, error) {
 	if err := tune(raw); err != nil {
 		p.cfg.Log.Debug("socket options not set", zap.Error(err))
 	}
-	h, err := clientHandshake(ctx, raw, cfg, p.cfg.StdlibRecords)
+	own := new(time.Time)
+	h, err := clientHandshake(ctx, raw, noting(cfg, own), p.cfg.StdlibRecords)
 	if err != nil {
 		raw.Close()
 		return nil, &StageError{StageTLS, err}
@@ -238,7 +240,28 @@ func (p *Pool) connect(ctx context.Context, to Target) (*conn, error) {
 	c := newConn(context.Background(), h, p.cfg.Log)
 	c.maxStreams = p.cfg.MaxStreams
 	c.idleTimeout = p.cfg.IdleTimeout
+	c.expires = *own
+	if peers := c.state.PeerCertificates; len(peers) > 0 && (own.IsZero() || peers[0].NotAfter.Before(*own)) {
+		c.expires = peers[0].NotAfter
+	}
 	return c, nil
+}
+
+// noting is cfg, which notes when the certificate that is shown expires: crypto/tls does not tell which it was.
+func noting(cfg *tls.Config, expires *time.Time) *tls.Config {
+	get := cfg.GetClientCertificate
+	if get == nil {
+		return cfg
+	}
+	cfg = cfg.Clone()
+	cfg.GetClientCertificate = func(r *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		cert, err := get(r)
+		if err == nil && cert.Leaf != nil {
+			*expires = cert.Leaf.NotAfter
+		}
+		return cert, err
+	}
+	return cfg
 }
 
 func (p *Pool) remove(key poolKey, t *peer, c *conn) {

@@ -125,7 +125,7 @@ func (m *Manager) current(ctx context.Context, id mesh.Identity) (*SVID, *tls.Co
 	}
 	switch left := e.due.Sub(now); {
 	case e.failures > 0 && e.cancel == nil && left > retryPatience:
-		return nil, nil, fmt.Errorf("get certificate of %s, next attempt in %s: %w", id, left.Round(time.Millisecond), e.err)
+		return nil, nil, fmt.Errorf("get certificate of %s%s, next attempt in %s: %w", id, e.gone(now), left.Round(time.Millisecond), e.err)
 	case e.failures == 0 && left > 0: // expired before its renewal was due: a clock has jumped
 		e.due = now
 	}
@@ -141,10 +141,19 @@ func (m *Manager) current(ctx context.Context, id mesh.Identity) (*SVID, *tls.Co
 	}
 	m.mu.Lock()
 	e.waiting--
-	if e.usable(time.Now()) {
+	now = time.Now()
+	if e.usable(now) {
 		return e.svid, e.server, nil
 	}
-	return nil, nil, fmt.Errorf("get certificate of %s: %w", id, errors.Join(cause, e.err))
+	return nil, nil, fmt.Errorf("get certificate of %s%s: %w", id, e.gone(now), errors.Join(cause, e.err))
+}
+
+// gone tells errors of a certificate that there was.
+func (e *entry) gone(now time.Time) string {
+	if e.svid == nil {
+		return ""
+	}
+	return fmt.Sprintf(", which expired %s ago", now.Sub(e.svid.NotAfter).Round(time.Second))
 }
 
 func (e *entry) usable(now time.Time) bool { return e.svid != nil && !e.svid.Expired(now) }

@@ -179,8 +179,8 @@ func TestRenewalKeepsRetryingAndOldCertificateServes(t *testing.T) {
 		}
 		time.Sleep(2 * time.Minute) // now it has expired
 		_, err := m.SVID(t.Context(), web)
-		if err == nil || !strings.Contains(err.Error(), "istiod is away") || !strings.Contains(err.Error(), "next attempt in") {
-			t.Errorf("SVID after expiry: %v, want the cause and the time of the next attempt", err)
+		if err == nil || !strings.Contains(err.Error(), "istiod is away") || !strings.Contains(err.Error(), "next attempt in") || !strings.Contains(err.Error(), "expired 1m") {
+			t.Errorf("SVID after expiry: %v, want when it expired, the cause and the time of the next attempt", err)
 		}
 		if state := m.Certificates()[0].State; state != "Unavailable: istiod is away" {
 			t.Errorf("state %q", state)
