@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -23,6 +24,8 @@ const (
 	KindEndpointSlice       = "discovery.k8s.io/EndpointSlice"
 	KindAuthorizationPolicy = "security.istio.io/AuthorizationPolicy"
 	KindPeerAuthentication  = "security.istio.io/PeerAuthentication"
+	KindServiceEntry        = "networking.istio.io/ServiceEntry"
+	KindWorkloadEntry       = "networking.istio.io/WorkloadEntry"
 )
 
 // kind is one decodable kind.
@@ -43,6 +46,8 @@ var kinds = map[string]kind{
 	KindEndpointSlice:       {versions: []string{"v1"}, make: func() runtime.Object { return &discoveryv1.EndpointSlice{} }},
 	KindAuthorizationPolicy: {versions: []string{"v1", "v1beta1"}, make: func() runtime.Object { return &securityv1.AuthorizationPolicy{} }},
 	KindPeerAuthentication:  {versions: []string{"v1", "v1beta1"}, make: func() runtime.Object { return &securityv1.PeerAuthentication{} }},
+	KindServiceEntry:        {versions: []string{"v1", "v1beta1", "v1alpha3"}, make: func() runtime.Object { return &networkingv1.ServiceEntry{} }},
+	KindWorkloadEntry:       {versions: []string{"v1", "v1beta1", "v1alpha3"}, make: func() runtime.Object { return &networkingv1.WorkloadEntry{} }},
 }
 
 // apiVersion is what the newest version is called in YAML.

@@ -203,6 +203,7 @@ var kinds = map[string]index.Kind{
 	yamldir.KindNamespace: index.Namespace, yamldir.KindNode: index.Node, yamldir.KindPod: index.Pod,
 	yamldir.KindService: index.Service, yamldir.KindEndpointSlice: index.EndpointSlice,
 	yamldir.KindAuthorizationPolicy: index.AuthorizationPolicy, yamldir.KindPeerAuthentication: index.PeerAuthentication,
+	yamldir.KindServiceEntry: index.ServiceEntry, yamldir.KindWorkloadEntry: index.WorkloadEntry,
 }
 
 func (s *Source) event(events []index.Event, key yamldir.Key, value runtime.Object) []index.Event {

@@ -12,6 +12,7 @@ import (
 	"reflect"
 	"slices"
 
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -34,6 +35,8 @@ const (
 	EndpointSlice
 	AuthorizationPolicy
 	PeerAuthentication
+	ServiceEntry
+	WorkloadEntry
 )
 
 func (k Kind) String() string {
@@ -52,6 +55,10 @@ func (k Kind) String() string {
 		return "AuthorizationPolicy"
 	case PeerAuthentication:
 		return "PeerAuthentication"
+	case ServiceEntry:
+		return "ServiceEntry"
+	case WorkloadEntry:
+		return "WorkloadEntry"
 	case Unknown:
 	}
 	return "unknown"
@@ -114,8 +121,9 @@ type Index struct {
 	objects translate.Objects
 	nouns   translate.Nouns
 
-	labels   map[pair]set[name]             // pods by each of their labels
-	bySelect map[pair]set[name]             // services by one pair of their selectors
+	labels   map[pair]set[name] // pods by each of their labels
+	bySelect map[pair]set[name] // services by one pair of their selectors
+	entries  entries
 	byPolicy map[pair]set[name]             // policies by one pair of theirs; the root's have no namespace
 	onNode   map[string]set[name]           // pods by node
 	inSpace  map[string]set[name]           // pods by namespace
@@ -132,12 +140,15 @@ type Index struct {
 
 // dirt is the objects whose nouns must be made again.
 type dirt struct {
-	pods, services, slices, policies, authn set[name]
-	strict                                  bool // the policy that strict workloads share
+	pods, services, slices, policies, authn, serviceEntries, workloadEntries set[name]
+
+	hosts  set[host]
+	strict bool // the policy that strict workloads share
 }
 
 func clean() dirt {
-	return dirt{pods: make(set[name]), services: make(set[name]), slices: make(set[name]), policies: make(set[name]), authn: make(set[name])}
+	return dirt{pods: make(set[name]), services: make(set[name]), slices: make(set[name]), policies: make(set[name]), authn: make(set[name]),
+		serviceEntries: make(set[name]), workloadEntries: make(set[name]), hosts: make(set[host])}
 }
 
 // pair is one label in one namespace.
@@ -157,12 +168,15 @@ func New(cfg translate.Config) *Index {
 			EndpointSlices:        make(map[name]*discoveryv1.EndpointSlice),
 			AuthorizationPolicies: make(map[name]*securityv1.AuthorizationPolicy),
 			PeerAuthentications:   make(map[name]*securityv1.PeerAuthentication),
+			ServiceEntries:        make(map[name]*translate.ServiceEntry),
+			WorkloadEntries:       make(map[name]*networkingv1.WorkloadEntry),
 		},
 		nouns: translate.Nouns{
 			Workloads: make(map[string]*mesh.Workload), Services: make(map[string]*mesh.Service),
 			Policies: make(map[string]*mesh.Policy), Statuses: make(map[string]*translate.Status),
 		},
-		labels: make(map[pair]set[name]), bySelect: make(map[pair]set[name]), byPolicy: make(map[pair]set[name]),
+		entries: newEntries(),
+		labels:  make(map[pair]set[name]), bySelect: make(map[pair]set[name]), byPolicy: make(map[pair]set[name]),
 		onNode: make(map[string]set[name]), inSpace: make(map[string]set[name]), services: make(map[string]set[name]),
 		slices: make(map[name]set[name]), named: make(map[name]set[name]),
 		authn: make(map[string]map[name]*peerAuthn), runs: make(map[account]int), listed: make(map[name][]string),
@@ -180,6 +194,7 @@ func (x *Index) Objects() map[string]int {
 		Namespace.String(): len(o.Namespaces), Node.String(): len(o.Nodes), Pod.String(): len(o.Pods),
 		Service.String(): len(o.Services), EndpointSlice.String(): len(o.EndpointSlices),
 		AuthorizationPolicy.String(): len(o.AuthorizationPolicies), PeerAuthentication.String(): len(o.PeerAuthentications),
+		ServiceEntry.String(): len(o.ServiceEntries), WorkloadEntry.String(): len(o.WorkloadEntries),
 	}
 }
 
@@ -219,6 +234,10 @@ func (x *Index) apply(ev Event) {
 		x.authorizationPolicy(ev.Name, as[securityv1.AuthorizationPolicy](ev.Object))
 	case PeerAuthentication:
 		x.peerAuthentication(ev.Name, as[securityv1.PeerAuthentication](ev.Object))
+	case ServiceEntry:
+		x.serviceEntry(ev.Name, as[translate.ServiceEntry](ev.Object))
+	case WorkloadEntry:
+		x.workloadEntry(ev.Name, as[networkingv1.WorkloadEntry](ev.Object))
 	case Unknown:
 	}
 }

@@ -10,8 +10,10 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	networkingapi "istio.io/api/networking/v1alpha3"
 	securityapi "istio.io/api/security/v1beta1"
 	typeapi "istio.io/api/type/v1beta1"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -39,6 +41,8 @@ func newWorld(seed uint64) *world {
 			EndpointSlices:        make(map[translate.Name]*discoveryv1.EndpointSlice),
 			AuthorizationPolicies: make(map[translate.Name]*securityv1.AuthorizationPolicy),
 			PeerAuthentications:   make(map[translate.Name]*securityv1.PeerAuthentication),
+			ServiceEntries:        make(map[translate.Name]*translate.ServiceEntry),
+			WorkloadEntries:       make(map[translate.Name]*networkingv1.WorkloadEntry),
 		},
 	}
 }
@@ -58,7 +62,7 @@ func (w *world) labels() map[string]string {
 func (w *world) event() index.Event {
 	ev := index.Event{
 		Kind: pick(w, index.Namespace, index.Node, index.Pod, index.Pod, index.Pod, index.Service, index.EndpointSlice,
-			index.AuthorizationPolicy, index.PeerAuthentication),
+			index.AuthorizationPolicy, index.PeerAuthentication, index.ServiceEntry, index.WorkloadEntry),
 		Name: translate.Name{Namespace: pick(w, "one", "two", "istio-system"), Name: "x" + strconv.Itoa(w.IntN(5))},
 	}
 	meta := metav1.ObjectMeta{Namespace: ev.Name.Namespace, Name: ev.Name.Name, Labels: w.labels()}
@@ -86,6 +90,10 @@ func (w *world) event() index.Event {
 		set(&ev, w.objects.AuthorizationPolicies, ev.Name, w.policy(meta), gone)
 	case index.PeerAuthentication:
 		set(&ev, w.objects.PeerAuthentications, ev.Name, w.authn(meta), gone)
+	case index.ServiceEntry:
+		set(&ev, w.objects.ServiceEntries, ev.Name, w.serviceEntry(meta), gone)
+	case index.WorkloadEntry:
+		set(&ev, w.objects.WorkloadEntries, ev.Name, w.workloadEntry(meta), gone)
 	case index.Unknown:
 	}
 	return ev
@@ -181,8 +189,39 @@ func (w *world) authn(meta metav1.ObjectMeta) *securityv1.PeerAuthentication {
 	return o
 }
 
+func (w *world) serviceEntry(meta metav1.ObjectMeta) *translate.ServiceEntry {
+	meta.CreationTimestamp = metav1.Unix(int64(w.IntN(3)), 0)
+	o := &translate.ServiceEntry{ObjectMeta: meta}
+	for range w.IntN(3) {
+		o.Spec.Hosts = append(o.Spec.Hosts, pick(w, "a.example", "b.example", "*.example", "x1."+meta.Namespace+".svc.cluster.local"))
+	}
+	o.Spec.Resolution = pick(w, networkingapi.ServiceEntry_NONE, networkingapi.ServiceEntry_STATIC, networkingapi.ServiceEntry_STATIC,
+		networkingapi.ServiceEntry_DNS, networkingapi.ServiceEntry_DYNAMIC_DNS)
+	o.Spec.Addresses = pick(w, nil, []string{"240.0.0.1"}, []string{"10.1.0.0/16", "garbage"})
+	o.Spec.Ports = []*networkingapi.ServicePort{{Number: 80, Name: "http", Protocol: pick(w, "HTTP", "UDP"), TargetPort: pick[uint32](w, 0, 8080)}}
+	if w.often() {
+		o.Spec.WorkloadSelector = &networkingapi.WorkloadSelector{Labels: w.labels()}
+	}
+	for range w.IntN(3) {
+		o.Spec.Endpoints = append(o.Spec.Endpoints, w.endpoint())
+	}
+	return o
+}
+
+func (w *world) endpoint() *networkingapi.WorkloadEntry {
+	return &networkingapi.WorkloadEntry{Address: pick(w, "192.0.2.1", "192.0.2.2", "vm.example", "unix:///x", ""), Weight: pick[uint32](w, 0, 2),
+		Ports: pick(w, nil, map[string]uint32{"http": 8081})}
+}
+
+func (w *world) workloadEntry(meta metav1.ObjectMeta) *networkingv1.WorkloadEntry {
+	o := &networkingv1.WorkloadEntry{ObjectMeta: meta}
+	e := w.endpoint()
+	o.Spec.Address, o.Spec.Weight, o.Spec.Ports, o.Spec.Labels = e.Address, e.Weight, e.Ports, w.labels()
+	return o
+}
+
 func TestApplyEqualsADifferenceOfAll(t *testing.T) {
-	steps := 60
+	steps := 80
 	if testing.Short() {
 		steps = 30
 	}

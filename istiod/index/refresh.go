@@ -23,8 +23,17 @@ func (x *Index) refresh() {
 	for n := range x.dirty.services {
 		x.refreshService(n)
 	}
+	for h := range x.dirty.hosts {
+		x.refreshHost(h)
+	}
 	for n := range x.dirty.slices {
 		x.refreshSlice(n)
+	}
+	for n := range x.dirty.serviceEntries {
+		x.refreshServiceEntry(n)
+	}
+	for n := range x.dirty.workloadEntries {
+		x.refreshWorkloadEntry(n)
 	}
 	for n := range x.dirty.pods {
 		x.refreshPod(n)
@@ -75,14 +84,14 @@ func (x *Index) levels(namespace string, labels map[string]string) translate.Lev
 	return l
 }
 
+// refreshService looks at what is wrong with a service; what it is, refreshHost knows.
 func (x *Index) refreshService(n name) {
-	var svc *mesh.Service
 	var s *translate.Status
 	if o := x.objects.Services[n]; o != nil {
-		svc, s = translate.Service(x.cfg, o, x.objects.Namespaces[n.Namespace])
+		_, s = translate.Service(x.cfg, o, x.objects.Namespaces[n.Namespace])
 	}
-	x.putService(translate.ServiceKey(x.cfg, n), svc)
 	x.putStatus(Service, n, s)
+	x.dirty.hosts[host{n.Namespace, translate.Hostname(x.cfg, n)}] = struct{}{}
 }
 
 func (x *Index) refreshSlice(n name) {
@@ -91,22 +100,27 @@ func (x *Index) refreshSlice(n name) {
 	if slice := x.objects.EndpointSlices[n]; slice != nil {
 		ws, s = translate.Slice(x.cfg, slice, x.objects.Services[translate.ServiceOf(slice)])
 	}
+	x.putListed(x.listed, n, ws)
+	x.putStatus(EndpointSlice, n, s)
+}
+
+// putListed puts the workloads made from one object, and takes away those that were.
+func (x *Index) putListed(listed map[name][]string, n name, ws []*mesh.Workload) {
 	uids := make([]string, 0, len(ws))
 	for _, w := range ws {
 		uids = append(uids, w.UID)
 		x.putWorkload(w.UID, w)
 	}
-	for _, uid := range x.listed[n] {
+	for _, uid := range listed[n] {
 		if !slices.Contains(uids, uid) {
 			x.putWorkload(uid, nil)
 		}
 	}
 	if len(uids) == 0 {
-		delete(x.listed, n)
+		delete(listed, n)
 	} else {
-		x.listed[n] = uids
+		listed[n] = uids
 	}
-	x.putStatus(EndpointSlice, n, s)
 }
 
 func (x *Index) refreshPod(n name) {
@@ -121,26 +135,37 @@ func (x *Index) refreshPod(n name) {
 
 func (x *Index) podInput(n name, pod *corev1.Pod) translate.PodInput {
 	in := translate.PodInput{Pod: pod, Node: x.objects.Nodes[pod.Spec.NodeName]}
-	for k, v := range pod.Labels {
-		for svc := range x.bySelect[pair{n.Namespace, k, v}] {
-			if o := x.objects.Services[svc]; translate.Selects(o.Spec.Selector, pod.Labels) {
-				in.Services = append(in.Services, o)
-			}
-		}
-		for _, space := range [...]string{n.Namespace, ""} {
-			for policy := range x.byPolicy[pair{space, k, v}] {
-				if translate.Attaches(x.cfg, x.objects.AuthorizationPolicies[policy], n.Namespace, pod.Labels) {
-					in.Policies = append(in.Policies, policy.String())
-				}
-			}
-		}
-	}
+	in.Services, in.Entries, in.Policies = x.selecting(n.Namespace, pod.Labels)
 	for slice := range x.named[n] {
 		o := x.objects.EndpointSlices[slice]
 		if svc := x.objects.Services[translate.ServiceOf(o)]; svc != nil && len(svc.Spec.Selector) == 0 {
 			in.Slices = append(in.Slices, translate.Backing{Service: svc, Slice: o})
 		}
 	}
-	in.Policies = append(in.Policies, translate.AuthnPolicies(x.cfg, x.levels(n.Namespace, pod.Labels))...)
 	return in
+}
+
+// selecting are the services and entries that select what has the labels, and the keys of the policies it must name.
+func (x *Index) selecting(namespace string, labels map[string]string) (services []*corev1.Service, entries []*translate.ServiceEntry, policies []string) {
+	for k, v := range labels {
+		at := pair{namespace, k, v}
+		for n := range x.bySelect[at] {
+			if o := x.objects.Services[n]; translate.Selects(o.Spec.Selector, labels) {
+				services = append(services, o)
+			}
+		}
+		for n := range x.entries.bySelect[at] {
+			if o := x.objects.ServiceEntries[n]; translate.Selects(translate.EntrySelector(o), labels) {
+				entries = append(entries, o)
+			}
+		}
+		for _, space := range [...]string{namespace, ""} {
+			for n := range x.byPolicy[pair{space, k, v}] {
+				if translate.Attaches(x.cfg, x.objects.AuthorizationPolicies[n], namespace, labels) {
+					policies = append(policies, n.String())
+				}
+			}
+		}
+	}
+	return services, entries, append(policies, translate.AuthnPolicies(x.cfg, x.levels(namespace, labels))...)
 }

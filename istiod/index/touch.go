@@ -18,6 +18,9 @@ import (
 func (x *Index) namespace(n string, now *corev1.Namespace) {
 	keep(x.objects.Namespaces, n, now)
 	x.mark(x.dirty.services, x.services[n])
+	for se := range x.entries.inSpace[n] {
+		x.markHosts(x.objects.ServiceEntries[se])
+	}
 }
 
 func (x *Index) node(n string, now *corev1.Node) {
@@ -78,6 +81,7 @@ func (x *Index) service(n name, now *corev1.Service) {
 		x.markSelected(n.Namespace, now.Spec.Selector)
 	}
 	x.dirty.services[n] = struct{}{}
+	x.mark(x.dirty.serviceEntries, x.entries.byHost[host{n.Namespace, translate.Hostname(x.cfg, n)}])
 	for slice := range x.slices[n] {
 		x.dirty.slices[slice] = struct{}{}
 		for _, pod := range translate.PodsOf(x.objects.EndpointSlices[slice]) {
@@ -172,11 +176,15 @@ func (x *Index) peerAuthentication(n name, now *peerAuthn) {
 			for pod := range x.objects.Pods {
 				x.dirty.pods[pod] = struct{}{}
 			}
+			for we := range x.objects.WorkloadEntries {
+				x.dirty.workloadEntries[we] = struct{}{}
+			}
 			for other := range x.objects.PeerAuthentications {
 				x.dirty.authn[other] = struct{}{}
 			}
 		default:
 			x.mark(x.dirty.pods, x.inSpace[n.Namespace])
+			x.mark(x.dirty.workloadEntries, x.entries.machines[n.Namespace])
 			for other := range x.authn[n.Namespace] {
 				x.dirty.authn[other] = struct{}{}
 			}
@@ -190,7 +198,7 @@ func (x *Index) mark(dirty, names set[name]) {
 	}
 }
 
-// markSelected marks the pods of a namespace ("" for all) that a selector picks.
+// markSelected marks the pods and WorkloadEntries of a namespace ("" for all) that a selector picks.
 func (x *Index) markSelected(namespace string, selector map[string]string) {
 	if len(selector) == 0 {
 		return
@@ -201,20 +209,34 @@ func (x *Index) markSelected(namespace string, selector map[string]string) {
 				x.dirty.pods[n] = struct{}{}
 			}
 		}
+		for n, we := range x.objects.WorkloadEntries {
+			if translate.Selects(selector, translate.EntryLabels(we)) {
+				x.dirty.workloadEntries[n] = struct{}{}
+			}
+		}
 		return
 	}
-	var fewest set[name]
-	first := true
-	for k, v := range selector {
-		if have := x.labels[pair{namespace, k, v}]; first || len(have) < len(fewest) {
-			fewest, first = have, false
-		}
-	}
-	for n := range fewest {
+	for n := range fewest(x.labels, namespace, selector) {
 		if translate.Selects(selector, x.objects.Pods[n].Labels) {
 			x.dirty.pods[n] = struct{}{}
 		}
 	}
+	for n := range fewest(x.entries.labels, namespace, selector) {
+		if translate.Selects(selector, translate.EntryLabels(x.objects.WorkloadEntries[n])) {
+			x.dirty.workloadEntries[n] = struct{}{}
+		}
+	}
+}
+
+// fewest are the objects that have the rarest of a selector's labels.
+func fewest(labels map[pair]set[name], namespace string, selector map[string]string) (found set[name]) {
+	first := true
+	for k, v := range selector {
+		if have := labels[pair{namespace, k, v}]; first || len(have) < len(found) {
+			found, first = have, false
+		}
+	}
+	return found
 }
 
 // anchorOf is the pair a selector is filed under: any will do, so it is the first by key.

@@ -28,7 +28,7 @@ func Service(cfg Config, svc *corev1.Service, namespace *corev1.Namespace) (*mes
 	s := &mesh.Service{
 		Name:      svc.Name,
 		Namespace: svc.Namespace,
-		Hostname:  hostname(cfg, Name{svc.Namespace, svc.Name}),
+		Hostname:  Hostname(cfg, Name{svc.Namespace, svc.Name}),
 		VIPs:      vips,
 		LB:        loadBalancing(svc, namespace),
 		Families:  families(svc.Spec.IPFamilies),
@@ -40,12 +40,13 @@ func Service(cfg Config, svc *corev1.Service, namespace *corev1.Namespace) (*mes
 	return s, nil
 }
 
-func hostname(cfg Config, n Name) string {
+// Hostname is that of the Service of that name.
+func Hostname(cfg Config, n Name) string {
 	return n.Name + "." + n.Namespace + ".svc." + cfg.ClusterDomain
 }
 
 // ServiceKey is the key of the noun of the Service of that name.
-func ServiceKey(cfg Config, n Name) string { return mesh.ServiceKey(n.Namespace, hostname(cfg, n)) }
+func ServiceKey(cfg Config, n Name) string { return mesh.ServiceKey(n.Namespace, Hostname(cfg, n)) }
 
 func serviceKey(cfg Config, svc *corev1.Service) string {
 	return ServiceKey(cfg, Name{svc.Namespace, svc.Name})
@@ -134,20 +135,25 @@ func loadBalancing(svc *corev1.Service, namespace *corev1.Namespace) mesh.LoadBa
 	if svc.Spec.TrafficDistribution != nil {
 		preference = *svc.Spec.TrafficDistribution
 	}
+	lb.Mode, lb.Preference = distribution(preference, svc.Annotations, namespace)
+	return lb
+}
+
+// distribution is the preference that a spec, the annotations beside it, or those of the namespace ask for.
+func distribution(preference string, annotations map[string]string, namespace *corev1.Namespace) (mesh.LBMode, []mesh.LBScope) {
 	if preference == "" {
-		preference = svc.Annotations[annotationTrafficDistribution]
+		preference = annotations[annotationTrafficDistribution]
 	}
 	if preference == "" && namespace != nil {
 		preference = namespace.Annotations[annotationTrafficDistribution]
 	}
 	switch strings.ToLower(preference) {
 	case "preferclose", "prefersamezone":
-		lb.Mode, lb.Preference = mesh.LBFailover, []mesh.LBScope{mesh.ScopeNetwork, mesh.ScopeRegion, mesh.ScopeZone}
+		return mesh.LBFailover, []mesh.LBScope{mesh.ScopeNetwork, mesh.ScopeRegion, mesh.ScopeZone}
 	case "prefersamenode":
-		lb.Mode = mesh.LBFailover
-		lb.Preference = []mesh.LBScope{mesh.ScopeNetwork, mesh.ScopeRegion, mesh.ScopeZone, mesh.ScopeSubzone, mesh.ScopeNode}
+		return mesh.LBFailover, []mesh.LBScope{mesh.ScopeNetwork, mesh.ScopeRegion, mesh.ScopeZone, mesh.ScopeSubzone, mesh.ScopeNode}
 	}
-	return lb
+	return mesh.LBAny, nil
 }
 
 func families(list []corev1.IPFamily) mesh.IPFamilies {

@@ -11,6 +11,7 @@ import (
 	"maps"
 	"slices"
 
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -79,6 +80,8 @@ type Objects struct {
 	EndpointSlices        map[Name]*discoveryv1.EndpointSlice
 	AuthorizationPolicies map[Name]*securityv1.AuthorizationPolicy
 	PeerAuthentications   map[Name]*securityv1.PeerAuthentication
+	ServiceEntries        map[Name]*ServiceEntry
+	WorkloadEntries       map[Name]*networkingv1.WorkloadEntry
 }
 
 // Nouns is everything a mesh is, each by its key.
@@ -105,6 +108,30 @@ func All(cfg Config, o Objects) Nouns {
 		status(s)
 		if svc != nil {
 			n.Services[svc.Key()] = svc
+		}
+	}
+	for _, se := range o.ServiceEntries {
+		taken := make(map[string]string)
+		for _, host := range EntryHosts(se) {
+			if owner := o.hostOwner(cfg, se.Namespace, host); owner == se {
+				svc := EntryService(se, o.Namespaces[se.Namespace], host)
+				n.Services[svc.Key()] = svc
+			} else if owner != nil {
+				taken[host] = TakenByEntry(owner)
+			} else {
+				taken[host] = TakenByService
+			}
+		}
+		status(EntryStatus(se, taken))
+		for _, w := range EntryWorkloads(cfg, se) {
+			n.Workloads[w.UID] = w
+		}
+	}
+	for _, we := range o.WorkloadEntries {
+		w, s := WorkloadEntry(cfg, o.entryInput(cfg, we))
+		status(s)
+		if w != nil {
+			n.Workloads[w.UID] = w
 		}
 	}
 	for _, ap := range o.AuthorizationPolicies {
@@ -154,13 +181,52 @@ func (o Objects) podInput(cfg Config, pod *corev1.Pod) PodInput {
 			in.Slices = append(in.Slices, Backing{Service: svc, Slice: o.EndpointSlices[name]})
 		}
 	}
-	for _, ap := range o.AuthorizationPolicies {
-		if Attaches(cfg, ap, pod.Namespace, pod.Labels) {
-			in.Policies = append(in.Policies, ap.Namespace+"/"+ap.Name)
+	in.Entries = o.entriesThatSelect(pod.Namespace, pod.Labels)
+	in.Policies = o.policiesFor(cfg, pod.Namespace, pod.Labels)
+	return in
+}
+
+func (o Objects) entryInput(cfg Config, we *networkingv1.WorkloadEntry) WorkloadEntryInput {
+	labels := EntryLabels(we)
+	in := WorkloadEntryInput{Entry: we, Entries: o.entriesThatSelect(we.Namespace, labels), Policies: o.policiesFor(cfg, we.Namespace, labels)}
+	for _, svc := range o.Services {
+		if svc.Namespace == we.Namespace && Selects(svc.Spec.Selector, labels) {
+			in.Services = append(in.Services, svc)
 		}
 	}
-	in.Policies = append(in.Policies, AuthnPolicies(cfg, o.levels(cfg, pod.Namespace, pod.Labels))...)
 	return in
+}
+
+// hostOwner is the ServiceEntry whose word counts about a host, or nil when a Service has it.
+func (o Objects) hostOwner(cfg Config, namespace, host string) (owner *ServiceEntry) {
+	if n, ok := ServiceOfHost(cfg, namespace, host); ok && HasHost(o.Services[n]) {
+		return nil
+	}
+	for _, se := range o.ServiceEntries {
+		if se.Namespace == namespace && slices.Contains(EntryHosts(se), host) {
+			owner = OlderEntry(owner, se)
+		}
+	}
+	return owner
+}
+
+func (o Objects) entriesThatSelect(namespace string, labels map[string]string) (entries []*ServiceEntry) {
+	for _, se := range o.ServiceEntries {
+		if se.Namespace == namespace && Selects(EntrySelector(se), labels) {
+			entries = append(entries, se)
+		}
+	}
+	return entries
+}
+
+// policiesFor are the keys of the policies that a workload of a namespace with the labels must name.
+func (o Objects) policiesFor(cfg Config, namespace string, labels map[string]string) (keys []string) {
+	for _, ap := range o.AuthorizationPolicies {
+		if Attaches(cfg, ap, namespace, labels) {
+			keys = append(keys, ap.Namespace+"/"+ap.Name)
+		}
+	}
+	return append(keys, AuthnPolicies(cfg, o.levels(cfg, namespace, labels))...)
 }
 
 // levels finds the PeerAuthentications in force for a workload of a namespace with the labels.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -123,6 +124,8 @@ func collect(objects []yamldir.Object) translate.Objects {
 		EndpointSlices:        make(map[translate.Name]*discoveryv1.EndpointSlice),
 		AuthorizationPolicies: make(map[translate.Name]*securityv1.AuthorizationPolicy),
 		PeerAuthentications:   make(map[translate.Name]*securityv1.PeerAuthentication),
+		ServiceEntries:        make(map[translate.Name]*translate.ServiceEntry),
+		WorkloadEntries:       make(map[translate.Name]*networkingv1.WorkloadEntry),
 	}
 	for _, obj := range objects {
 		name := translate.Name{Namespace: obj.Key.Namespace, Name: obj.Key.Name}
@@ -141,6 +144,10 @@ func collect(objects []yamldir.Object) translate.Objects {
 			o.AuthorizationPolicies[name] = v
 		case *securityv1.PeerAuthentication:
 			o.PeerAuthentications[name] = v
+		case *networkingv1.ServiceEntry:
+			o.ServiceEntries[name] = v
+		case *networkingv1.WorkloadEntry:
+			o.WorkloadEntries[name] = v
 		}
 	}
 	return o

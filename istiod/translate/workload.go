@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	networkingapi "istio.io/api/networking/v1alpha3"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -34,6 +35,7 @@ type PodInput struct {
 	Node     *corev1.Node      // the one it runs on; nil when not known
 	Services []*corev1.Service // those that select it, in any order
 	Slices   []Backing         // services without a selector that name it in an EndpointSlice, in any order
+	Entries  []*ServiceEntry   // those that select it, in any order
 	Policies []string          // keys of the policies attached to it, in any order
 }
 
@@ -68,11 +70,15 @@ func Pod(cfg Config, in PodInput) (*mesh.Workload, *Status) {
 		Policies:       sortedSet(in.Policies),
 		Services:       podServices(cfg, in),
 	}
-	w.Protocol, w.NativeTunnel = tunnel(pod)
-	w.CanonicalName = cmp.Or(pod.Labels[labelCanonicalName], pod.Labels["app.kubernetes.io/name"], pod.Labels["app"], w.OwnerName)
-	w.CanonicalRevision = cmp.Or(pod.Labels[labelCanonicalRevision], pod.Labels["app.kubernetes.io/version"],
-		pod.Labels["version"], defaultCanonicalVersion)
+	w.Protocol, w.NativeTunnel = tunnel(pod.Labels, pod.Annotations)
+	canonical(w, pod.Labels)
 	return w, nil
+}
+
+// canonical names what the workload is a version of, by its labels or else by its owner.
+func canonical(w *mesh.Workload, labels map[string]string) {
+	w.CanonicalName = cmp.Or(labels[labelCanonicalName], labels["app.kubernetes.io/name"], labels["app"], w.OwnerName)
+	w.CanonicalRevision = cmp.Or(labels[labelCanonicalRevision], labels["app.kubernetes.io/version"], labels["version"], defaultCanonicalVersion)
 }
 
 // PodUID is the UID of the workload of the Pod of that name.
@@ -143,15 +149,15 @@ func isReady(pod *corev1.Pod) bool {
 	return false
 }
 
-// tunnel says how the pod is reached: by HBONE when the CNI agent has redirected it, or when it says that it speaks
-// HBONE itself.
-func tunnel(pod *corev1.Pod) (p mesh.TunnelProtocol, native bool) {
-	for proto := range strings.SplitSeq(pod.Labels[labelTunnel], ",") {
+// tunnel says how a workload is reached: by HBONE when it is redirected, which the CNI agent says of pods, or when it says
+// that it speaks HBONE itself.
+func tunnel(labels, annotations map[string]string) (p mesh.TunnelProtocol, native bool) {
+	for proto := range strings.SplitSeq(labels[labelTunnel], ",") {
 		if strings.EqualFold(strings.TrimSpace(proto), "http") {
 			native = true
 		}
 	}
-	if native || pod.Annotations[mesh.AnnotationRedirection] == redirectionEnabled {
+	if native || annotations[mesh.AnnotationRedirection] == redirectionEnabled {
 		return mesh.ProtocolHBONE, native
 	}
 	return mesh.ProtocolTCP, false
@@ -209,8 +215,7 @@ func podServices(cfg Config, in PodInput) []mesh.ServicePorts {
 			places = append(places, mesh.ServicePorts{Service: key, Ports: slicePorts(b.Service, b.Slice)})
 		}
 	}
-	slices.SortFunc(places, func(a, b mesh.ServicePorts) int { return cmp.Compare(a.Service, b.Service) })
-	return places
+	return entryPlaces(places, in.Entries, func(p *networkingapi.ServicePort) uint16 { return containerPort(in.Pod, p.GetName()) })
 }
 
 // podPorts maps the service's ports to the pod's. A port whose target the pod does not name is left out.
