@@ -3,7 +3,7 @@
 //
 // Reading: one reflector per kind (list, then watch, from then on until istiod stops) trims objects at the edge and
 // hands them on as index events, in the same form as package files does. Objects are kept by the index alone. Kinds of
-// security.istio.io may be absent, and appear or vanish while istiod runs. Whatever the API server does, what was read
+// security.istio.io and networking.istio.io may be absent, and appear or vanish while istiod runs. Whatever the API server does, what was read
 // stays in force; /debug/objects and the metric istiod_source_failing tell what cannot be read. EndpointSlices that
 // Kubernetes derives from a service's selector are not read: the selector says the same.
 //
@@ -31,6 +31,7 @@
 //	get: pods
 //	list watch: endpointslices.discovery.k8s.io
 //	list watch: authorizationpolicies.security.istio.io peerauthentications.security.istio.io
+//	list watch: serviceentries.networking.istio.io workloadentries.networking.istio.io
 //	patch: authorizationpolicies/status.security.istio.io
 //	create: tokenreviews.authentication.k8s.io
 //	get list watch patch: configmaps (istio-ca-root-cert)

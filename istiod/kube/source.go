@@ -79,10 +79,14 @@ func (s *Source) makeFeeds() []*feed {
 			trim: trimSlice, take: s.taker(index.EndpointSlice)},
 		{name: "configmaps/" + RootConfigMap, client: k, versions: typed(core.ConfigMaps(all).List, core.ConfigMaps(all).Watch, copies, ""),
 			trim: trimConfigMap, take: s.roots.takeCopies},
-		{name: "authorizationpolicies", client: s.cfg.Clients.Dynamic, versions: s.istio("authorizationpolicies"), optional: true,
+		{name: "authorizationpolicies", client: s.cfg.Clients.Dynamic, versions: s.istio(securityKinds, "authorizationpolicies"), optional: true,
 			trim: trimAuthorizationPolicy, take: s.takePolicies},
-		{name: "peerauthentications", client: s.cfg.Clients.Dynamic, versions: s.istio("peerauthentications"), optional: true,
+		{name: "peerauthentications", client: s.cfg.Clients.Dynamic, versions: s.istio(securityKinds, "peerauthentications"), optional: true,
 			trim: trimPeerAuthentication, take: s.taker(index.PeerAuthentication)},
+		{name: "serviceentries", client: s.cfg.Clients.Dynamic, versions: s.istio(networkingKinds, "serviceentries"), optional: true,
+			trim: trimServiceEntry, take: s.taker(index.ServiceEntry)},
+		{name: "workloadentries", client: s.cfg.Clients.Dynamic, versions: s.istio(networkingKinds, "workloadentries"), optional: true,
+			trim: trimWorkloadEntry, take: s.taker(index.WorkloadEntry)},
 	}
 	for _, f := range feeds {
 		f.init(s.log)
@@ -90,10 +94,21 @@ func (s *Source) makeFeeds() []*feed {
 	return feeds
 }
 
-// istio are the versions of a kind of security.istio.io, which have the same fields.
-func (s *Source) istio(resource string) (versions []version) {
-	for _, name := range []string{"v1", "v1beta1"} {
-		r := s.cfg.Clients.Dynamic.Resource(schema.GroupVersionResource{Group: "security.istio.io", Version: name, Resource: resource})
+// The groups of Istio's kinds, with the versions of each, the newest first. Those of one kind have the same fields.
+var (
+	securityKinds   = apiGroup{"security.istio.io", []string{"v1", "v1beta1"}}
+	networkingKinds = apiGroup{"networking.istio.io", []string{"v1", "v1beta1", "v1alpha3"}}
+)
+
+type apiGroup struct {
+	name     string
+	versions []string
+}
+
+// istio are the versions of a kind of Istio's.
+func (s *Source) istio(group apiGroup, resource string) (versions []version) {
+	for _, name := range group.versions {
+		r := s.cfg.Clients.Dynamic.Resource(schema.GroupVersionResource{Group: group.name, Version: name, Resource: resource})
 		versions = append(versions, version{
 			name:  name,
 			list:  func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return r.List(ctx, o) },
@@ -238,7 +253,8 @@ func (s *Source) choose(selectors []labels.Selector) {
 		return
 	}
 	for _, f := range s.feeds {
-		if slices.Contains([]string{"pods", "services", "endpointslices", "authorizationpolicies", "peerauthentications"}, f.name) {
+		if slices.Contains([]string{"pods", "services", "endpointslices", "authorizationpolicies", "peerauthentications", "serviceentries",
+			"workloadentries"}, f.name) {
 			f.relist()
 		}
 	}

@@ -27,6 +27,8 @@ const patience = 20 * time.Second
 
 var (
 	policies = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "authorizationpolicies"}
+	entries  = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "serviceentries"}
+	machines = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "workloadentries"}
 	peers    = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "peerauthentications"}
 )
 
@@ -53,6 +55,9 @@ func newCluster(t *testing.T, objects ...runtime.Object) *cluster {
 	kinds := map[schema.GroupVersionResource]string{
 		policies: "AuthorizationPolicyList", peers: "PeerAuthenticationList",
 		policies.GroupResource().WithVersion("v1beta1"): "AuthorizationPolicyList", peers.GroupResource().WithVersion("v1beta1"): "PeerAuthenticationList",
+	}
+	for _, v := range []string{"v1", "v1beta1", "v1alpha3"} {
+		kinds[entries.GroupResource().WithVersion(v)], kinds[machines.GroupResource().WithVersion(v)] = "ServiceEntryList", "WorkloadEntryList"
 	}
 	return &cluster{
 		t: t, kube: fake.NewClientset(core...), index: index.New(translate.Config{}), batches: make(chan []index.Event, 100),
@@ -223,5 +228,65 @@ func TestObjectsAreTrimmed(t *testing.T) {
 	})
 	if err != nil || seen != 5 {
 		t.Errorf("Run = %v after %d objects, want nil after 5", err, seen)
+	}
+}
+
+func networking(kind, namespace, name string, spec map[string]any) *unstructured.Unstructured {
+	o := object(kind, namespace, name, spec)
+	o.SetAPIVersion("networking.istio.io/v1")
+	return o
+}
+
+// TestEntriesBecomeNouns: ServiceEntries and WorkloadEntries come, change and go. One that says what is not understood is
+// told of, and its last good form stays.
+func TestEntriesBecomeNouns(t *testing.T) {
+	t.Parallel()
+	vm := networking("WorkloadEntry", "shop", "vm", map[string]any{"address": "192.168.0.1", "labels": map[string]any{"app": "db"}})
+	vm.SetAnnotations(map[string]string{"ambient.istio.io/redirection": "enabled", "big": "thing"})
+	vms := networking("ServiceEntry", "shop", "vms", map[string]any{"hosts": []any{"db.example"}, "addresses": []any{"240.0.0.1"},
+		"ports": []any{map[string]any{"number": int64(80), "name": "http", "protocol": "HTTP"}}, "resolution": "STATIC",
+		"workloadSelector": map[string]any{"labels": map[string]any{"app": "db"}}})
+	c := newCluster(t, namespace("shop", nil), vm, vms)
+	c.start()
+	const uid, key = "Kubernetes/networking.istio.io/WorkloadEntry/shop/vm", "shop/db.example"
+	if got, want := c.names(), uid+" "+key; got != want {
+		t.Fatalf("after the first read there is %q, want %q", got, want)
+	}
+	w := c.index.Nouns().Workloads[uid]
+	if w.Protocol.String() != "HBONE" || len(w.Services) != 1 || w.Services[0].Service != key {
+		t.Errorf("workload = %+v, want HBONE and a place in %s", w, key)
+	}
+	ctx := t.Context()
+	vm.Object["status"] = map[string]any{"conditions": []any{map[string]any{"type": "Healthy", "status": "False"}}}
+	if _, err := c.dynamic.Resource(machines).Namespace("shop").Update(ctx, vm, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.until("the machine is ill", func(n translate.Nouns) bool { return !n.Workloads[uid].Healthy })
+
+	strange := vms.DeepCopy()
+	strange.Object["spec"].(map[string]any)["nobodyKnows"] = true
+	if _, err := c.dynamic.Resource(entries).Namespace("shop").Update(ctx, strange, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.After(patience)
+	for len(c.source.Problems()) == 0 {
+		select {
+		case <-deadline:
+			t.Fatal("nobody tells that the entry is not understood")
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	if p := c.source.Problems()[0]; p.Resource != "serviceentries" || p.Name.Name != "vms" || !strings.Contains(p.Reason, "nobodyKnows") {
+		t.Errorf("problem = %+v, want that of the entry and its field", p)
+	}
+	if c.index.Nouns().Services[key] == nil {
+		t.Error("its last good form is gone")
+	}
+	if err := c.dynamic.Resource(entries).Namespace("shop").Delete(ctx, "vms", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.until("the service goes", func(n translate.Nouns) bool { return n.Services[key] == nil && len(n.Workloads[uid].Services) == 0 })
+	if p := c.source.Problems(); len(p) != 0 {
+		t.Errorf("problems = %+v, want none once it is gone", p)
 	}
 }

@@ -2,11 +2,14 @@ package kube
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	metaapi "istio.io/api/meta/v1alpha1"
 	securityapi "istio.io/api/security/v1beta1"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -15,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 
+	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/istiod/translate"
 )
 
@@ -89,9 +93,9 @@ func trimConfigMap(o runtime.Object) (runtime.Object, error) {
 
 func unexpected(o runtime.Object) error { return fmt.Errorf("object is a %T", o) }
 
-// security is an object of security.istio.io as it travels: spec and status are read apart, so that a status that
+// istioObject is an object of Istio's as it travels: spec and status are read apart, so that a status that
 // somebody spoiled does not take a policy out of force.
-type security struct {
+type istioObject struct {
 	Metadata metav1.ObjectMeta `json:"metadata"`
 	Spec     json.RawMessage   `json:"spec"`
 	Status   struct {
@@ -99,7 +103,7 @@ type security struct {
 	} `json:"status"`
 }
 
-func readSecurity(o runtime.Object) (s security, err error) {
+func readIstio(o runtime.Object) (s istioObject, err error) {
 	u, ok := o.(*unstructured.Unstructured)
 	if !ok {
 		return s, unexpected(o)
@@ -112,7 +116,7 @@ func readSecurity(o runtime.Object) (s security, err error) {
 		return s, err
 	}
 	s.Status.Conditions = conditionsOf(u.Object)
-	m := trimmedMeta(&s.Metadata, annotationDryRun)
+	m := trimmedMeta(&s.Metadata, annotationDryRun, annotationTraffic, mesh.AnnotationRedirection, translate.AnnotationConnectStrategy)
 	m.CreationTimestamp, m.Generation = s.Metadata.CreationTimestamp, s.Metadata.Generation
 	s.Metadata = m
 	return s, nil
@@ -151,7 +155,7 @@ func trimAuthorizationPolicy(o runtime.Object) (runtime.Object, error) {
 	if p, ok := o.(*policy); ok {
 		return p, nil
 	}
-	s, err := readSecurity(o)
+	s, err := readIstio(o)
 	if err != nil {
 		return nil, err
 	}
@@ -181,11 +185,46 @@ func trimPeerAuthentication(o runtime.Object) (runtime.Object, error) {
 	if pa, ok := o.(*securityv1.PeerAuthentication); ok {
 		return pa, nil
 	}
-	s, err := readSecurity(o)
+	s, err := readIstio(o)
 	if err != nil {
 		return nil, err
 	}
 	pa := &securityv1.PeerAuthentication{ObjectMeta: s.Metadata}
 	_, err = decode(s.Spec, &pa.Spec)
 	return pa, err
+}
+
+func trimServiceEntry(o runtime.Object) (runtime.Object, error) {
+	if se, ok := o.(*networkingv1.ServiceEntry); ok {
+		return se, nil
+	}
+	s, err := readIstio(o)
+	if err != nil {
+		return nil, err
+	}
+	se := &networkingv1.ServiceEntry{ObjectMeta: s.Metadata}
+	return se, understand(s.Spec, &se.Spec)
+}
+
+func trimWorkloadEntry(o runtime.Object) (runtime.Object, error) {
+	if we, ok := o.(*networkingv1.WorkloadEntry); ok {
+		return we, nil
+	}
+	s, err := readIstio(o)
+	if err != nil {
+		return nil, err
+	}
+	we := &networkingv1.WorkloadEntry{ObjectMeta: s.Metadata}
+	for _, c := range s.Status.Conditions {
+		if c.Type == translate.ConditionHealthy {
+			we.Status.Conditions = append(we.Status.Conditions, &metaapi.IstioCondition{Type: c.Type, Status: c.Status})
+		}
+	}
+	return we, understand(s.Spec, &we.Spec)
+}
+
+// understand reads a spec of which nothing may be passed over.
+func understand(spec json.RawMessage, into proto.Message) error {
+	unknown, err := decode(spec, into)
+	return errors.Join(err, unknown)
 }
