@@ -1,18 +1,18 @@
 // Package cni is the node agent: it decides which of the node's pods are in the mesh, redirects their traffic to the
 // node's ztunnel, tells ztunnel about them, and says in their status what it did.
 //
-// A pod is enrolled in this order: its network namespace is opened, the redirection rules go in, ztunnel is told and has
-// its listeners open, and only then the pod is announced as reachable through the mesh (the annotation
-// ambient.istio.io/redirection: enabled). Whatever fails, the pod's traffic is captured before it is announced, so it is
-// stopped rather than sent in plaintext:
+// A pod that starts is captured by redirection rules and handed to ztunnel, at the same time; when both are done it is
+// announced as reachable through the mesh (the annotation ambient.istio.io/redirection: enabled), and may start. A pod that
+// runs already, whose label was added, is handed to ztunnel first, and captured when ztunnel listens in it. No pod is
+// announced before it is captured, and one that was captured stays so when its ztunnel is lost:
 //
 //	rules fail      the runtime's ADD fails at once; the pod is not started, the runtime tries again
-//	ztunnel fails   ADD waits a little for ztunnel, then fails, and the runtime tries again. A pod that already runs
-//	                (its label was added) is announced as pending, its traffic blocked, and the agent tries again
+//	ztunnel fails   ADD waits a little for ztunnel, then fails, and the runtime tries again. A pod that already runs is
+//	                announced as pending and goes on outside of the mesh, as before; the agent tries again
 //	unknown pod     ADD fails, too: without the pod's labels nobody can say that it may run outside of the mesh
 //
-// Leaving goes the other way round and does not touch the application: the announcement is withdrawn, the rules are
-// removed, ztunnel is told.
+// Leaving does not touch the application either: the announcement is withdrawn, redirection ends, and ztunnel goes on with
+// the connections it has until they have ended; then the remaining rules are removed and ztunnel is told.
 //
 // Pods and namespaces come from a watched directory of YAML or from the Kubernetes API server, and announcements go to
 // status files or to the pods there. Everything between is the same.
@@ -37,7 +37,7 @@
 //	""     pods/status               patch              the annotation ambient.istio.io/redirection
 //	""     namespaces                get, list, watch   labels
 //	apps   daemonsets                get, list, watch   in its own namespace, its own name: upgrade or uninstallation?
-//	""     nodes                     get, patch         only with -untaint
+//	""     nodes                     get, patch         only with -untaint (and -taint)
 //
 // these capabilities: NET_ADMIN, NET_RAW, SYS_ADMIN (enter namespaces), SYS_PTRACE (open those of other users' processes),
 // DAC_OVERRIDE (write to the host's directories); and these of the host's directories: /etc/cni/net.d and /opt/cni/bin (at
