@@ -99,23 +99,23 @@ const skPass = 1
 // The commands' parts of union bpf_attr, as far as they are needed; the kernel takes the rest for zero.
 type (
 	mapAttr struct {
-		kind, keyBytes, valueBytes, entries, flags uint32
+		kind, keyBytes, valueBytes, entries uint32
+		_                                   uint32 // flags
 	}
 	elemAttr struct {
 		fd         uint32
 		_          uint32
 		key, value uint64 // addresses
-		flags      uint64
+		_          uint64 // flags
 	}
 	progAttr struct {
 		kind, count   uint32
 		code, license uint64 // addresses
-		logLevel      uint32
-		logBytes      uint32
-		log           uint64
-		kernel, flags uint32
-		name          [16]byte
-		ifindex       uint32
+		_             [2]uint32 // level and size of the log
+		_             uint64    // the log
+		_             [2]uint32 // kernel version, flags
+		_             [16]byte  // name
+		_             uint32    // device
 		attach        uint32
 	}
 )
