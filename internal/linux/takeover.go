@@ -110,7 +110,7 @@ type (
 	}
 	progAttr struct {
 		kind, count   uint32
-		code, license uint64 // addresses
+		code, license uint64    // addresses
 		_             [2]uint32 // level and size of the log
 		_             uint64    // the log
 		_             [2]uint32 // kernel version, flags
