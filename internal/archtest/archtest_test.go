@@ -271,6 +271,7 @@ var onlys = []only{
 	{"github.com/quic-go/quic-go", []string{"internal/hbone", "waypoint", "bench"}, "QUIC carries tunnels in hbone and HTTP/3 in waypoint", true},
 	{"github.com/vishvananda/netlink", []string{"internal/linux", "internal/netlab", "cni/rules"}, "the kernel is touched in three places", true},
 	{"github.com/vishvananda/netns", []string{"internal/linux", "internal/netlab", "cni/rules"}, "the kernel is touched in three places", true},
+	{"github.com/coreos/go-iptables", []string{"cni/rules"}, "rules are data until cni/rules applies them", true},
 	{"golang.org/x/sys/unix", []string{"internal/linux", "internal/netlab", "cni/rules"}, "raw system calls are in three places", true},
 	{"unsafe", []string{"internal/linux", "api"}, "unsafe code is read with the kernel's headers beside it", false},
 	{"k8s.io/client-go", []string{"istiod/kube", "cni", "cli", "e2e"}, "informers are paid for in memory", true},

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
+	"github.com/coreos/go-iptables/iptables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -29,8 +31,10 @@ func NewHost(ipt *IPTables, ns Namespace, h rules.Host) (*Host, error) {
 			if err := netlink.IpsetCreate(f.Set, "hash:ip", o); err != nil && !errors.Is(err, unix.EEXIST) {
 				return fmt.Errorf("make ipset %s (does the kernel have ip_set?): %w", f.Set, err)
 			}
-			if _, err := f.rules.ensure(true); err != nil {
-				return err
+			for _, c := range f.Chains {
+				if err := f.connect(c); err != nil {
+					return err
+				}
 			}
 		}
 		return nil
@@ -43,17 +47,80 @@ func NewHost(ipt *IPTables, ns Namespace, h rules.Host) (*Host, error) {
 
 type hostFamily struct {
 	rules.HostFamily
-	inet  uint8
-	rules familyRules
+	inet uint8
+	ipt  *iptables.IPTables
 }
 
 func (h *Host) families() []hostFamily {
-	owned, nat := []string{rules.ChainPostrouting}, []string{"nat"}
-	fs := []hostFamily{{h.h.IPv4, unix.AF_INET, familyRules{h.ipt.v4, h.h.IPv4.Chains, owned, nat}}}
+	fs := []hostFamily{{h.h.IPv4, unix.AF_INET, h.ipt.v4.rules}}
 	if hasIPv6() {
-		fs = append(fs, hostFamily{h.h.IPv6, unix.AF_INET6, familyRules{h.ipt.v6, h.h.IPv6.Chains, owned, nat}})
+		fs = append(fs, hostFamily{h.h.IPv6, unix.AF_INET6, h.ipt.v6.rules})
 	}
 	return fs
+}
+
+// connect makes one of the machine's tables hold the chain, entered first. Others have their rules there too, and change
+// them at any time, so ours go in one by one, the jump last.
+func (f hostFamily) connect(c rules.Chain) error {
+	have, err := f.list(c.Table, c.Name)
+	if err != nil || !slices.EqualFunc(have, c.Rules, rules.Same) {
+		if err := f.ipt.ClearChain(c.Table, c.Name); err != nil { // or makes it
+			return err
+		}
+		for _, r := range c.Rules {
+			if err := f.ipt.Append(c.Table, c.Name, r...); err != nil {
+				return err
+			}
+		}
+	}
+	if have, err = f.list(c.Table, c.From); err != nil {
+		return err
+	}
+	at := positions(have, c.Name)
+	if slices.Equal(at, []int{1}) {
+		return nil
+	}
+	if err := f.ipt.Insert(c.Table, c.From, 1, c.Jump()...); err != nil {
+		return err
+	}
+	for i := range slices.Backward(at) {
+		if err := f.ipt.DeleteById(c.Table, c.From, at[i]+1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// disconnect takes the chain away.
+func (f hostFamily) disconnect(c rules.Chain) error {
+	have, err := f.list(c.Table, c.From)
+	if err != nil {
+		return err
+	}
+	for range positions(have, c.Name) {
+		if err := f.ipt.Delete(c.Table, c.From, c.Jump()...); err != nil {
+			return err
+		}
+	}
+	if there, err := f.ipt.ChainExists(c.Table, c.Name); err != nil || !there {
+		return err
+	}
+	return f.ipt.ClearAndDeleteChain(c.Table, c.Name)
+}
+
+// list returns the rules of a chain.
+func (f hostFamily) list(table, chain string) ([]rules.Rule, error) {
+	lines, err := f.ipt.List(table, chain)
+	if err != nil {
+		return nil, err
+	}
+	var have []rules.Rule
+	for _, line := range lines {
+		if words := strings.Fields(line); len(words) > 2 && words[0] == "-A" {
+			have = append(have, words[2:])
+		}
+	}
+	return have, nil
 }
 
 // Allow lets probes reach the addresses of a pod. The UID is only a comment for whoever reads the set.
@@ -125,10 +192,10 @@ func (h *Host) Remove() error {
 		}
 		var errs []error
 		for _, f := range h.families() {
-			if seen.iptables {
-				f.rules.chains = nil
-				_, err := f.rules.ensure(true)
-				errs = append(errs, err)
+			for _, c := range f.Chains {
+				if seen.iptables {
+					errs = append(errs, f.disconnect(c))
+				}
 			}
 			if err := netlink.IpsetDestroy(f.Set); err != nil && !isMissing(err) {
 				errs = append(errs, fmt.Errorf("destroy ipset %s: %w", f.Set, err))

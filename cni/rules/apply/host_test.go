@@ -30,6 +30,18 @@ func TestHost(t *testing.T) {
 	if got := in("iptables", "-t", "nat", "-S"); strings.Count(got, want) != 1 || strings.Count(got, "-A POSTROUTING -j ISTIO_POSTRT") != 1 {
 		t.Errorf("rules are\n%s\nwant once\n%s", got, want)
 	}
+	// What others did to the table is put right, and theirs stays.
+	in("iptables", "-t", "nat", "-A", "POSTROUTING", "-j", "ISTIO_POSTRT")
+	in("iptables", "-t", "nat", "-I", "POSTROUTING", "1", "-s", "192.0.2.1/32", "-j", "RETURN")
+	in("iptables", "-t", "nat", "-A", "ISTIO_POSTRT", "-j", "RETURN")
+	if h, err = apply.NewHost(ipt, ns, rules.HostProbe(netip.Addr{}, netip.Addr{})); err != nil {
+		t.Fatal(err)
+	}
+	const order = "-A POSTROUTING -j ISTIO_POSTRT\n-A POSTROUTING -s 192.0.2.1/32 -j RETURN\n-A ISTIO_POSTRT -p tcp"
+	if got := in("iptables", "-t", "nat", "-S"); !strings.Contains(got, order) || strings.Count(got, "ISTIO_POSTRT") != 3 {
+		t.Errorf("rules are\n%s\nwant our one rule, entered once and first, and the other", got)
+	}
+	in("iptables", "-t", "nat", "-D", "POSTROUTING", "-s", "192.0.2.1/32", "-j", "RETURN")
 	pod := []netip.Addr{netip.MustParseAddr("10.0.0.5"), netip.MustParseAddr("fd00::5")}
 	for range 2 {
 		if err := h.Allow("u-1", pod); err != nil {

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/coreos/go-iptables/iptables"
+
 	"github.com/mistnet/mistnet/cni/rules"
 )
 
@@ -25,6 +27,7 @@ type IPTables struct {
 // family is the programs of one address family.
 type family struct {
 	save, restore program
+	rules         *iptables.IPTables // one rule at a time, for tables that are not ours alone
 }
 
 // NewIPTables finds the programs. Path names the IPv4 one, a bare name or a path; "" means "iptables". The IPv6 one is
@@ -37,18 +40,22 @@ func NewIPTables(path string) (*IPTables, error) {
 	if !strings.HasPrefix(name, "iptables") {
 		return nil, fmt.Errorf("find iptables: %q is not named iptables…, so its IPv6 twin cannot be found", path)
 	}
-	v4, err := find(path)
+	v4, err := find(path, iptables.ProtocolIPv4)
 	if err != nil {
 		return nil, fmt.Errorf("find iptables (is the package iptables installed?): %w", err)
 	}
-	v6, err := find(dir + "ip6tables" + strings.TrimPrefix(name, "iptables"))
+	v6, err := find(dir+"ip6tables"+strings.TrimPrefix(name, "iptables"), iptables.ProtocolIPv6)
 	if err != nil {
 		return nil, fmt.Errorf("find ip6tables: %w", err)
 	}
 	return &IPTables{v4: v4, v6: v6}, nil
 }
 
-func find(path string) (f family, err error) {
+func find(path string, protocol iptables.Protocol) (f family, err error) {
+	f.rules, err = iptables.New(iptables.IPFamily(protocol), iptables.Path(path), iptables.Timeout(lockSeconds))
+	if err != nil {
+		return f, err
+	}
 	if f.save, err = sibling(path, "-save"); err != nil {
 		return f, err
 	}
