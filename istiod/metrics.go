@@ -3,6 +3,7 @@ package istiod
 import (
 	"context"
 	"path"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -75,12 +76,13 @@ var (
 	descNouns    = prometheus.NewDesc("istiod_nouns", "Nouns, by kind.", []string{"kind"}, nil)
 	descLeader   = prometheus.NewDesc("istiod_leader", "1 when this replica is the one that writes to the API server.", nil, nil)
 	descFailing  = prometheus.NewDesc("istiod_source_failing", "1 while a resource cannot be read from the API server: what was read stays in force.", []string{"resource"}, nil)
+	descUnread   = prometheus.NewDesc("istiod_objects_not_honoured", "Objects of kinds that are not honoured, by resource.", []string{"resource"}, nil)
 	descProblems = prometheus.NewDesc("istiod_problems", "Objects that are refused and stay in their last good form.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (s *state) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descClients, descConnected, descPushes, descRejects, descRootEnd, descChainEnd, descRejected, descObjects, descNouns, descProblems, descLeader, descFailing} {
+	for _, d := range []*prometheus.Desc{descClients, descConnected, descPushes, descRejects, descRootEnd, descChainEnd, descRejected, descObjects, descNouns, descProblems, descUnread, descLeader, descFailing} {
 		ch <- d
 	}
 }
@@ -119,7 +121,18 @@ func (s *state) Collect(ch chan<- prometheus.Metric) {
 	for kind, n := range nouns {
 		gauge(descNouns, float64(n), kind)
 	}
-	gauge(descProblems, float64(len(s.d.source.problems())))
+	refused, unread := 0, make(map[string]int)
+	for _, p := range s.d.source.problems() {
+		if resource, _, _ := strings.Cut(p.Object, " "); p.Refused {
+			refused++
+		} else {
+			unread[resource]++
+		}
+	}
+	gauge(descProblems, float64(refused))
+	for resource, n := range unread {
+		gauge(descUnread, float64(n), resource)
+	}
 	if k, ok := s.d.source.(*kubeSource); ok {
 		gauge(descLeader, number(k.Leads()))
 		for _, f := range k.Feeds() {

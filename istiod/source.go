@@ -165,7 +165,7 @@ func (s *kubeSource) problems() []problem {
 		all = append(all, problem{Object: "certificate authority", Reason: err.Error(), Refused: true})
 	}
 	for _, p := range s.Problems() {
-		all = append(all, problem{Object: p.Resource + " " + p.Name.String(), Reason: p.Reason, Refused: true})
+		all = append(all, problem{Object: p.Resource + " " + p.Name.String(), Reason: p.Reason, Refused: !p.InForce})
 	}
 	return all
 }

@@ -7,6 +7,9 @@
 // stays in force; /debug/objects and the metric istiod_source_failing tell what cannot be read. EndpointSlices that
 // Kubernetes derives from a service's selector are not read: the selector says the same.
 //
+// Kinds that speak to a mesh and that this one does not honour yet are read for the names of their objects, which
+// /debug/problems lists and istiod_objects_not_honoured counts. Nothing waits for them.
+//
 // Of the ConfigMap istio (key mesh) it honours rootNamespace and trustDomain, once, and discoverySelectors, always.
 // What lies in other namespaces than those selected, and the root namespace, is not known to the mesh.
 //
@@ -32,6 +35,11 @@
 //	list watch: endpointslices.discovery.k8s.io
 //	list watch: authorizationpolicies.security.istio.io peerauthentications.security.istio.io
 //	list watch: serviceentries.networking.istio.io workloadentries.networking.istio.io
+//	list watch: virtualservices.networking.istio.io destinationrules.networking.istio.io gateways.networking.istio.io sidecars.networking.istio.io workloadgroups.networking.istio.io envoyfilters.networking.istio.io proxyconfigs.networking.istio.io
+//	list watch: requestauthentications.security.istio.io
+//	list watch: telemetries.telemetry.istio.io
+//	list watch: wasmplugins.extensions.istio.io
+//	list watch: gateways.gateway.networking.k8s.io httproutes.gateway.networking.k8s.io grpcroutes.gateway.networking.k8s.io tlsroutes.gateway.networking.k8s.io tcproutes.gateway.networking.k8s.io
 //	patch: authorizationpolicies/status.security.istio.io
 //	create: tokenreviews.authentication.k8s.io
 //	get list watch patch: configmaps (istio-ca-root-cert)

@@ -21,6 +21,7 @@ import (
 
 const (
 	probeEvery   = 5 * time.Second // for a kind that the API server does not serve, yet
+	probeSlowly  = time.Minute     // for one that is not urgent
 	probesToLose = 3               // how often it must say so before objects of that kind count as gone
 )
 
@@ -37,6 +38,7 @@ type feed struct {
 	client   any       // that versions use: tells whether watches can start with a list
 	versions []version // of which the first that is served is taken
 	optional bool      // a kind that the API server may not know
+	slow     bool      // which need not be noticed at once
 	trim     func(runtime.Object) (runtime.Object, error)
 	take     func([]change) // one call at a time
 	log      *zap.Logger
@@ -120,10 +122,19 @@ func (f *feed) run(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(probeEvery/2 + rand.N(probeEvery/2)):
+		case <-time.After(f.pause()):
 		}
 	}
 	return nil
+}
+
+// pause is how long to wait before the API server is asked again whether it serves the kind.
+func (f *feed) pause() time.Duration {
+	every := probeEvery
+	if f.slow {
+		every = probeSlowly
+	}
+	return every/2 + rand.N(every/2)
 }
 
 // read lists and watches until ctx is done, the list is wanted again, or the kind is found not to be served.
@@ -174,7 +185,7 @@ func (f *feed) served(ctx context.Context) (version, error) {
 		select {
 		case <-ctx.Done():
 			return version{}, context.Cause(ctx)
-		case <-time.After(probeEvery/2 + rand.N(probeEvery/2)):
+		case <-time.After(f.pause()):
 		}
 	}
 }

@@ -1,7 +1,6 @@
 package kube
 
 import (
-	"cmp"
 	"context"
 	"slices"
 	"sync"
@@ -38,6 +37,9 @@ type Source struct {
 	roots *roots
 	told  *statuses
 
+	unread      unread
+	unreadFeeds []*feed
+
 	mu        sync.Mutex
 	selection *selection
 	pending   []index.Event
@@ -56,6 +58,8 @@ func New(cfg Config) *Source {
 	s.roots = newRoots(cfg.Clients.Kube, cfg.Log.Named("roots"))
 	s.told = newStatuses(cfg.Clients.Dynamic, cfg.Mesh, s.known, cfg.Log.Named("status"))
 	s.feeds = s.makeFeeds()
+	s.unread = unread{log: s.log, have: make(map[string]map[translate.Name]struct{})}
+	s.unreadFeeds = s.makeUnread()
 	return s
 }
 
@@ -123,7 +127,7 @@ func (s *Source) istio(group apiGroup, resource string) (versions []version) {
 func (s *Source) Run(ctx context.Context, on func([]index.Event)) error {
 	ctx = withLog(ctx, s.log)
 	g, ctx := errgroup.WithContext(ctx)
-	for _, f := range s.feeds {
+	for _, f := range slices.Concat(s.feeds, s.unreadFeeds) {
 		g.Go(func() error { return f.run(ctx) })
 	}
 	g.Go(func() error {
@@ -272,27 +276,27 @@ type Problem struct {
 	Resource string
 	Name     translate.Name
 	Reason   string
+	InForce  bool // as the reason says; otherwise what was read of it before is, if anything
 }
 
-// Problems are the objects that could not be read, of which what was read before stays in force, and the policies that
-// deny because they were not understood.
+// Problems are the objects that could not be read, of which what was read before stays in force, the policies that deny
+// because they were not understood, and the objects of kinds that are not honoured.
 func (s *Source) Problems() []Problem {
 	var all []Problem
 	for _, f := range s.feeds {
 		all = append(all, f.problems()...)
 	}
 	all = append(all, s.told.problems()...)
-	slices.SortFunc(all, func(a, b Problem) int {
-		return cmp.Or(cmp.Compare(a.Resource, b.Resource), cmp.Compare(a.Name.String(), b.Name.String()))
-	})
+	all = append(all, s.unread.problems(s.known)...)
+	slices.SortFunc(all, compareProblems)
 	return all
 }
 
 // Feeds tells how reading goes, by kind.
 func (s *Source) Feeds() []FeedStatus {
-	all := make([]FeedStatus, len(s.feeds))
-	for i, f := range s.feeds {
-		all[i] = f.current()
+	var all []FeedStatus
+	for _, f := range slices.Concat(s.feeds, s.unreadFeeds) {
+		all = append(all, f.current())
 	}
 	return all
 }

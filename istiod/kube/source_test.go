@@ -59,6 +59,12 @@ func newCluster(t *testing.T, objects ...runtime.Object) *cluster {
 	for _, v := range []string{"v1", "v1beta1", "v1alpha3"} {
 		kinds[entries.GroupResource().WithVersion(v)], kinds[machines.GroupResource().WithVersion(v)] = "ServiceEntryList", "WorkloadEntryList"
 	}
+	for _, r := range kube.Unread() {
+		kinds[r] = "ThingList"
+		if strings.HasSuffix(r.Resource, "routes") {
+			kinds[r] = "HTTPRouteList"
+		}
+	}
 	return &cluster{
 		t: t, kube: fake.NewClientset(core...), index: index.New(translate.Config{}), batches: make(chan []index.Event, 100),
 		dynamic: dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), kinds, other...),
@@ -289,4 +295,46 @@ func TestEntriesBecomeNouns(t *testing.T) {
 	if p := c.source.Problems(); len(p) != 0 {
 		t.Errorf("problems = %+v, want none once it is gone", p)
 	}
+}
+
+// TestWhatIsNotHonouredIsTold: objects of other kinds have no effect, and who asks learns of it. What speaks to other
+// programs is none of it.
+func TestWhatIsNotHonouredIsTold(t *testing.T) {
+	t.Parallel()
+	route := func(name, parent string) *unstructured.Unstructured {
+		o := object("HTTPRoute", "shop", name, map[string]any{"parentRefs": []any{map[string]any{"kind": parent, "name": "web"}}})
+		o.SetAPIVersion("gateway.networking.k8s.io/v1")
+		return o
+	}
+	c := newCluster(t, namespace("shop", nil), route("ours", "Service"), route("theirs", "Gateway"),
+		networking("VirtualService", "shop", "split", map[string]any{"hosts": []any{"web"}}))
+	c.start()
+	told := func(want ...string) {
+		t.Helper()
+		var got []string
+		deadline := time.After(patience)
+		for {
+			got = nil
+			for _, p := range c.source.Problems() {
+				if !p.InForce {
+					t.Errorf("%s is said to be refused", p.Name)
+				}
+				got = append(got, p.Resource+" "+p.Name.String())
+			}
+			if slices.Equal(got, want) {
+				return
+			}
+			select {
+			case <-deadline:
+				t.Fatalf("problems = %q, want %q", got, want)
+			case <-time.After(10 * time.Millisecond):
+			}
+		}
+	}
+	told("httproutes.gateway.networking.k8s.io shop/ours", "virtualservices.networking.istio.io shop/split")
+	virtual := entries.GroupVersion().WithResource("virtualservices")
+	if err := c.dynamic.Resource(virtual).Namespace("shop").Delete(t.Context(), "split", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	told("httproutes.gateway.networking.k8s.io shop/ours")
 }

@@ -156,10 +156,10 @@ func (s *statuses) write(ctx context.Context, key string) error {
 
 // verdict is the condition a policy should have, or nil when it is not for node proxies.
 func (s *statuses) verdict(p *policy) *condition {
-	noun, status := translate.Policy(s.cfg, &p.AuthorizationPolicy)
-	if noun == nil && status == nil {
+	if translate.TargetsWaypoint(&p.AuthorizationPolicy) {
 		return nil
 	}
+	noun, status := translate.Policy(s.cfg, &p.AuthorizationPolicy)
 	c := &condition{Type: ZtunnelAccepted, Status: "True", Reason: reasonAccepted, Message: "attached to ztunnel", ObservedGeneration: p.Generation}
 	if status != nil {
 		c.Reason, c.Message = string(status.Reason), status.Message

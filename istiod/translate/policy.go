@@ -22,12 +22,12 @@ const annotationDryRun = "istio.io/dry-run"
 // left out in the stricter way: a rule that allows by them is dropped, one that denies by them denies without them.
 func Policy(cfg Config, ap *securityv1.AuthorizationPolicy) (*mesh.Policy, *Status) {
 	spec := &ap.Spec
-	if targetsWaypoint(spec) {
-		return nil, nil
-	}
 	status := func(r StatusReason, format string, args ...any) *Status {
 		return &Status{Kind: "AuthorizationPolicy", Namespace: ap.Namespace, Name: ap.Name, Reason: r,
 			Message: fmt.Sprintf(format, args...)}
+	}
+	if TargetsWaypoint(ap) {
+		return nil, status(Unsupported, "targetRefs need a waypoint, and there are none yet: nobody enforces this policy")
 	}
 	p := &mesh.Policy{Namespace: ap.Namespace, Name: ap.Name, Scope: scope(cfg, ap)}
 	switch spec.Action {
@@ -72,7 +72,7 @@ func Attaches(cfg Config, ap *securityv1.AuthorizationPolicy, namespace string, 
 
 // IsL4 reports whether the policy is one that node proxies enforce.
 func IsL4(ap *securityv1.AuthorizationPolicy) bool {
-	return !targetsWaypoint(&ap.Spec) &&
+	return !TargetsWaypoint(ap) &&
 		(ap.Spec.Action == securityapi.AuthorizationPolicy_ALLOW || ap.Spec.Action == securityapi.AuthorizationPolicy_DENY)
 }
 
@@ -86,8 +86,9 @@ func Enforceable(p *mesh.Policy) *mesh.Policy {
 		Groups: []mesh.Group{{}}}
 }
 
-func targetsWaypoint(spec *securityapi.AuthorizationPolicy) bool {
-	return spec.GetTargetRef() != nil || len(spec.GetTargetRefs()) > 0
+// TargetsWaypoint reports whether the policy is for waypoints, and no business of node proxies.
+func TargetsWaypoint(ap *securityv1.AuthorizationPolicy) bool {
+	return ap.Spec.GetTargetRef() != nil || len(ap.Spec.GetTargetRefs()) > 0
 }
 
 func scope(cfg Config, ap *securityv1.AuthorizationPolicy) mesh.PolicyScope {
