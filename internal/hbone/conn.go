@@ -327,11 +327,12 @@ func (c *conn) forgetLocked(s *Stream) {
 	}
 }
 
-// usableLocked reports whether a client connection can take one more stream.
+// usableLocked reports whether a client connection can take one more stream. Certificates that have expired before the first
+// are the peer's to judge: another dial would not mend them.
 func (c *conn) usableLocked() bool {
 	return c.err == nil && !c.draining && c.nextID <= maxStreamID &&
 		len(c.streams) < c.maxStreams && len(c.streams) < int(c.peerMaxStreams) &&
-		(c.expires.IsZero() || time.Now().Before(c.expires))
+		(c.expires.IsZero() || c.nextID == 1 || time.Now().Before(c.expires))
 }
 
 // open starts a stream and stages its CONNECT request, which flushStaged sends; nil when the connection cannot take it.
