@@ -3,6 +3,7 @@ package ztunnel
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
 	"sync"
@@ -40,15 +41,21 @@ func (ps *pods) connected() {
 
 // Add enrols a pod, or replaces it when its network namespace is another one. It takes ownership of netns.
 //
-// Until all pods of the agent's first list are served, a pod without a certificate is refused: opening its listeners takes
-// its connections away from the ztunnel that is to be replaced, which has one. The agent offers it again.
+// Until all pods of the agent's first list are served, a pod without a certificate is refused if another ztunnel serves it:
+// opening its listeners takes its connections away from the one that is to be replaced, which has a certificate. The agent
+// offers it again. When nobody serves the pod it is served at once, with what needs no certificate.
 func (ps *pods) Add(ctx context.Context, info zds.Info, file *os.File) error {
 	netns, err := linux.NetNSFromFile(file)
 	if err != nil {
 		err = fmt.Errorf("take over the network namespace of %s/%s: %w", info.Namespace, info.Name, err)
 	} else if err = ps.certificate(ctx, info); err != nil {
-		netns.Close()
-		err = fmt.Errorf("pod %s/%s is not taken over: %w", info.Namespace, info.Name, err)
+		if served(ctx, netns) {
+			netns.Close()
+			err = fmt.Errorf("pod %s/%s is not taken over: %w", info.Namespace, info.Name, err)
+		} else {
+			ps.log.Warn("pod is served without a certificate, as nobody else does", zap.String("pod", info.Namespace+"/"+info.Name), zap.Error(err))
+			err = nil
+		}
 	}
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
@@ -84,6 +91,17 @@ func (ps *pods) certificate(ctx context.Context, info zds.Info) error {
 	defer ps.mu.Unlock()
 	ps.slow = err != nil
 	return err
+}
+
+// served reports whether a ztunnel has listeners in the namespace: one that does not share is refused beside them. When that
+// cannot be found out, there may be one.
+func served(ctx context.Context, netns *linux.NetNS) bool {
+	ln, err := netns.Listen(ctx, linux.ListenOptions{Addr: netip.AddrPortFrom(netip.IPv6Unspecified(), mesh.PortHBONE)})
+	if err != nil {
+		return true
+	}
+	ln.Close()
+	return false
 }
 
 // check tells when every pod the agent named is served. The caller holds mu.
