@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"sync"
 	"testing"
 	"time"
 
@@ -35,6 +36,11 @@ func TestMain(m *testing.M) {
 func run(m *testing.M) (code int, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), setupTimeout)
 	defer cancel()
+	defer func() {
+		if ownBuild != "" {
+			err = errors.Join(err, os.RemoveAll(ownBuild))
+		}
+	}()
 	if name := os.Getenv("MISTNET_E2E_LAB"); name != "" {
 		if cluster, err = lab.Open("", name); err != nil {
 			return 0, err
@@ -68,39 +74,64 @@ func run(m *testing.M) (code int, err error) {
 
 // install loads this tree's images and has this tree's mistctl install them.
 func install(ctx context.Context, l *lab.Lab) error {
+	dir, err := built()
+	if err != nil {
+		return err
+	}
+	if err := loadBuilt(ctx, l); err != nil {
+		return err
+	}
+	cmd := l.Command(ctx, filepath.Join(dir, "mistctl"), "install", "--timeout", "5m")
+	out, err := cmd.CombinedOutput()
+	fmt.Fprintf(os.Stderr, "%s", out)
+	return err
+}
+
+// built returns the directory of mistctl and the images' archives, made of this tree once. MISTNET_E2E_BUILT names one that
+// is used instead and stays: for people who write tests.
+var built = sync.OnceValues(func() (string, error) {
+	if dir := os.Getenv("MISTNET_E2E_BUILT"); dir != "" {
+		return dir, nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), setupTimeout)
+	defer cancel()
 	root, err := filepath.Abs("../..")
 	if err != nil {
-		return err
+		return "", err
 	}
-	tmp, err := os.MkdirTemp("", "mistnet-suite-")
-	if err != nil {
-		return err
+	if ownBuild, err = os.MkdirTemp("", "mistnet-suite-"); err != nil {
+		return "", err
 	}
-	defer os.RemoveAll(tmp)
 	for _, step := range [][]string{
-		{"go", "-C", "tools", "run", "./image", "-arch", runtime.GOARCH, "-out", tmp},
-		{"go", "build", "-buildvcs=false", "-o", filepath.Join(tmp, "mistctl"), "./cmd/mistctl"},
+		{"go", "-C", "tools", "run", "./image", "-arch", runtime.GOARCH, "-out", ownBuild},
+		{"go", "build", "-buildvcs=false", "-o", filepath.Join(ownBuild, "mistctl"), "./cmd/mistctl"},
 	} {
 		cmd := exec.CommandContext(ctx, "nice", append([]string{"-n", "19"}, step...)...)
 		cmd.Dir = root
 		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("%q: %w\n%s", step, err, out)
+			return "", fmt.Errorf("%q: %w\n%s", step, err, out)
 		}
 	}
-	archives, err := filepath.Glob(filepath.Join(tmp, "*.tar"))
+	return ownBuild, nil
+})
+
+// ownBuild is the directory that built made; "": none.
+var ownBuild string
+
+// loadBuilt loads this tree's images.
+func loadBuilt(ctx context.Context, l *lab.Lab) error {
+	dir, err := built()
+	if err != nil {
+		return err
+	}
+	archives, err := filepath.Glob(filepath.Join(dir, "*.tar"))
 	if err != nil {
 		return err
 	}
 	if len(archives) == 0 {
-		return errors.New("there are no image archives")
+		return fmt.Errorf("there are no image archives in %s", dir)
 	}
-	if err := l.LoadImages(ctx, archives...); err != nil {
-		return err
-	}
-	cmd := l.Command(ctx, filepath.Join(tmp, "mistctl"), "install", "--timeout", "5m")
-	out, err := cmd.CombinedOutput()
-	fmt.Fprintf(os.Stderr, "%s", out)
-	return err
+	return l.LoadImages(ctx, archives...)
 }
 
 // state is what one asks first when something failed.

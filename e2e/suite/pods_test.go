@@ -278,3 +278,26 @@ func (s *space) must(err error) {
 		s.Fatal(err)
 	}
 }
+
+// logged is nil when a line of the log of a node's ztunnel has all the words.
+func (s *space) logged(n *lab.Node, words ...string) error {
+	s.Helper()
+	logs, err := cluster.Kubectl(s.Context(), "-n", system, "logs", "--tail=3000", ztunnelOn(s, n.Name))
+	if err != nil {
+		return err
+	}
+	similar := ""
+lines:
+	for line := range strings.Lines(logs) {
+		for i, word := range words {
+			if !strings.Contains(line, word) {
+				if i > 1 {
+					similar += line
+				}
+				continue lines
+			}
+		}
+		return nil
+	}
+	return errors.New("no line with all of " + strings.Join(words, ", ") + "; with some of them\n" + similar)
+}
