@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"strings"
 	"sync/atomic"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/mistnet/mistnet/cni"
+	"github.com/mistnet/mistnet/cni/plugin"
 	"github.com/mistnet/mistnet/internal/linux"
 )
 
@@ -19,7 +21,7 @@ func TestARunningPodIsCapturedOnceZtunnelServesIt(t *testing.T) {
 	n := newNode(t)
 	pods := podYAML("shop", "web-1", "u-1", "")
 	n.write("shop.yaml", namespace("shop", "")+pods)
-	n.start()
+	stop := n.start()
 	s := newSandbox(t)
 	n.add(s.event("shop", "web-1", "u-1", "c-1"))
 	var before, during atomic.Int64 // how often ztunnel was asked, and the pod was captured by then
@@ -46,6 +48,24 @@ func TestARunningPodIsCapturedOnceZtunnelServesIt(t *testing.T) {
 	}
 	if before.Load() < 2 || during.Load() > 0 {
 		t.Errorf("ztunnel was asked %d times, and %d times the pod was captured by then, want never", before.Load(), during.Load())
+	}
+	if !s.spares() {
+		t.Error("connections that are older than the rules would be reset")
+	}
+	s2 := newSandbox(t)
+	n.write("new.yaml", podYAML("shop", "web-2", "u-2", ""))
+	n.add(s2.event("shop", "web-2", "u-2", "c-2"))
+	if !s2.captured() || s2.spares() {
+		t.Errorf("a new pod is captured: %t, spares what is under way: %t, want all captured", s2.captured(), s2.spares())
+	}
+	stop()
+	n.start()
+	z.await(fmt.Sprintf("add u-1 shop/web-1 sa-web-1 %d", s.id()))
+	if code, why := n.ask(http.MethodPost, plugin.PathCheck, s.event("shop", "web-1", "u-1", "c-1")); code != http.StatusOK {
+		t.Errorf("CHECK of a pod that joined says %d %s", code, why)
+	}
+	if !s.spares() || s2.spares() {
+		t.Error("another agent forgets which pod joined while it ran")
 	}
 }
 

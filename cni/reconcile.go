@@ -406,6 +406,7 @@ func (r *reconciler) verify(ev plugin.Event) error {
 	}
 	defer ns.Close()
 	v, _, unknown := r.catalog.decide(k, rec.UID)
+	v.Options.Joined = rec.Options.Joined
 	switch {
 	case unknown == nil && v.Enrolled && !rec.Enabled:
 		return fmt.Errorf("pod %s is not yet enrolled", k)
@@ -437,7 +438,7 @@ func (r *reconciler) keep(valid []plugin.Attachment) {
 // equalOptions compares by value: options hold a slice.
 func equalOptions(a, b rules.Options) bool {
 	return reflect.DeepEqual(a, b) || len(a.VirtualInterfaces)+len(b.VirtualInterfaces) == 0 &&
-		a.DNS == b.DNS && a.Ingress == b.Ingress && a.ProbeIPv4 == b.ProbeIPv4 && a.ProbeIPv6 == b.ProbeIPv6
+		a.DNS == b.DNS && a.Ingress == b.Ingress && a.Joined == b.Joined && a.ProbeIPv4 == b.ProbeIPv4 && a.ProbeIPv6 == b.ProbeIPv6
 }
 
 // probes lets the host's health checks into captured pods: an apply.HostProbes, or noProbes.

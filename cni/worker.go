@@ -96,6 +96,10 @@ func (r *reconciler) settle(ctx context.Context, p *pod) (gen int, over bool, er
 	v, _, unknown := r.catalog.decide(p.key, rec.UID)
 	switch {
 	case unknown == nil && v.Enrolled:
+		v.Options.Joined = !starting
+		if rec.Captured && !rec.Released {
+			v.Options.Joined = rec.Options.Joined
+		}
 		return gen, false, r.enrol(ctx, p, gen, rec, ns, v, starting)
 	case unknown == nil, rec.Released:
 		return gen, false, r.release(ctx, p, gen, rec, ns, v)

@@ -63,11 +63,7 @@ func nft(o Options) []Table {
 			"ip daddr != 127.0.0.1"+redirect,
 			"ip6 daddr != ::1"+redirect)
 	}
-	if len(in) > 0 {
-		in = append([]string{nftUnderWay}, in...)
-	}
 	out := []string{
-		nftUnderWay,
 		"ip daddr " + bare(v4) + " meta l4proto tcp accept",
 		"ip6 daddr " + bare(v6) + " meta l4proto tcp accept",
 	}
@@ -85,6 +81,12 @@ func nft(o Options) []Table {
 		`ip6 daddr != ::1 oifname "lo" accept`,
 		"ip daddr != 127.0.0.1"+redirect,
 		"ip6 daddr != ::1"+redirect)
+	if o.Joined {
+		out = append([]string{nftUnderWay}, out...)
+		if len(in) > 0 {
+			in = append([]string{nftUnderWay}, in...)
+		}
+	}
 	return append(tables, nftTable(TableNAT, "nat", "nat", "dstnat", in, out))
 }
 

@@ -26,6 +26,11 @@ type Options struct {
 	// traffic of the pod (istio.io/reroute-virtual-interfaces).
 	VirtualInterfaces []string
 
+	// Joined says that the pod ran before it was captured: connections that are older than the rules are let by. The
+	// price is that a captured one of which the kernel loses track cannot be told from these: it ends, and what the pod
+	// sends on it until its peer says so is in the clear. In other pods it is captured again and goes on.
+	Joined bool
+
 	// ProbeIPv4 and ProbeIPv6 are where the host's probes come from; zero means mesh.ProbeAddrIPv4 and IPv6.
 	ProbeIPv4, ProbeIPv6 netip.Addr
 }
@@ -119,10 +124,14 @@ func chains(o Options, f family) []Chain {
 				rule("-p udp -m mark --mark %s -m udp --dport 53 -j CT --zone 1", ztunnelMark),
 			}})
 	}
-	if in := inbound(o, f); len(in) > 0 {
-		cs = append(cs, Chain{Table: "nat", Name: ChainPrerouting, From: "PREROUTING", Rules: append([]Rule{underWay}, in...)})
+	var first []Rule
+	if o.Joined {
+		first = []Rule{underWay}
 	}
-	return append(cs, Chain{Table: "nat", Name: ChainOutput, From: "OUTPUT", Rules: append([]Rule{underWay}, outbound(o, f)...)})
+	if in := inbound(o, f); len(in) > 0 {
+		cs = append(cs, Chain{Table: "nat", Name: ChainPrerouting, From: "PREROUTING", Rules: slices.Concat(first, in)})
+	}
+	return append(cs, Chain{Table: "nat", Name: ChainOutput, From: "OUTPUT", Rules: slices.Concat(first, outbound(o, f))})
 }
 
 // underWay lets TCP connections by that are older than the rules. A namespace tracks no connections before its first

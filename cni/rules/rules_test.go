@@ -37,6 +37,7 @@ func TestInPod(t *testing.T) {
 	for name, o := range map[string]rules.Options{
 		"default":            {},
 		"dns":                {DNS: true},
+		"joined":             {Joined: true},
 		"ingress":            {Ingress: true},
 		"ingress_dns":        {Ingress: true, DNS: true},
 		"virtual_interfaces": {VirtualInterfaces: []string{"tap0", "br-vm"}},

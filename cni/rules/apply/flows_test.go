@@ -2,12 +2,18 @@ package apply_test
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
 
 	"github.com/mistnet/mistnet/cni/rules"
 	"github.com/mistnet/mistnet/cni/rules/apply"
@@ -120,7 +126,7 @@ func TestConnectionsOlderThanTheRulesGoOn(t *testing.T) {
 				}
 			}
 			all("before", "")
-			rs := rules.InPod(rules.Options{})
+			rs := rules.InPod(rules.Options{Joined: true})
 			if _, err := r.Apply(pod, rs); err != nil {
 				t.Fatal(err)
 			}
@@ -142,6 +148,58 @@ func TestConnectionsOlderThanTheRulesGoOn(t *testing.T) {
 			all("with the rules, after a rest", "idle")
 		})
 	}
+}
+
+// A captured connection of which the kernel loses track is captured again, and goes on. In a pod that joined while it ran
+// it is let by, as if it were older than the rules, and ends: its first segment reaches a peer that knows nothing of it.
+func TestAForgottenConnectionDoesNotEscape(t *testing.T) {
+	for mode, r := range redirectors(t) {
+		for _, joined := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s joined=%t", mode, joined), func(t *testing.T) {
+				pod, peer := pair(t)
+				echo(t, pod, "0.0.0.0:15001") // in the place of ztunnel
+				if _, err := r.Apply(pod, rules.InPod(rules.Options{Joined: joined})); err != nil {
+					t.Fatal(err)
+				}
+				f := open(t, "captured", pod, "10.77.0.2:9000")
+				f.goesOn(t, "captured")
+				before := segmentsIn(t, peer)
+				if err := pod.Do(func() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) }); err != nil {
+					t.Fatal(err)
+				}
+				_ = f.c.SetDeadline(time.Now().Add(5 * time.Second))
+				_, _ = f.c.Write([]byte("secret"))
+				_, err := f.c.Read(make([]byte, 8))
+				if goesOn := err == nil; goesOn == joined || errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Errorf("the connection goes on: %t (%v), want %t", goesOn, err, !joined)
+				}
+				if escaped := segmentsIn(t, peer) > before; escaped != joined {
+					t.Errorf("a segment reached the peer: %t, want %t", escaped, joined)
+				}
+			})
+		}
+	}
+}
+
+// segmentsIn is how many TCP segments the kernel of a namespace has received.
+func segmentsIn(t *testing.T, in *linux.NetNS) (n int) {
+	t.Helper()
+	err := in.Do(func() error {
+		text, err := os.ReadFile("/proc/thread-self/net/snmp")
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(string(text)) { // a line of names, then one of numbers
+			if f := strings.Fields(line); f[0] == "Tcp:" {
+				n, err = strconv.Atoi(f[10])
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // redirectors are the ways to put rules in.
