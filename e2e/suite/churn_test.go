@@ -261,7 +261,9 @@ func (s *space) inTime(limit time.Duration, what string, fn func() error) {
 var (
 	goroutines = regexp.MustCompile(`(?m)^go_goroutines (\d+)$`)
 	openFiles  = regexp.MustCompile(`(?m)^process_open_fds (\d+)$`)
-	watches    = regexp.MustCompile(`(?m)^apiserver_longrunning_requests\{.*verb="WATCH".*\} (\d+)$`)
+	// Kinds that were defined a moment ago: Kubernetes' own controllers begin to watch them when they come to it.
+	custom  = regexp.MustCompile(`(?m)^apiserver_longrunning_requests\{.*group="([^"]*\.istio\.io|gateway\.networking\.k8s\.io)".*\n`)
+	watches = regexp.MustCompile(`(?m)^apiserver_longrunning_requests\{.*verb="WATCH".*\} (\d+)$`)
 )
 
 // accounts tells what every program of the mesh holds, on all nodes together: the scheduler may spread the servers otherwise.
@@ -295,7 +297,7 @@ func accounts(s *space) map[string]int {
 	}
 	raw, err := cluster.Client().RESTClient().Get().AbsPath("/metrics").DoRaw(s.Context())
 	s.must(err)
-	count("API server, watches", string(raw), watches)
+	count("API server, watches", custom.ReplaceAllString(string(raw), ""), watches)
 	return has
 }
 
