@@ -148,7 +148,7 @@ func TestCNILeaves(t *testing.T) {
 	one, two := cluster.Node(1), cluster.Node(2)
 	s.deploy(workload{name: "server", node: two}, workload{name: "client", node: one})
 	s.redirected(true)
-	s.get("client", "http://server/")
+	s.reach("client", "http://server/")
 	if !strings.Contains(s.traces(one), "15001") {
 		t.Fatal("no rules are seen in pods: the test is blind")
 	}
@@ -178,7 +178,7 @@ func TestCNILeaves(t *testing.T) {
 	}
 	s.get("client", "http://server/")
 	s.deploy(workload{name: "plain", node: one})
-	s.get("plain", "http://server/")
+	s.reach("plain", "http://server/")
 
 	restore()
 	s.redirected(true) // the plain one, too: it runs

@@ -21,7 +21,7 @@ func TestFaults(t *testing.T) {
 	s.deploy(workload{name: "server", node: two}, workload{name: "client", node: one})
 	s.redirected(true)
 	const url = "http://server/"
-	s.get("client", url)
+	s.reach("client", url)
 
 	t.Run("without istiod old pods go on, and new ones work when it is back", func(t *testing.T) {
 		s := &space{t, s.name}

@@ -104,8 +104,8 @@ func TestRootRotation(t *testing.T) {
 	s.eventually("a new pod is certified below the new root", func() error { // the authority takes its time
 		name := fmt.Sprint("late-", time.Now().Unix())
 		s.deploy(workload{name: name, node: cluster.Node(1)})
-		s.get(name, "http://server/")
-		s.get("client", "http://"+name+"/")
+		s.reach(name, "http://server/")
+		s.reach("client", "http://"+name+"/")
 		c, err := s.certificate(cluster.Node(1).Name, "spiffe://cluster.local/ns/"+s.name+"/sa/"+name)
 		if err != nil {
 			return err
@@ -147,7 +147,7 @@ func TestAPIServerDown(t *testing.T) {
 	s.unpolicy("AuthorizationPolicy", "nobody")
 	s.eventually("a policy that went does not act", func() error { _, err := s.run("client", "get", "http://server/"); return err })
 	s.deploy(workload{name: "late", node: cluster.Node(1)})
-	s.get("late", "http://server/")
+	s.reach("late", "http://server/")
 	wire := s.capture()
 	s.get("late", "http://server/?from-late")
 	s.tunnelled(wire, "from-late")
@@ -178,14 +178,15 @@ func underLoad(t *testing.T, name string) (*space, func()) {
 	s.redirected(true)
 	s.eventually("the server is reached in a tunnel", func() error {
 		wire := s.capture()
-		s.get("client", "http://server/?are-we-there")
+		s.reach("client", "http://server/?are-we-there")
 		if wire.Contains([]byte("are-we-there")) {
 			return errors.New("it is reached in the clear")
 		}
 		return nil
 	})
 	s.policy("PeerAuthentication", "default", "\n  mtls: {mode: STRICT}")
-	s.deploy(workload{name: "loader", node: one, args: []string{"load", "http://server/", "10"}})
+	// By its address: without the API server Kubernetes may forget, for a moment, that pods of services are ready.
+	s.deploy(workload{name: "loader", node: one, args: []string{"load", "http://" + bracketed(s.pod("server").Status.PodIP) + ":8080/", "10"}})
 	_, before := s.load("loader") // what failed while the loader itself joined is not the test's
 	return s, func() {
 		t.Helper()

@@ -37,7 +37,7 @@ func TestNodeFaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	far := "http://" + bracketed(service.Spec.ClusterIP) + "/"
-	s.get("client", far)
+	s.reach("client", far)
 
 	// while checks that nobody on the first node notices.
 	while := func(what string, do func(s *space)) {

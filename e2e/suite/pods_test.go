@@ -200,6 +200,12 @@ func (s *space) get(pod, url string) string {
 	return out
 }
 
+// reach asks until there is an answer: that a pod is ready comes about in its own time wherever it must be known.
+func (s *space) reach(pod, url string) {
+	s.Helper()
+	s.eventually(pod+" reaches "+url, func() error { _, err := s.run(pod, "get", url); return err })
+}
+
 var totals = regexp.MustCompile(`sent (\d+) failed (\d+)\n`)
 
 // load returns the totals of a pod that runs "load", newer than the call.
