@@ -32,8 +32,8 @@ func TestGatewayDefinitions(t *testing.T) {
 		{dir, "tlsroutes.gateway.networking.k8s.io"},
 		{filepath.Join(dir, "experimental"), "xbackendtrafficpolicies.gateway.networking.x-k8s.io"},
 	} {
-		remove := func() {
-			out, err := cluster.Kubectl(context.WithoutCancel(t.Context()), "delete", "--ignore-not-found", "--timeout=2m", "-k", channel.dir)
+		remove := func() { // which the API server takes minutes for when it is busy, and kinds of these names went just before
+			out, err := cluster.Kubectl(context.WithoutCancel(t.Context()), "delete", "--ignore-not-found", "--timeout=6m", "-k", channel.dir)
 			if err != nil {
 				t.Errorf("remove %s: %v\n%s", channel.dir, err, out)
 			}
