@@ -34,7 +34,7 @@ func TestHost(t *testing.T) {
 	in("iptables", "-t", "nat", "-A", "POSTROUTING", "-j", "ISTIO_POSTRT")
 	in("iptables", "-t", "nat", "-I", "POSTROUTING", "1", "-s", "192.0.2.1/32", "-j", "RETURN")
 	in("iptables", "-t", "nat", "-A", "ISTIO_POSTRT", "-j", "RETURN")
-	if h, err = apply.NewHost(ipt, ns, rules.HostProbe(netip.Addr{}, netip.Addr{})); err != nil {
+	if _, err = apply.NewHost(ipt, ns, rules.HostProbe(netip.Addr{}, netip.Addr{})); err != nil {
 		t.Fatal(err)
 	}
 	const order = "-A POSTROUTING -j ISTIO_POSTRT\n-A POSTROUTING -s 192.0.2.1/32 -j RETURN\n-A ISTIO_POSTRT -p tcp"
