@@ -102,7 +102,7 @@ func (x *Exchange) Receive() (*Response, error) {
 // connections' Raw carry bytes.
 func (x *Exchange) Respond(e *Edits) error {
 	s, p := x.down, x.resp
-	s.last = s.last || s.req.close || s.draining.Load() || x.heldBack()
+	s.last = s.last || s.ends() || x.heldBack()
 	kind, err := s.out.responseHead(p, &s.req, e, s.last)
 	if err != nil {
 		return x.end(err)
@@ -128,6 +128,21 @@ func (x *Exchange) Respond(e *Edits) error {
 	s.linger = s.linger || s.last && !s.req.Body.Done() && s.req.Body.kind != bodyNone
 	x.up.end()
 	return nil
+}
+
+// Repeatable reports whether the request, once this exchange is aborted, can be sent once more: it was sent whole, and its
+// body is still in the buffer.
+func (x *Exchange) Repeatable() bool {
+	if x.upload != nil {
+		select {
+		case x.fault = <-x.upload:
+			x.upload = nil
+		default:
+			return false
+		}
+	}
+	b := &x.down.req.Body
+	return x.fault == nil && b.err == nil && (b.kind == bodyNone || b.moves == b.in.moves)
 }
 
 // Abort ends an exchange that was sent and is not to be responded: by a reply of the caller's own, perhaps.

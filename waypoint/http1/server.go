@@ -74,6 +74,7 @@ type ServerConn struct {
 	last      bool // the connection ends with this exchange
 	linger    bool // the client may still be sending
 
+	winding  atomic.Bool
 	draining atomic.Bool
 	waiting  atomic.Bool // for a request, without a byte of it
 }
@@ -201,6 +202,13 @@ func (s *ServerConn) Drain() {
 	}
 }
 
+// Wind makes the connection close with the next exchange that ends, and says so to the client. One that waits for a request
+// goes on to wait for one: unlike Drain it loses none that is on its way. Safe to call at any time from any goroutine.
+func (s *ServerConn) Wind() { s.winding.Store(true) }
+
+// ends reports whether the connection is to close with its exchange.
+func (s *ServerConn) ends() bool { return s.req.close || s.draining.Load() || s.winding.Load() }
+
 // Reply answers the request, or the one that could not be read, itself: with a plain text body (Edits may say
 // otherwise) that a HEAD request does not get.
 func (s *ServerConn) Reply(status int, body string, e *Edits) error {
@@ -211,7 +219,7 @@ func (s *ServerConn) Reply(status int, body string, e *Edits) error {
 		return err
 	}
 	none := Fields{}
-	s.last = s.last || s.req.close || s.draining.Load() || s.held()
+	s.last = s.last || s.ends() || s.held()
 	s.linger = s.linger || s.last && !s.req.Body.Done() && s.req.Body.kind != bodyNone
 	size := 256 + len(body)
 	if e != nil {

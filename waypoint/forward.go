@@ -1,0 +1,382 @@
+package waypoint
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"strconv"
+	"time"
+
+	"github.com/mistnet/mistnet/internal/lb"
+	"github.com/mistnet/mistnet/internal/mesh"
+	"github.com/mistnet/mistnet/waypoint/http1"
+	"github.com/mistnet/mistnet/waypoint/route"
+)
+
+// plan is how the request being served is forwarded.
+type plan struct {
+	backend *route.Backend
+	balance lb.Request     // Service is nil when a workload was asked for
+	direct  *mesh.Workload // the workload
+	connect time.Duration  // for a connection to be made
+	whole   time.Time      // when all must be over; zero: never
+	try     time.Duration  // for each try; 0: none
+	path    string
+	host    string
+}
+
+// forward sends the request to a backend, again if need be, and its response to the client.
+func (s *session) forward(ctx context.Context, b *route.Backend) *upstream {
+	var p plan
+	if r := s.plan(&p, b); r != nil {
+		return s.answer(*r)
+	}
+	for attempt := uint32(1); ; attempt++ {
+		up, outcome, r := s.try(ctx, &p, attempt)
+		if r == nil {
+			return up
+		}
+		if ctx.Err() != nil {
+			s.log.fail("DC", "downstream_remote_disconnect")
+			return nil
+		}
+		if attempt > s.rule.Retry.Attempts || !s.rule.Retry.Retriable(outcome) || !s.again(ctx, &p, attempt) {
+			if attempt > 1 && outcome.Reset == route.ResetConnect {
+				r.flags += ",URX"
+			}
+			return s.answer(*r)
+		}
+	}
+}
+
+// again waits before another try. False: there is no time left for one, or the body is gone.
+func (s *session) again(ctx context.Context, p *plan, attempt uint32) bool {
+	if !s.q.Body.Rewind() {
+		return false
+	}
+	pause := s.rule.Retry.Backoff(attempt, rand.Uint32())
+	if !p.whole.IsZero() && time.Until(p.whole) <= pause {
+		return false
+	}
+	return sleep(ctx, pause)
+}
+
+// plan finds out where a request goes; a reply says why it cannot.
+func (s *session) plan(p *plan, b *route.Backend) *reply {
+	v := s.view
+	p.backend, p.connect = b, connectTimeout
+	whole, try := s.rule.Timeouts(s.grpcTimeout())
+	if p.try = try; whole > 0 {
+		p.whole = s.log.start.Add(whole)
+	}
+	p.path, p.host = s.rule.Rewrite(b, s.at, &s.req)
+	key, port := s.to.service, s.to.port
+	if b.Ref.Hostname != "" {
+		key = b.Ref.Service()
+	}
+	if b.Ref.Port != 0 {
+		port = b.Ref.Port
+	}
+	s.log.cluster(key, b.Ref.Subset, port)
+	if key == "" {
+		if p.direct = v.Workload(s.to.uid); p.direct == nil {
+			return &replyNoUpstream
+		}
+		return nil
+	}
+	svc := v.Service(key)
+	if svc == nil {
+		return s.noCluster()
+	}
+	s.log.service = svc
+	settings, ok := v.settings(svc, s.cfg.Namespace, b.Ref.Subset, port)
+	if !ok {
+		return s.noCluster()
+	}
+	p.connect, p.balance = timeoutOf(&settings), s.balance(v, svc, port)
+	return nil
+}
+
+// settings are what is said of a port of a service, or a subset; not ok when it asks for what cannot be done here, and
+// doing without might be unsafe or lead elsewhere.
+func (v *view) settings(svc *mesh.Service, namespace, subset string, port uint16) (mesh.TrafficSettings, bool) {
+	policy := v.trafficFor(svc, namespace)
+	if policy != nil && policy.Invalid != "" {
+		return mesh.TrafficSettings{}, false
+	}
+	s, ok := policy.For(subset, port)
+	secured := s.TLS != nil && (s.TLS.Mode == mesh.TLSSimple || s.TLS.Mode == mesh.TLSMutual)
+	if !ok || subset != "" || secured || s.Tunnel != nil || s.ProxyProtocol != mesh.ProxyProtocolNone {
+		return s, false
+	}
+	return s, true
+}
+
+// noCluster is the answer when there is no such backend: it differs by who wrote the rule.
+func (s *session) noCluster() *reply {
+	r := replyNoCluster
+	if s.rule.Route != nil && s.rule.Route.Kind != mesh.KindVirtualService {
+		r.status = 500
+	}
+	return &r
+}
+
+func (s *session) grpcTimeout() string {
+	if !s.req.GRPC {
+		return ""
+	}
+	v, _ := s.q.Value("grpc-timeout")
+	return v
+}
+
+// try makes one attempt. A reply says what to answer if it is the last; with none, the request was answered.
+func (s *session) try(ctx context.Context, p *plan, attempt uint32) (*upstream, route.Outcome, *reply) {
+	var to pick
+	if p.direct != nil {
+		to = s.up.workload(p.direct, s.to.addr)
+	} else {
+		var err error
+		if to, err = s.up.choose(&p.balance, s.avoid()); err != nil {
+			return nil, route.Outcome{Reset: route.ResetOverflow}, &replyNoUpstream
+		}
+	}
+	s.tried = append(s.tried, to.endpoint)
+	s.log.upstream, s.log.workload, s.log.attempts = to.endpoint.key.addr, to.workload, attempt
+	to.endpoint.active.Add(1)
+	up, outcome, r := s.exchange(ctx, p, to)
+	if up == nil {
+		to.endpoint.active.Add(-1)
+	}
+	return up, outcome, r
+}
+
+// avoid are the endpoints not to be tried again.
+func (s *session) avoid() []*endpoint {
+	if s.rule.Retry.PreviousHosts == mesh.PreviousHostsAllow {
+		return nil
+	}
+	return s.tried
+}
+
+// exchange carries the request to an endpoint, and the response back unless it is one to try again. When a kept
+// connection turns out to be closed, the request goes out once more on a new one, if it may be sent twice.
+func (s *session) exchange(ctx context.Context, p *plan, to pick) (*upstream, route.Outcome, *reply) {
+	for fresh := false; ; fresh = true {
+		until, whole := p.deadline(time.Now())
+		up, err := s.connect(ctx, p, to, fresh, until)
+		if err != nil {
+			return s.unconnected(err, until, whole)
+		}
+		s.busy.Store(&up.conn)
+		if ctx.Err() != nil {
+			up.Close()
+		}
+		up.SetDeadline(until)
+		sent := time.Now()
+		x := s.conn.Exchange(up.ClientConn)
+		s.requestEdits(p, until)
+		var resp *http1.Response
+		if err = x.Send(&s.edits); err == nil {
+			resp, err = x.Receive()
+		}
+		if err != nil {
+			s.busy.Store(nil)
+			up.Close()
+			e := asError(err)
+			if up.reused && e.Reason == http1.UpstreamClosed && idempotent(s.q.Method) && ctx.Err() == nil && s.q.Body.Rewind() {
+				continue
+			}
+			return s.failed(e, whole)
+		}
+		return s.respond(p, x, up, resp, sent)
+	}
+}
+
+func (s *session) connect(ctx context.Context, p *plan, to pick, fresh bool, until time.Time) (*upstream, error) {
+	if !fresh {
+		if up := s.up.kept(to.endpoint); up != nil {
+			return up, nil
+		}
+	}
+	limit := time.Now().Add(p.connect)
+	if !until.IsZero() && until.Before(limit) {
+		limit = until
+	}
+	ctx, cancel := context.WithDeadline(ctx, limit)
+	defer cancel()
+	return s.up.connect(ctx, to, s.header())
+}
+
+// deadline is when a try that begins now must be over; zero: never. whole says that it is the end of the exchange.
+func (p *plan) deadline(now time.Time) (until time.Time, whole bool) {
+	until, whole = p.whole, true
+	if p.try > 0 {
+		if t := now.Add(p.try); until.IsZero() || t.Before(until) {
+			return t, false
+		}
+	}
+	return until, whole
+}
+
+func (s *session) unconnected(err error, until time.Time, whole bool) (*upstream, route.Outcome, *reply) {
+	if !until.IsZero() && !time.Now().Before(until) {
+		return nil, timedOut(false, whole), timeoutReply(whole)
+	}
+	r := replyConnect(err)
+	return nil, route.Outcome{Reset: route.ResetConnect}, &r
+}
+
+func timeoutReply(whole bool) *reply {
+	if whole {
+		return &replyTimeout
+	}
+	return &replyTryTimeout
+}
+
+// timedOut is the outcome of a try that took too long; when the whole time is over there is no other.
+func timedOut(sent, whole bool) route.Outcome {
+	if whole {
+		return route.Outcome{Reset: route.ResetOverflow, Sent: sent}
+	}
+	return route.Outcome{Reset: route.ResetTimeout, Sent: sent}
+}
+
+// failed says what the end of an exchange without a response means.
+func (s *session) failed(e *http1.Error, whole bool) (*upstream, route.Outcome, *reply) {
+	if e.Client() || e.Reason == http1.BadEdit {
+		flags := "DPE"
+		if e.Reason == http1.ClientClosed {
+			flags = "DC"
+		}
+		return nil, route.Outcome{Reset: route.ResetOverflow}, &reply{e.Status, "", flags, e.Error()}
+	}
+	outcome := route.Outcome{Sent: true}
+	switch e.Reason {
+	case http1.UpstreamTimeout:
+		return nil, timedOut(true, whole), timeoutReply(whole)
+	case http1.UpstreamBroken:
+		outcome.Reset = route.ResetProtocol
+		return nil, outcome, &replyProtocol
+	}
+	outcome.Reset = route.ResetConnection
+	return nil, outcome, &replyClosed
+}
+
+// respond passes the response on, unless another try is to be made instead.
+func (s *session) respond(p *plan, x *http1.Exchange, up *upstream, resp *http1.Response, sent time.Time) (*upstream, route.Outcome, *reply) {
+	if o := outcomeOf(resp); s.log.attempts <= s.rule.Retry.Attempts && s.rule.Retry.Retriable(o) && p.hasTime() && x.Repeatable() {
+		status := resp.Status
+		x.Abort()
+		s.busy.Store(nil)
+		return nil, o, &reply{status, "", "URX", "via_upstream"}
+	}
+	up.SetDeadline(p.whole)
+	s.log.status, s.log.details, s.log.upstreamTime = resp.Status, "via_upstream", time.Since(sent)
+	s.responseEdits(p, s.log.upstreamTime)
+	tunnel := resp.Tunnel
+	err := x.Respond(&s.edits)
+	s.busy.Store(nil)
+	s.log.sent = resp.Body.Bytes()
+	switch {
+	case err != nil:
+		up.Close()
+		s.cut(asError(err))
+	case tunnel:
+		return up, route.Outcome{}, nil
+	default:
+		s.up.put(up)
+	}
+	return nil, route.Outcome{}, nil
+}
+
+// hasTime reports whether the exchange may still go on.
+func (p *plan) hasTime() bool { return p.whole.IsZero() || time.Now().Before(p.whole) }
+
+// asError is what the engine says of a failure.
+func asError(err error) *http1.Error {
+	if e, ok := errors.AsType[*http1.Error](err); ok {
+		return e
+	}
+	return &http1.Error{Status: 502, Reason: http1.UpstreamBroken, Err: err}
+}
+
+// cut records that a response broke off. What can still be answered, is.
+func (s *session) cut(e *http1.Error) {
+	switch {
+	case !s.conn.Answered():
+		s.answer(reply{e.Status, "", "UPE", e.Error()})
+	case e.Client():
+		s.log.fail("DC", "downstream_remote_disconnect")
+	case e.Reason == http1.UpstreamTimeout:
+		s.log.fail("UT", "response_timeout")
+	default:
+		s.log.fail("UC", e.Error())
+	}
+}
+
+func outcomeOf(resp *http1.Response) route.Outcome {
+	o := route.Outcome{Sent: true, Status: uint16(resp.Status)}
+	_, o.Ratelimited = resp.Value("x-envoy-ratelimited")
+	if v, ok := resp.Value("grpc-status"); ok {
+		if n, err := strconv.ParseUint(v, 10, 32); err == nil {
+			o.GRPC, o.GRPCStatus = true, uint32(n)
+		}
+	}
+	return o
+}
+
+// idempotent methods may be sent twice (RFC 9110, 9.2.2).
+func idempotent(method string) bool {
+	switch method {
+	case "GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE":
+		return true
+	}
+	return false
+}
+
+// requestEdits are the changes to the request: ours, then those of the backend, then those of the rule.
+func (s *session) requestEdits(p *plan, until time.Time) {
+	e := &s.edits
+	e.Reset()
+	e.Set("x-request-id", s.log.requestID)
+	if _, ok := s.q.Value("x-forwarded-proto"); !ok {
+		e.Set("x-forwarded-proto", "http")
+	}
+	for _, name := range [...]string{"x-forwarded-client-cert", "x-envoy-peer-metadata", "x-envoy-peer-metadata-id", "x-envoy-decorator-operation"} {
+		if _, ok := s.q.Value(name); ok {
+			e.Remove(name)
+		}
+	}
+	e.Set("x-envoy-attempt-count", strconv.Itoa(int(s.log.attempts)))
+	if !until.IsZero() {
+		e.Set("x-envoy-expected-rq-timeout-ms", strconv.FormatInt(max(time.Until(until).Milliseconds(), 1), 10))
+	}
+	if p.path != s.q.Path {
+		if p.path != s.req.Path {
+			e.Set("x-envoy-original-path", s.q.Target)
+		}
+		target := p.path
+		if s.q.Query {
+			target += "?" + s.q.RawQuery
+		}
+		e.SetTarget(target)
+	}
+	if p.host != s.q.Authority {
+		e.Set("host", p.host)
+	}
+	p.backend.Request.Apply(editor{e})
+	s.rule.Request.Apply(editor{e})
+}
+
+// responseEdits are the changes to the response.
+func (s *session) responseEdits(p *plan, took time.Duration) {
+	e := &s.edits
+	e.Reset()
+	e.Set("server", serverName)
+	e.Set("x-envoy-upstream-service-time", strconv.FormatInt(took.Milliseconds(), 10))
+	e.Remove("x-envoy-peer-metadata")
+	e.Remove("x-envoy-peer-metadata-id")
+	s.corsHeaders()
+	p.backend.Response.Apply(editor{e})
+	s.rule.Response.Apply(editor{e})
+}

@@ -1,0 +1,294 @@
+package waypoint
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/mistnet/mistnet/internal/authz"
+	"github.com/mistnet/mistnet/internal/daemon"
+	"github.com/mistnet/mistnet/internal/hbone"
+	"github.com/mistnet/mistnet/internal/identity"
+	"github.com/mistnet/mistnet/internal/mesh"
+	"github.com/mistnet/mistnet/internal/relay"
+)
+
+// serve accepts tunnels until ctx is done, then drains; running ends what is still there.
+func (w *Waypoint) serve(ctx, running context.Context) error {
+	ln, err := (&net.ListenConfig{}).Listen(running, "tcp", w.cfg.ListenAddr)
+	if err != nil {
+		return fmt.Errorf("open the tunnel listener (-listen-addr): %w", err)
+	}
+	select {
+	case <-w.xds.Synced():
+		w.env.Ready.Done(taskState)
+	case <-ctx.Done():
+		return ln.Close()
+	case <-running.Done():
+		return ln.Close()
+	}
+	w.ids.Prefetch(w.cfg.identity())
+	w.env.Ready.Done(taskProxy)
+	w.log.Info("serving", zap.Stringer("addr", ln.Addr()), zap.String("gateway", w.cfg.Gateway))
+
+	accepting, stopAccepting := context.WithCancel(running)
+	var drained sync.WaitGroup
+	drained.Go(func() {
+		defer stopAccepting()
+		select {
+		case <-ctx.Done():
+			w.drain(running)
+		case <-accepting.Done():
+		}
+	})
+	err = daemon.Serve(accepting, ln, w.cfg.Grace, func(ctx context.Context, raw net.Conn) {
+		if err := w.server.ServeConn(ctx, raw); err != nil {
+			w.log.Debug("tunnel connection ended", zap.Stringer("peer.addr", raw.RemoteAddr()), zap.Error(err))
+		}
+	})
+	stopAccepting()
+	drained.Wait()
+	return err
+}
+
+// drain ends what is under way in order. At first everybody is still served, but told that the connection ends: it takes
+// the mesh a moment to learn that this waypoint is no longer ready. Then nothing new is taken, and what there is may end
+// within the grace period.
+func (w *Waypoint) drain(ctx context.Context) {
+	w.env.Ready.Pending(taskProxy)
+	w.log.Info("draining", zap.Duration("delay", w.cfg.DrainDelay), zap.Duration("grace", w.cfg.Grace))
+	w.sessions.wind()
+	wait(ctx, w.env.Hurry, w.cfg.DrainDelay)
+	ctx, cancel := context.WithTimeout(ctx, w.cfg.Grace)
+	defer cancel()
+	stop := context.AfterFunc(w.env.Hurry, cancel)
+	defer stop()
+	w.sessions.drain()
+	if err := w.server.Shutdown(ctx); err != nil {
+		w.log.Warn("connections were cut at the end of the grace period", zap.Error(err))
+	}
+}
+
+// wait returns after d, or when either context is done.
+func wait(a, b context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-a.Done():
+	case <-b.Done():
+	}
+}
+
+// client is who opened a tunnel.
+type client struct {
+	id       mesh.Identity
+	addr     netip.AddrPort
+	workload *mesh.Workload // nil: not known
+}
+
+func (c *client) namespace() string {
+	if c.workload != nil {
+		return c.workload.Namespace
+	}
+	return c.id.Namespace
+}
+
+// tunnel is one CONNECT: a connection of a client to a destination.
+type tunnel struct {
+	*Waypoint
+	client client
+	to     destination
+	local  netip.AddrPort
+}
+
+// connect serves one CONNECT.
+func (w *Waypoint) connect(ctx context.Context, r *hbone.Request) {
+	t, err := w.admit(r)
+	if err != nil {
+		status := http.StatusServiceUnavailable
+		if refused, ok := errors.AsType[*refusedError](err); ok {
+			status = refused.status
+		}
+		w.rep.refused(r, err)
+		_ = r.Reject(status) // the client may have gone, which is no news
+		return
+	}
+	switch t.to.app {
+	case mesh.AppTCP, mesh.AppTLS:
+		t.serveTCP(ctx, func() (relay.Conn, error) { return r.Accept("") }, func() { _ = r.Reject(http.StatusServiceUnavailable) })
+		return
+	case mesh.AppUnknown, mesh.AppHTTP1, mesh.AppHTTP2, mesh.AppGRPC:
+	}
+	s, err := r.Accept("")
+	if err != nil {
+		w.rep.refused(r, err)
+		return
+	}
+	if t.to.app == mesh.AppHTTP1 {
+		t.serveHTTP(ctx, s)
+		return
+	}
+	conn, isHTTP, err := sniff(s, w.cfg.SniffTimeout)
+	switch {
+	case err != nil:
+		_ = s.Reset()
+	case isHTTP:
+		t.serveHTTP(ctx, conn)
+	default:
+		t.serveTCP(ctx, func() (relay.Conn, error) { return conn, nil }, func() { _ = s.Reset() })
+	}
+}
+
+// admit finds out who calls whom.
+func (w *Waypoint) admit(r *hbone.Request) (*tunnel, error) {
+	if r.Method != http.MethodConnect {
+		return nil, &refusedError{http.StatusBadRequest, "method " + r.Method + ": only CONNECT is served here"}
+	}
+	id, err := identity.PeerIdentity(r.TLS)
+	if err != nil {
+		return nil, &refusedError{http.StatusUnauthorized, err.Error()}
+	}
+	v := w.state.load()
+	if v.self == nil {
+		return nil, errUnknownSelf
+	}
+	c := client{id: id, addr: mesh.Unmap(r.RemoteAddr)}
+	c.workload = v.WorkloadAt(mesh.NetworkAddr{Network: w.cfg.Network, Addr: c.addr.Addr()})
+	if c.workload != nil && c.workload.Identity() != id {
+		c.workload = nil // an address says less than a certificate
+	}
+	to, err := w.state.find(v, r.Authority, c.namespace())
+	if err != nil {
+		return nil, err
+	}
+	return &tunnel{Waypoint: w, client: c, to: to, local: mesh.Unmap(r.LocalAddr)}, nil
+}
+
+// request is what policies look at.
+func (t *tunnel) request() authz.Request {
+	return authz.Request{Peer: t.client.id, Src: t.client.addr, Dst: t.to.addr}
+}
+
+// header describes the client to the next hop.
+func (t *tunnel) header() hbone.Header {
+	f := `for="` + t.client.addr.String() + `"`
+	if t.to.hostname != "" {
+		f += ";host=" + t.to.hostname
+	}
+	return hbone.Header{Forwarded: f}
+}
+
+// peeked is a connection of which the first bytes were looked at.
+type peeked struct {
+	relay.Conn
+	head []byte
+}
+
+func (p *peeked) Read(b []byte) (int, error) {
+	if len(p.head) == 0 {
+		return p.Conn.Read(b)
+	}
+	n := copy(b, p.head)
+	p.head = p.head[n:]
+	return n, nil
+}
+
+// Reset ends the connection with an error that the peer sees.
+func (p *peeked) Reset() error {
+	if r, ok := p.Conn.(interface{ Reset() error }); ok {
+		return r.Reset()
+	}
+	return p.Close()
+}
+
+// methods are how an HTTP/1.1 connection begins.
+var methods = [...]string{"GET ", "HEAD ", "POST ", "PUT ", "DELETE ", "OPTIONS ", "PATCH ", "TRACE ", "CONNECT "}
+
+// sniff waits for enough of a connection to tell whether it is HTTP/1.1. Who says nothing for so long speaks after its
+// server, and that is not HTTP.
+func sniff(conn relay.Conn, silence time.Duration) (relay.Conn, bool, error) {
+	_ = conn.SetReadDeadline(time.Now().Add(silence))
+	var head []byte
+	for {
+		var b [512]byte
+		n, err := conn.Read(b[:])
+		head = append(head, b[:n]...)
+		is, certain := looksHTTP(head)
+		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && len(head) == 0 {
+			return nil, false, err
+		}
+		if !certain && err == nil {
+			continue
+		}
+		_ = conn.SetReadDeadline(time.Time{})
+		if len(head) == 0 {
+			return conn, false, nil
+		}
+		return &peeked{conn, head}, is && certain, nil
+	}
+}
+
+// looksHTTP reports whether a connection that begins with head is HTTP/1.1, and whether more of it would change nothing.
+func looksHTTP(head []byte) (is, certain bool) {
+	for _, m := range methods {
+		n := min(len(m), len(head))
+		if bytes.Equal(head[:n], []byte(m[:n])) {
+			return true, n == len(m)
+		}
+	}
+	return false, true
+}
+
+// sessions are the HTTP connections being served.
+type sessions struct {
+	mu      sync.Mutex
+	all     map[*session]struct{}
+	winding bool
+}
+
+func (ss *sessions) add(s *session) {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	if ss.all == nil {
+		ss.all = make(map[*session]struct{})
+	}
+	ss.all[s] = struct{}{}
+	if ss.winding {
+		s.conn.Wind()
+	}
+}
+
+func (ss *sessions) remove(s *session) {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	delete(ss.all, s)
+}
+
+// wind makes every connection, there and to come, end with its next exchange.
+func (ss *sessions) wind() {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	ss.winding = true
+	for s := range ss.all {
+		s.conn.Wind()
+	}
+}
+
+// drain ends those that wait for a request.
+func (ss *sessions) drain() {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	for s := range ss.all {
+		s.conn.Drain()
+	}
+}

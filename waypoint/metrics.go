@@ -1,0 +1,236 @@
+package waypoint
+
+import (
+	"cmp"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/mistnet/mistnet/internal/mesh"
+)
+
+// labelNames are Istio's labels; those of istio_tcp_* leave out response_code and grpc_response_status, which come last.
+var labelNames = []string{
+	"reporter", "source_workload", "source_canonical_service", "source_canonical_revision", "source_workload_namespace",
+	"source_principal", "source_app", "source_version", "source_cluster", "destination_workload",
+	"destination_workload_namespace", "destination_principal", "destination_app", "destination_version",
+	"destination_service", "destination_canonical_service", "destination_canonical_revision", "destination_service_name",
+	"destination_service_namespace", "destination_cluster", "request_protocol", "response_flags",
+	"connection_security_policy", "response_code", "grpc_response_status",
+}
+
+const (
+	countLabels    = 25
+	countTCPLabels = countLabels - 2
+)
+
+// labels are the values of labelNames: a comparable key.
+type labels [countLabels]string
+
+const unknown = "unknown"
+
+func or(s string) string { return cmp.Or(s, unknown) }
+
+func labelsOf(r *record) labels {
+	s, d := workloadLabels(r.client.workload), workloadLabels(r.workload)
+	service, serviceNamespace, serviceName := or(r.to.hostname), unknown, unknown
+	if v := r.service; v != nil {
+		service, serviceNamespace, serviceName = or(v.Hostname), or(v.Namespace), or(v.Name)
+	}
+	principal := unknown
+	if r.workload != nil {
+		principal = r.workload.Identity().String()
+	}
+	protocol, code := "tcp", ""
+	if r.http {
+		protocol, code = "http", strconv.Itoa(r.status)
+	}
+	return labels{
+		"waypoint", s.workload, s.service, s.revision, s.namespace, or(r.client.id.String()), s.service, s.revision, s.cluster,
+		d.workload, d.namespace, principal, d.service, d.revision, service, d.service, d.revision, serviceName, serviceNamespace,
+		d.cluster, protocol, r.flags, "mutual_tls", code, "",
+	}
+}
+
+type workloadLabelSet struct{ workload, service, revision, namespace, cluster string }
+
+func workloadLabels(w *mesh.Workload) workloadLabelSet {
+	if w == nil {
+		return workloadLabelSet{unknown, unknown, unknown, unknown, unknown}
+	}
+	return workloadLabelSet{
+		or(w.OwnerName), or(w.CanonicalName), cmp.Or(w.CanonicalRevision, "latest"), or(w.Namespace), or(w.ClusterID),
+	}
+}
+
+// buckets are Istio's of every histogram.
+var buckets = [...]float64{
+	0.5, 1, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000, 300000, 600000, 1800000, 3600000,
+}
+
+// histogram counts without a lock. Its sum is in thousandths, so that it can be added to.
+type histogram struct {
+	counts [len(buckets) + 1]atomic.Uint64
+	sum    atomic.Int64
+}
+
+func (h *histogram) observe(v float64) {
+	i := 0
+	for i < len(buckets) && v > buckets[i] {
+		i++
+	}
+	h.counts[i].Add(1)
+	h.sum.Add(int64(v * 1000))
+}
+
+func (h *histogram) collect(d *prometheus.Desc, ch chan<- prometheus.Metric, l []string) {
+	upTo, total := make(map[float64]uint64, len(buckets)), uint64(0)
+	for i := range h.counts {
+		total += h.counts[i].Load()
+		if i < len(buckets) {
+			upTo[buckets[i]] = total
+		}
+	}
+	ch <- prometheus.MustNewConstHistogram(d, total, float64(h.sum.Load())/1000, upTo, l...)
+}
+
+// series is what is counted of one set of labels.
+type series struct {
+	http                       bool
+	requests                   atomic.Uint64
+	duration, reqSize, repSize histogram
+
+	// Of connections; mu of metrics guards them.
+	opened, closed     uint64
+	received, sentData uint64
+}
+
+// seriesCache is the series a session used last: most of its requests end alike.
+type seriesCache struct {
+	status   int
+	flags    string
+	service  *mesh.Service
+	workload *mesh.Workload
+	series   *series
+}
+
+// metrics collects the istio_* metrics of requests and connections.
+type metrics struct {
+	mu   sync.Mutex
+	all  map[labels]*series
+	live map[*record]struct{} // connections
+
+	requests, duration, reqSize, repSize   *prometheus.Desc
+	opened, closedTotal, received, sentAll *prometheus.Desc
+}
+
+func newMetrics() *metrics {
+	http := func(name, help string) *prometheus.Desc {
+		return prometheus.NewDesc("istio_"+name, help, labelNames, nil)
+	}
+	tcp := func(name, help string) *prometheus.Desc {
+		return prometheus.NewDesc("istio_tcp_"+name, help, labelNames[:countTCPLabels], nil)
+	}
+	return &metrics{
+		all: make(map[labels]*series), live: make(map[*record]struct{}),
+		requests:    http("requests_total", "Requests."),
+		duration:    http("request_duration_milliseconds", "From the request's head to the end of its response."),
+		reqSize:     http("request_bytes", "Bytes of request bodies."),
+		repSize:     http("response_bytes", "Bytes of response bodies."),
+		opened:      tcp("connections_opened_total", "Connections opened."),
+		closedTotal: tcp("connections_closed_total", "Connections that ended."),
+		received:    tcp("received_bytes_total", "Bytes received during the request."),
+		sentAll:     tcp("sent_bytes_total", "Bytes sent during the response."),
+	}
+}
+
+func (m *metrics) series(l labels, http bool) *series {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.seriesLocked(l, http)
+}
+
+func (m *metrics) seriesLocked(l labels, http bool) *series {
+	s := m.all[l]
+	if s == nil {
+		s = &series{http: http}
+		m.all[l] = s
+	}
+	return s
+}
+
+// request counts one that is over.
+func (m *metrics) request(r *record, c *seriesCache, took time.Duration) {
+	if c.series == nil || c.status != r.status || c.flags != r.flags || c.service != r.service || c.workload != r.workload {
+		*c = seriesCache{r.status, r.flags, r.service, r.workload, m.series(labelsOf(r), true)}
+	}
+	s := c.series
+	s.requests.Add(1)
+	s.duration.observe(float64(took.Microseconds()) / 1000)
+	s.reqSize.observe(float64(r.received))
+	s.repSize.observe(float64(r.sent))
+}
+
+// open counts a connection whose labels are known.
+func (m *metrics) open(r *record) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r.series = m.seriesLocked(labelsOf(r), false)
+	r.series.opened++
+	m.live[r] = struct{}{}
+}
+
+// close counts the end of one.
+func (m *metrics) close(r *record) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.live, r)
+	s := r.series
+	if s == nil { // it was never opened: count both, with what ended it
+		s = m.seriesLocked(labelsOf(r), false)
+		s.opened++
+	}
+	s.closed++
+	s.received += uint64(r.bytes.AToB.Load())
+	s.sentData += uint64(r.bytes.BToA.Load())
+}
+
+// Describe implements prometheus.Collector.
+func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{m.requests, m.duration, m.reqSize, m.repSize, m.opened, m.closedTotal, m.received, m.sentAll} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (m *metrics) Collect(ch chan<- prometheus.Metric) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	type moved struct{ received, sent uint64 }
+	live := make(map[*series]moved)
+	for r := range m.live {
+		b := live[r.series]
+		b.received += uint64(r.bytes.AToB.Load())
+		b.sent += uint64(r.bytes.BToA.Load())
+		live[r.series] = b
+	}
+	for l, s := range m.all {
+		if s.http {
+			ch <- prometheus.MustNewConstMetric(m.requests, prometheus.CounterValue, float64(s.requests.Load()), l[:]...)
+			s.duration.collect(m.duration, ch, l[:])
+			s.reqSize.collect(m.reqSize, ch, l[:])
+			s.repSize.collect(m.repSize, ch, l[:])
+			continue
+		}
+		counter := func(d *prometheus.Desc, v uint64) {
+			ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), l[:countTCPLabels]...)
+		}
+		counter(m.opened, s.opened)
+		counter(m.closedTotal, s.closed)
+		counter(m.received, s.received+live[s].received)
+		counter(m.sentAll, s.sentData+live[s].sent)
+	}
+}

@@ -1,0 +1,205 @@
+package waypoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"go.uber.org/zap"
+
+	"github.com/mistnet/mistnet/internal/authz"
+	"github.com/mistnet/mistnet/internal/mesh"
+	"github.com/mistnet/mistnet/internal/wds"
+	"github.com/mistnet/mistnet/internal/xds"
+	"github.com/mistnet/mistnet/waypoint/route"
+)
+
+// view is what every decision reads: the mesh, and what was compiled from it. It never changes.
+type view struct {
+	*mesh.Snapshot
+	routes   map[string]*mesh.Route // by key
+	table    *route.Table
+	problems []route.Problem
+	traffic  map[string]*mesh.TrafficPolicy // by key
+
+	self     *mesh.Workload // this waypoint's own pod; nil until istiod has told of it
+	policies *authz.Set     // those that govern what goes through this waypoint
+	missing  []string       // keys of those among them that have not arrived
+}
+
+// state turns xDS deltas into the next view and publishes it by one atomic store.
+type state struct {
+	cfg     *Config
+	log     *zap.Logger
+	current atomic.Pointer[view]
+	mu      sync.Mutex // held by the one who makes the next view
+}
+
+func newState(cfg *Config, log *zap.Logger) *state {
+	s := &state{cfg: cfg, log: log}
+	s.current.Store(&view{
+		Snapshot: &mesh.Snapshot{}, routes: map[string]*mesh.Route{}, traffic: map[string]*mesh.TrafficPolicy{},
+	})
+	return s
+}
+
+func (s *state) load() *view { return s.current.Load() }
+
+// apply takes one xDS response; it is the xds.Client's Apply. What is rejected leaves the last good one in force.
+func (s *state) apply(_ context.Context, u xds.Update) []xds.Rejection {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next := *s.load()
+	var rejected []xds.Rejection
+	switch u.TypeURL {
+	case mesh.TypeRoute:
+		rejected = next.applyRoutes(u)
+		s.report(next.problems)
+	case mesh.TypeTrafficPolicy:
+		rejected = next.applyTraffic(u)
+	default:
+		rejected = next.applyMesh(u)
+		s.govern(&next)
+	}
+	s.current.Store(&next)
+	return rejected
+}
+
+// applyMesh takes workloads, services and policies.
+func (v *view) applyMesh(u xds.Update) []xds.Rejection {
+	named := make([]wds.Named, len(u.Upserts))
+	for i, r := range u.Upserts {
+		named[i] = wds.Named{Name: r.Name, Body: r.Body}
+	}
+	delta, faults := wds.Delta(v.Snapshot, u.TypeURL, named, u.Removes)
+	if !delta.IsEmpty() {
+		v.Snapshot = v.Apply(delta)
+	}
+	var rejected []xds.Rejection
+	for name, err := range faults {
+		rejected = append(rejected, xds.Rejection{Name: name, Err: err})
+	}
+	return rejected
+}
+
+// govern finds the waypoint itself in the mesh and compiles the policies that name it. Those of its namespace and of the
+// mesh are for workloads, not for waypoints.
+func (s *state) govern(v *view) {
+	old := v.self
+	if v.self = v.Pod(s.cfg.Namespace, s.cfg.PodName); v.self == nil {
+		v.policies, v.missing = nil, nil
+		return
+	}
+	var ps []*mesh.Policy
+	v.missing = nil
+	for _, key := range v.self.Policies {
+		p := v.Policy(key)
+		if p == nil {
+			v.missing = append(v.missing, key)
+			continue
+		}
+		ps = append(ps, p)
+	}
+	set, err := authz.Compile(ps)
+	if err != nil {
+		s.log.Warn("policy cannot be compiled and denies", zap.Error(err))
+	}
+	v.policies = set
+	if old == nil {
+		s.log.Info("known to the mesh", zap.String("workload", v.self.UID))
+	}
+}
+
+// applyRoutes replaces rules and compiles all.
+func (v *view) applyRoutes(u xds.Update) []xds.Rejection {
+	var rejected []xds.Rejection
+	v.routes = maps.Clone(v.routes)
+	for _, name := range u.Removes {
+		delete(v.routes, name)
+	}
+	for _, r := range u.Upserts {
+		m, err := wds.DecodeRoute(r.Body)
+		if err == nil && m.Key() != r.Name {
+			err = fmt.Errorf("decode route: %q is not the resource's name", m.Key())
+		}
+		if err != nil {
+			rejected = append(rejected, xds.Rejection{Name: r.Name, Err: err})
+			continue
+		}
+		v.routes[r.Name] = m
+	}
+	v.table, v.problems = route.Compile(slices.Collect(maps.Values(v.routes)))
+	return rejected
+}
+
+// applyTraffic replaces traffic policies. One that cannot be read, and has no last good one, closes its service: it may
+// have asked for TLS.
+func (v *view) applyTraffic(u xds.Update) []xds.Rejection {
+	var rejected []xds.Rejection
+	v.traffic = maps.Clone(v.traffic)
+	for _, name := range u.Removes {
+		delete(v.traffic, name)
+	}
+	for _, r := range u.Upserts {
+		p, err := wds.DecodeTrafficPolicy(r.Body)
+		if err == nil && p.Key() != r.Name {
+			err = fmt.Errorf("decode traffic policy: %q is not the resource's name", p.Key())
+		}
+		if err == nil {
+			v.traffic[r.Name] = p
+			continue
+		}
+		rejected = append(rejected, xds.Rejection{Name: r.Name, Err: err})
+		if v.traffic[r.Name] == nil {
+			v.traffic[r.Name] = illegible(r.Name, err)
+		}
+	}
+	return rejected
+}
+
+func illegible(name string, err error) *mesh.TrafficPolicy {
+	clients, rest, _ := strings.Cut(name, "/")
+	namespace, hostname, _ := strings.Cut(rest, "/")
+	return &mesh.TrafficPolicy{Clients: clients, Namespace: namespace, Hostname: hostname, Invalid: err.Error()}
+}
+
+func (s *state) report(problems []route.Problem) {
+	for _, p := range problems {
+		s.log.Debug("route problem", zap.Stringer("problem", p))
+	}
+}
+
+// trafficFor returns what a waypoint of a namespace is to do with a service; nil when nobody said anything.
+func (v *view) trafficFor(svc *mesh.Service, namespace string) *mesh.TrafficPolicy {
+	if len(v.traffic) == 0 {
+		return nil
+	}
+	if p := v.traffic[namespace+"/"+svc.Key()]; p != nil {
+		return p
+	}
+	return v.traffic["/"+svc.Key()]
+}
+
+// errUnknownSelf refuses everything while it is not known which policies hold here.
+var errUnknownSelf = errors.New("istiod has not told of this waypoint's own pod, so its policies are not known")
+
+// authorize decides whether a request or connection may go through. details is Envoy's word for a refusal.
+func (v *view) authorize(r *authz.Request) (ok bool, details string) {
+	if v.self == nil || len(v.missing) > 0 {
+		return false, "rbac_access_denied_matched_policy[not_known]"
+	}
+	d := v.policies.Check(r)
+	if d.Allow {
+		return true, ""
+	}
+	if d.Policy == "" {
+		return false, "rbac_access_denied_matched_policy[none]"
+	}
+	namespace, name, _ := strings.Cut(d.Policy, "/")
+	return false, "rbac_access_denied_matched_policy[ns[" + namespace + "]-policy[" + name + "]]"
+}

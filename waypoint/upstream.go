@@ -1,0 +1,312 @@
+package waypoint
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/mistnet/mistnet/internal/hbone"
+	"github.com/mistnet/mistnet/internal/identity"
+	"github.com/mistnet/mistnet/internal/lb"
+	"github.com/mistnet/mistnet/internal/mesh"
+	"github.com/mistnet/mistnet/internal/relay"
+	"github.com/mistnet/mistnet/waypoint/http1"
+)
+
+const (
+	connectTimeout = 10 * time.Second // when no traffic policy says otherwise
+	idleTimeout    = time.Minute      // of a kept connection: most servers keep theirs longer
+	maxIdle        = 256              // connections kept per endpoint
+	hostAttempts   = 5                // picks in search of an endpoint that has not failed this request
+)
+
+// upstreams are the endpoints this waypoint speaks to, with their connections and how busy they are.
+type upstreams struct {
+	id   func() mesh.Identity
+	ids  *identity.Manager
+	pool *hbone.Pool
+	log  *zap.Logger
+
+	mu        sync.Mutex
+	endpoints map[endpointKey]*endpoint
+}
+
+// endpointKey is one port of one endpoint, and how it is reached. A workload that comes back as another, or at another
+// address, is another endpoint.
+type endpointKey struct {
+	addr   netip.AddrPort
+	host   string // instead of the address, to be resolved
+	tunnel bool
+	id     mesh.Identity
+}
+
+// endpoint is one of them. mu of upstreams guards idle.
+type endpoint struct {
+	key    endpointKey
+	active atomic.Int64 // requests and connections under way
+	idle   []*upstream  // the one used last at the end
+}
+
+// upstream is an HTTP/1.1 connection to an endpoint.
+type upstream struct {
+	*http1.ClientConn
+	conn   net.Conn
+	to     *endpoint
+	reused bool
+	since  time.Time // idle
+}
+
+// pick is where a try goes.
+type pick struct {
+	endpoint *endpoint
+	workload *mesh.Workload // nil: an address outside the mesh's knowledge
+	expect   []mesh.Identity
+}
+
+func newUpstreams(cfg *Config, ids *identity.Manager, log *zap.Logger) *upstreams {
+	u := &upstreams{id: cfg.identity, ids: ids, log: log, endpoints: make(map[endpointKey]*endpoint)}
+	u.pool = hbone.NewPool(hbone.PoolConfig{
+		Dial: func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
+			return (&net.Dialer{Timeout: connectTimeout}).DialContext(ctx, "tcp", addr.String())
+		},
+		TLS: u.tls, Log: log,
+	})
+	return u
+}
+
+// tls is the handshake configuration of a new tunnel.
+func (u *upstreams) tls(ctx context.Context, to hbone.Target) (*tls.Config, error) {
+	svid, err := u.ids.SVID(ctx, to.Local)
+	if err != nil {
+		return nil, err
+	}
+	return identity.ClientConfig(svid, to.Expect), nil
+}
+
+// choose picks an endpoint by the request's load balancing, the less busy of two, one that is not in tried if there is
+// such.
+func (u *upstreams) choose(r *lb.Request, tried []*endpoint) (pick, error) {
+	best, err := u.one(r)
+	if err != nil {
+		return pick{}, err
+	}
+	if len(r.Endpoints) == 1 || r.Service.LB.Sticky {
+		return best, nil
+	}
+	if other, err := u.one(r); err == nil && other.endpoint != best.endpoint &&
+		other.endpoint.active.Load() < best.endpoint.active.Load() {
+		best = other
+	}
+	for range hostAttempts {
+		if !contains(tried, best.endpoint) {
+			break
+		}
+		if other, err := u.one(r); err == nil {
+			best = other
+		}
+	}
+	return best, nil
+}
+
+func contains(list []*endpoint, e *endpoint) bool {
+	for _, t := range list {
+		if t == e {
+			return true
+		}
+	}
+	return false
+}
+
+func (u *upstreams) one(r *lb.Request) (pick, error) {
+	c, err := lb.Pick(r, rand.Uint64N)
+	if err != nil {
+		return pick{}, err
+	}
+	w := c.Endpoint.Workload
+	key := endpointKey{addr: netip.AddrPortFrom(c.Addr, c.Port)}
+	if w == nil { // the original destination
+		return pick{endpoint: u.endpoint(key)}, nil
+	}
+	if !c.Addr.IsValid() {
+		if w.Network != r.From.Network {
+			return pick{}, lb.NoAddress // gateways of other networks are not spoken to
+		}
+		key.host = w.Hostname
+	}
+	return u.to(key, w, r.Service.SANs), nil
+}
+
+// workload is a workload that was asked for by its own address.
+func (u *upstreams) workload(w *mesh.Workload, addr netip.AddrPort) pick {
+	return u.to(endpointKey{addr: addr}, w, nil)
+}
+
+func (u *upstreams) to(key endpointKey, w *mesh.Workload, sans []mesh.Identity) pick {
+	p := pick{workload: w}
+	if w.Protocol == mesh.ProtocolHBONE {
+		key.tunnel, key.id = true, w.Identity()
+		p.expect = append([]mesh.Identity{key.id}, sans...)
+	}
+	p.endpoint = u.endpoint(key)
+	return p
+}
+
+func (u *upstreams) endpoint(key endpointKey) *endpoint {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	e := u.endpoints[key]
+	if e == nil {
+		e = &endpoint{key: key}
+		u.endpoints[key] = e
+	}
+	return e
+}
+
+// kept returns a connection to an endpoint that waits to be used again, or nil.
+func (u *upstreams) kept(e *endpoint) *upstream {
+	for {
+		up := u.take(e)
+		if up == nil || up.Reusable() && !ended(up.conn) {
+			return up
+		}
+		up.Close()
+	}
+}
+
+// connect makes a connection for requests.
+func (u *upstreams) connect(ctx context.Context, p pick, h hbone.Header) (*upstream, error) {
+	conn, err := u.dial(ctx, p, h)
+	if err != nil {
+		return nil, err
+	}
+	return &upstream{ClientConn: http1.NewClientConn(conn, http1.Config{}), conn: conn, to: p.endpoint}, nil
+}
+
+func (u *upstreams) take(e *endpoint) *upstream {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	n := len(e.idle)
+	if n == 0 {
+		return nil
+	}
+	up := e.idle[n-1]
+	e.idle[n-1] = nil
+	e.idle = e.idle[:n-1]
+	return up
+}
+
+// put keeps a connection for the next request, if it can carry one.
+func (u *upstreams) put(up *upstream) {
+	if up.Reusable() {
+		up.SetDeadline(time.Time{})
+		up.reused = true
+		up.since = time.Now()
+		u.mu.Lock()
+		if e := up.to; len(e.idle) < maxIdle {
+			e.idle = append(e.idle, up)
+			u.mu.Unlock()
+			return
+		}
+		u.mu.Unlock()
+	}
+	up.Close()
+}
+
+// dial connects to an endpoint.
+func (u *upstreams) dial(ctx context.Context, p pick, h hbone.Header) (relay.Conn, error) {
+	key := &p.endpoint.key
+	addr := key.addr
+	if key.host != "" {
+		found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", key.host)
+		if err != nil {
+			return nil, fmt.Errorf("resolve %s: %w", key.host, err)
+		}
+		addr = netip.AddrPortFrom(found[rand.IntN(len(found))].Unmap(), addr.Port())
+	}
+	if key.tunnel {
+		authority := addr.String()
+		if key.host != "" {
+			authority = net.JoinHostPort(key.host, strconv.Itoa(int(addr.Port())))
+		}
+		s, err := u.pool.Open(ctx, hbone.Target{
+			Local: u.id(), Addr: netip.AddrPortFrom(addr.Addr(), mesh.PortHBONE), Expect: p.expect,
+		}, authority, h)
+		if err != nil {
+			return nil, err
+		}
+		return s, nil
+	}
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr.String())
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.TCPConn), nil
+}
+
+// ended looks, without waiting, whether the peer of a kept TCP connection has closed it, or sent what nobody asked for.
+func ended(conn net.Conn) bool {
+	tcp, ok := conn.(*net.TCPConn)
+	if !ok {
+		return false
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return true
+	}
+	over := true
+	err = raw.Read(func(fd uintptr) bool {
+		var b [1]byte
+		_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		over = !errors.Is(err, syscall.EAGAIN)
+		return true
+	})
+	return over || err != nil
+}
+
+// run drops connections that were not used for long, until ctx is done, then all.
+func (u *upstreams) run(ctx context.Context) {
+	tick := time.NewTicker(idleTimeout / 4)
+	defer tick.Stop()
+	for {
+		select {
+		case now := <-tick.C:
+			u.sweep(now.Add(-idleTimeout))
+		case <-ctx.Done():
+			u.sweep(time.Now().Add(time.Hour))
+			_ = u.pool.Close()
+			return
+		}
+	}
+}
+
+// sweep closes what has been idle since before then, and forgets endpoints that nothing is left of.
+func (u *upstreams) sweep(then time.Time) {
+	var old []*upstream
+	u.mu.Lock()
+	for key, e := range u.endpoints {
+		n := 0
+		for n < len(e.idle) && e.idle[n].since.Before(then) {
+			n++
+		}
+		old = append(old, e.idle[:n]...)
+		e.idle = append(e.idle[:0:0], e.idle[n:]...)
+		if len(e.idle) == 0 && e.active.Load() == 0 {
+			delete(u.endpoints, key) // one who picked it just now keeps it, and its connection, to himself
+		}
+	}
+	u.mu.Unlock()
+	for _, up := range old {
+		up.Close()
+	}
+}
