@@ -1,5 +1,5 @@
-// Package authz decides whether a connection may be made: L4 authorization policies, compiled once, checked per
-// connection.
+// Package authz decides whether a connection or request may be made: authorization policies, compiled once, checked per
+// connection, or per request where requests can be seen.
 //
 // It hides how policies are indexed so that thousands of them cost little. It knows nothing of where policies come from
 // or which of them govern a workload: that is mesh.Snapshot.PoliciesFor. It is pure, and Check allocates nothing.
@@ -16,6 +16,21 @@ type Request struct {
 	Peer mesh.Identity  // who calls, as proven by TLS; zero for a plaintext caller
 	Src  netip.AddrPort // where the TCP connection comes from
 	Dst  netip.AddrPort // what it will reach: the application's address and port, never the tunnel's
+	HTTP *HTTP          // nil: a connection, of whatever protocol
+}
+
+// HTTP is the request to decide on.
+type HTTP struct {
+	Method string
+	Host   string // :authority or Host
+	Path   string // normalised, without the query
+	Header Header // nil: none
+}
+
+// Header is the headers of a request.
+type Header interface {
+	// Value returns the values of a header, its name in lower case, joined with ",", and whether there is any.
+	Value(name string) (string, bool)
 }
 
 // Decision is the answer to a Request. The zero value denies.
@@ -80,8 +95,9 @@ func (s *Set) Check(r *Request) Decision {
 	if s == nil {
 		return Decision{Allow: true, Why: NoAllowPolicy}
 	}
-	c := connection{peer: r.Peer, known: !r.Peer.IsZero(), src: plain(r.Src.Addr()), dst: plain(r.Dst.Addr()), port: r.Dst.Port()}
+	c := connection{peer: r.Peer, known: !r.Peer.IsZero(), src: plain(r.Src.Addr()), dst: plain(r.Dst.Addr()), port: r.Dst.Port(), http: r.HTTP}
 	var d Decision
+	c.unseen = true // to DENY policies, what cannot be seen is what they deny
 	if p := s.dryDeny.first(&c); p != nil {
 		d.DryRun.Deny = p.key
 	}
@@ -92,6 +108,7 @@ func (s *Set) Check(r *Request) Decision {
 		}
 		return d
 	}
+	c.unseen = false
 	if p := s.dryAllow.first(&c); p != nil {
 		d.DryRun.Allow = p.key
 	} else {

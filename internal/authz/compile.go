@@ -101,7 +101,7 @@ func compileMatch(m *mesh.Match) (match, error) {
 	if err := errors.Join(errs[:]...); err != nil {
 		return match{}, err
 	}
-	for _, ms := range [][]mesh.StringMatch{m.Namespaces, m.NotNamespaces, m.Principals, m.NotPrincipals} {
+	for _, ms := range append(stringsOf(m.Operation), m.Namespaces, m.NotNamespaces, m.Principals, m.NotPrincipals) {
 		for _, sm := range ms {
 			if sm.Kind > mesh.MatchPresence {
 				return match{}, fmt.Errorf("string match of kind %d is not known", sm.Kind)
@@ -122,6 +122,9 @@ func compileMatch(m *mesh.Match) (match, error) {
 		if f.n > 0 {
 			c.has |= f.bit
 		}
+	}
+	if !m.Operation.IsZero() {
+		c.has |= hasOperation
 	}
 	return c, nil
 }

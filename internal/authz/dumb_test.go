@@ -21,7 +21,7 @@ func dumbCheck(ps []*mesh.Policy, r *authz.Request) authz.Decision {
 				continue
 			}
 			any = true
-			if invalid(p) || dumbPolicy(p, r) {
+			if invalid(p) || dumbPolicy(p, r, action == mesh.Deny) {
 				return p, true
 			}
 		}
@@ -55,13 +55,13 @@ func dumbCheck(ps []*mesh.Policy, r *authz.Request) authz.Decision {
 	return d
 }
 
-func dumbPolicy(p *mesh.Policy, r *authz.Request) bool {
+func dumbPolicy(p *mesh.Policy, r *authz.Request, deny bool) bool {
 	for _, g := range p.Groups {
 		all := true
 		for _, c := range g.Clauses {
 			any := len(c.Matches) == 0
 			for _, m := range c.Matches {
-				any = any || dumbMatch(m, r)
+				any = any || dumbMatch(m, r, deny)
 			}
 			all = all && any
 		}
@@ -72,7 +72,7 @@ func dumbPolicy(p *mesh.Policy, r *authz.Request) bool {
 	return false
 }
 
-func dumbMatch(m mesh.Match, r *authz.Request) bool {
+func dumbMatch(m mesh.Match, r *authz.Request, deny bool) bool {
 	known := r.Peer != mesh.Identity{}
 	empty := true
 	check := func(holds bool, positive, negative int, matchesPositive, matchesNegative bool) bool {
@@ -130,8 +130,58 @@ func dumbMatch(m mesh.Match, r *authz.Request) bool {
 	ok = check(ok, len(m.DestinationIPs), len(m.NotDestinationIPs),
 		ip(m.DestinationIPs, r.Dst.Addr()), ip(m.NotDestinationIPs, r.Dst.Addr()))
 	ok = check(ok, len(m.DestinationPorts), len(m.NotDestPorts), port(m.DestinationPorts), port(m.NotDestPorts))
+	if o := m.Operation; o != nil {
+		lists := 0
+		for _, l := range [][]mesh.StringMatch{o.Hosts, o.NotHosts, o.Methods, o.NotMethods, o.Paths, o.NotPaths} {
+			lists += len(l)
+		}
+		if lists+len(o.Headers) > 0 {
+			empty = false
+			ok = ok && dumbOperation(o, r.HTTP, deny, str)
+		}
+	}
 	return ok && !empty
 }
+
+func dumbOperation(o *mesh.Operation, r *authz.HTTP, deny bool, str func([]mesh.StringMatch, string) bool) bool {
+	if r == nil {
+		return deny
+	}
+	lower := func(ms []mesh.StringMatch) (out []mesh.StringMatch) {
+		for _, m := range ms {
+			out = append(out, mesh.StringMatch{Kind: m.Kind, Value: strings.ToLower(m.Value)})
+		}
+		return out
+	}
+	name, _, _ := strings.Cut(strings.ToLower(r.Host), ":")
+	host := func(ms []mesh.StringMatch) bool {
+		return str(lower(ms), strings.ToLower(r.Host)) || str(lower(ms), name)
+	}
+	for _, f := range []struct {
+		yes, no  []mesh.StringMatch
+		hit, bad bool
+	}{
+		{o.Methods, o.NotMethods, str(o.Methods, r.Method), str(o.NotMethods, r.Method)},
+		{o.Paths, o.NotPaths, str(o.Paths, r.Path), str(o.NotPaths, r.Path)},
+		{o.Hosts, o.NotHosts, host(o.Hosts), host(o.NotHosts)},
+	} {
+		if len(f.yes) > 0 && !f.hit || len(f.no) > 0 && f.bad {
+			return false
+		}
+	}
+	for _, h := range o.Headers {
+		v, there := r.Header.Value(h.Name)
+		if len(h.Values) > 0 && !(there && str(h.Values, v)) || there && str(h.NotValues, v) {
+			return false
+		}
+	}
+	return true
+}
+
+// headers is the header of a request.
+type headers map[string]string
+
+func (h headers) Value(name string) (string, bool) { v, ok := h[name]; return v, ok }
 
 func asRunes(ps []uint16) []rune {
 	rs := make([]rune, len(ps))
@@ -184,6 +234,9 @@ var (
 	namespaces   = []string{"a", "ab", "b"}
 	accounts     = []string{"x", "xy", "y"}
 	addrs        = []string{"10.0.0.1", "10.0.1.1", "10.1.0.1", "fd00::1", "fd00:1::1"}
+	methods      = []string{"GET", "POST", "GETS"}
+	paths        = []string{"/", "/a", "/ab/c"}
+	hosts        = []string{"a.b", "A.b", "a"}
 	prefixes     = []string{"10.0.0.0/24", "10.0.0.0/16", "0.0.0.0/0", "fd00::/32", "10.1.0.1/32", "fd00::1/128"}
 )
 
@@ -208,6 +261,14 @@ func randomRequest(rng *rand.Rand) authz.Request {
 		return netip.AddrPortFrom(a, uint16(1+rng.IntN(4)))
 	}
 	r.Src, r.Dst = addr(), addr()
+	if rng.IntN(3) > 0 {
+		r.HTTP = &authz.HTTP{
+			Method: oneOf(rng, methods), Path: oneOf(rng, paths), Host: oneOf(rng, hosts) + oneOf(rng, []string{"", ":80"}), Header: headers{},
+		}
+		if rng.IntN(2) == 0 {
+			r.HTTP.Header = headers{"x-a": oneOf(rng, accounts)}
+		}
+	}
 	return r
 }
 
@@ -263,7 +324,34 @@ func randomMatch(rng *rand.Rand) mesh.Match {
 	for range some() / 2 {
 		m.NotDestPorts = append(m.NotDestPorts, uint16(1+rng.IntN(4)))
 	}
+	if rng.IntN(4) == 0 {
+		m.Operation = randomOperation(rng)
+	}
 	return m
+}
+
+func randomOperation(rng *rand.Rand) *mesh.Operation {
+	var o mesh.Operation
+	for _, f := range []struct {
+		list  *[]mesh.StringMatch
+		words []string
+	}{
+		{&o.Methods, methods}, {&o.Paths, paths}, {&o.Hosts, hosts}, {&o.NotMethods, methods}, {&o.NotPaths, paths}, {&o.NotHosts, hosts},
+	} {
+		for range max(0, rng.IntN(6)-3) {
+			*f.list = append(*f.list, randomString(rng, oneOf(rng, f.words)))
+		}
+	}
+	for range max(0, rng.IntN(4)-2) {
+		h := mesh.HeaderCondition{Name: "x-a"}
+		if rng.IntN(2) == 0 {
+			h.Values = []mesh.StringMatch{randomString(rng, oneOf(rng, accounts))}
+		} else {
+			h.NotValues = []mesh.StringMatch{randomString(rng, oneOf(rng, accounts))}
+		}
+		o.Headers = append(o.Headers, h)
+	}
+	return &o
 }
 
 func randomString(rng *rand.Rand, v string) mesh.StringMatch {

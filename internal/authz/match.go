@@ -14,6 +14,8 @@ type connection struct {
 	known    bool // the peer has an identity
 	src, dst netip.Addr
 	port     uint16
+	http     *HTTP
+	unseen   bool // what an Operation is without http
 }
 
 // policy is a mesh.Policy ready to be checked.
@@ -49,6 +51,7 @@ const (
 	hasNotDestinations
 	hasPorts
 	hasNotPorts
+	hasOperation
 )
 
 func (p *policy) matches(c *connection) bool {
@@ -97,7 +100,8 @@ func (m *match) matches(c *connection) bool {
 		has&hasSources != 0 && !anyPrefix(o.SourceIPs, c.src),
 		has&hasNotSources != 0 && anyPrefix(o.NotSourceIPs, c.src),
 		has&hasDestinations != 0 && !anyPrefix(o.DestinationIPs, c.dst),
-		has&hasNotDestinations != 0 && anyPrefix(o.NotDestinationIPs, c.dst):
+		has&hasNotDestinations != 0 && anyPrefix(o.NotDestinationIPs, c.dst),
+		has&hasOperation != 0 && !c.does(o.Operation):
 		return false
 	}
 	return true

@@ -18,9 +18,10 @@ import (
 //	rule
 //	clause
 //	match namespaces=a,b* principals=… accounts=ns/name sources=10.0.0.0/8 dests=… ports=80,90 (and not-… of each)
+//	      methods=GET paths=/a* hosts=h header.x-name=v (and not-… of each)
 //	---- prints what Compile says of the policy, "ok" when nothing
 //
-//	check [peer=<principal>] [src=<addr:port>] dst=<addr:port>
+//	check [peer=<principal>] [src=<addr:port>] dst=<addr:port> [method=GET path=/a host=h [header.x-name=v]]
 //
 // A string is exact, or a prefix when it ends in *, a suffix when it begins with *, and * alone is presence.
 func TestScripts(t *testing.T) {
@@ -40,6 +41,12 @@ func TestScripts(t *testing.T) {
 				r := authz.Request{Peer: d.Identity(d.Get("peer")), Src: netip.MustParseAddrPort("10.9.9.9:4000"), Dst: d.AddrPort("dst")}
 				if d.Has("src") {
 					r.Src = d.AddrPort("src")
+				}
+				if d.Has("method") {
+					r.HTTP = &authz.HTTP{Method: d.Get("method"), Path: d.Get("path"), Host: d.Get("host"), Header: headers{}}
+					if v := d.Get("header.x-name"); v != "" {
+						r.HTTP.Header = headers{"x-name": v}
+					}
 				}
 				return sayDecision(set.Check(&r))
 			}
@@ -101,7 +108,7 @@ func readPolicy(d *meshtest.Directive) *mesh.Policy {
 }
 
 func readMatch(d *meshtest.Directive) mesh.Match {
-	return mesh.Match{
+	m := mesh.Match{
 		Namespaces: readStrings(d.List("namespaces")), NotNamespaces: readStrings(d.List("not-namespaces")),
 		Principals: readStrings(d.List("principals")), NotPrincipals: readStrings(d.List("not-principals")),
 		ServiceAccounts: readAccounts(d.List("accounts")), NotServiceAccounts: readAccounts(d.List("not-accounts")),
@@ -109,6 +116,19 @@ func readMatch(d *meshtest.Directive) mesh.Match {
 		DestinationIPs: readPrefixes(d, "dests"), NotDestinationIPs: readPrefixes(d, "not-dests"),
 		DestinationPorts: readPorts(d, "ports"), NotDestPorts: readPorts(d, "not-ports"),
 	}
+	o := &mesh.Operation{
+		Methods: readStrings(d.List("methods")), NotMethods: readStrings(d.List("not-methods")),
+		Paths: readStrings(d.List("paths")), NotPaths: readStrings(d.List("not-paths")),
+		Hosts: readStrings(d.List("hosts")), NotHosts: readStrings(d.List("not-hosts")),
+	}
+	values, notValues := readStrings(d.List("header.x-name")), readStrings(d.List("not-header.x-name"))
+	if len(values)+len(notValues) > 0 {
+		o.Headers = []mesh.HeaderCondition{{Name: "x-name", Values: values, NotValues: notValues}}
+	}
+	if !o.IsZero() {
+		m.Operation = o
+	}
+	return m
 }
 
 func readStrings(vs []string) []mesh.StringMatch {

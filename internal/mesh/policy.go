@@ -2,7 +2,7 @@ package mesh
 
 import "net/netip"
 
-// Policy is one L4 authorization policy as data (istio.security.Authorization); package authz compiles it.
+// Policy is one authorization policy as data (istio.security.Authorization); package authz compiles it.
 //
 // It matches a connection when any of its Groups does; a Group when all of its Clauses do; a Clause when it is empty or
 // any of its Matches does.
@@ -37,6 +37,29 @@ type Match struct {
 	DestinationIPs, NotDestinationIPs   []netip.Prefix
 	DestinationPorts, NotDestPorts      []uint16
 	ServiceAccounts, NotServiceAccounts []ServiceAccount
+
+	Operation *Operation // what only a waypoint can see; nil: whatever is asked for
+}
+
+// Operation holds for an HTTP request as a Match does: every kind of field that is set must. Where requests cannot be seen,
+// it never holds in an ALLOW policy, and always in a DENY policy: what is not known is not let through.
+type Operation struct {
+	Hosts, NotHosts     []StringMatch // :authority or Host, with its port and without; letters' case does not count
+	Methods, NotMethods []StringMatch
+	Paths, NotPaths     []StringMatch // normalised, without the query
+	Headers             []HeaderCondition
+}
+
+// IsZero reports whether nothing is set.
+func (o *Operation) IsZero() bool {
+	return o == nil || len(o.Hosts)+len(o.NotHosts)+len(o.Methods)+len(o.NotMethods)+len(o.Paths)+len(o.NotPaths)+len(o.Headers) == 0
+}
+
+// HeaderCondition holds when the header's value matches one of Values, if there are any, and none of NotValues. One that is
+// missing matches nothing.
+type HeaderCondition struct {
+	Name              string // lower case
+	Values, NotValues []StringMatch
 }
 
 // ServiceAccount is an account of a namespace, in whatever trust domain.
