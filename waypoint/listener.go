@@ -46,7 +46,7 @@ func (w *Waypoint) serve(ctx, running context.Context) error {
 		defer stopAccepting()
 		select {
 		case <-ctx.Done():
-			w.drain(running)
+			w.drain(running, stopAccepting)
 		case <-accepting.Done():
 		}
 	})
@@ -63,7 +63,7 @@ func (w *Waypoint) serve(ctx, running context.Context) error {
 // drain ends what is under way in order. At first everybody is still served, but told that the connection ends: it takes
 // the mesh a moment to learn that this waypoint is no longer ready. Then nothing new is taken, and what there is may end
 // within the grace period.
-func (w *Waypoint) drain(ctx context.Context) {
+func (w *Waypoint) drain(ctx context.Context, stopAccepting func()) {
 	w.env.Ready.Pending(taskProxy)
 	w.log.Info("draining", zap.Duration("delay", w.cfg.DrainDelay), zap.Duration("grace", w.cfg.Grace))
 	w.sessions.wind()
@@ -72,6 +72,7 @@ func (w *Waypoint) drain(ctx context.Context) {
 	defer cancel()
 	stop := context.AfterFunc(w.env.Hurry, cancel)
 	defer stop()
+	stopAccepting()
 	w.sessions.drain()
 	if err := w.server.Shutdown(ctx); err != nil {
 		w.log.Warn("connections were cut at the end of the grace period", zap.Error(err))

@@ -15,6 +15,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/mistnet/mistnet/internal/authz"
 	"github.com/mistnet/mistnet/internal/relay"
 	"github.com/mistnet/mistnet/waypoint/http1"
 	"github.com/mistnet/mistnet/waypoint/route"
@@ -29,6 +30,7 @@ type session struct {
 	view  *view
 	q     *http1.Request
 	req   route.Request
+	asked authz.HTTP // the same, as policies see it
 	rule  *route.Rule
 	at    route.Matched
 	log   record
@@ -145,6 +147,8 @@ func printable(s string) string {
 func (s *session) serve(ctx context.Context) *upstream {
 	s.describe()
 	r := s.request()
+	s.asked = authz.HTTP{Method: s.req.Method, Host: s.req.Authority, Path: s.req.Path, Header: s.q}
+	r.HTTP = &s.asked
 	if ok, details := s.view.authorize(&r); !ok {
 		denied := replyDenied
 		denied.details = details
