@@ -23,12 +23,19 @@ type plan struct {
 	try     time.Duration  // for each try; 0: none
 	path    string
 	host    string
+
+	pool     *mesh.ConnectionPool
+	cluster  *cluster // nil: nothing is bounded or watched
+	outliers *mesh.OutlierDetection
 }
 
 // forward sends the request to a backend, again if need be, and its response to the client.
 func (s *session) forward(ctx context.Context, b *route.Backend) *upstream {
 	var p plan
 	if r := s.plan(&p, b); r != nil {
+		return s.answer(*r)
+	}
+	if r := s.admitted(ctx, &p); r != nil {
 		return s.answer(*r)
 	}
 	for attempt := uint32(1); ; attempt++ {
@@ -49,9 +56,31 @@ func (s *session) forward(ctx context.Context, b *route.Backend) *upstream {
 	}
 }
 
+// admitted waits for the request's turn where a policy bounds how many there may be. A reply says that there is no room.
+func (s *session) admitted(ctx context.Context, p *plan) *reply {
+	if !bounded(p.pool) {
+		return nil
+	}
+	if !p.whole.IsZero() {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, p.whole)
+		defer cancel()
+	}
+	switch err := p.cluster.enter(ctx, p.pool); {
+	case err == nil:
+		s.held = p.cluster
+		return nil
+	case errors.Is(err, context.DeadlineExceeded):
+		return &replyTimeout
+	case errors.Is(err, errOverflow):
+		return &replyOverflow
+	}
+	return &reply{flags: "DC", details: "downstream_remote_disconnect"}
+}
+
 // again waits before another try. False: there is no time left for one, or the body is gone.
 func (s *session) again(ctx context.Context, p *plan, attempt uint32) bool {
-	if !s.q.Body.Rewind() {
+	if !p.hasTime() || !s.q.Body.Rewind() {
 		return false
 	}
 	pause := s.rule.Retry.Backoff(attempt, rand.Uint32())
@@ -94,6 +123,9 @@ func (s *session) plan(p *plan, b *route.Backend) *reply {
 		return s.noCluster()
 	}
 	p.connect, p.balance = timeoutOf(&settings), s.balance(v, svc, port)
+	if p.pool, p.outliers = settings.Pool, settings.Outliers; bounded(p.pool) || p.outliers != nil {
+		p.cluster = s.up.cluster(clusterKey{key, port})
+	}
 	return nil
 }
 
@@ -136,7 +168,11 @@ func (s *session) try(ctx context.Context, p *plan, attempt uint32) (*upstream, 
 		to = s.up.workload(p.direct, s.to.addr)
 	} else {
 		var err error
-		if to, err = s.up.choose(&p.balance, s.avoid()); err != nil {
+		balance := p.balance
+		if p.outliers != nil {
+			balance.Endpoints = p.cluster.healthy(p.outliers, balance.Endpoints, time.Now())
+		}
+		if to, err = s.up.choose(&balance, s.avoid()); err != nil {
 			return nil, route.Outcome{Reset: route.ResetOverflow}, &replyNoUpstream
 		}
 	}
@@ -146,6 +182,9 @@ func (s *session) try(ctx context.Context, p *plan, attempt uint32) (*upstream, 
 	up, outcome, r := s.exchange(ctx, p, to)
 	if up == nil {
 		to.endpoint.active.Add(-1)
+	}
+	if p.outliers != nil && to.workload != nil && ctx.Err() == nil && outcome.Reset != route.ResetOverflow {
+		p.cluster.observe(p.outliers, to.workload.UID, resultOf(outcome), len(p.balance.Endpoints), time.Now())
 	}
 	return up, outcome, r
 }
@@ -220,7 +259,7 @@ func (p *plan) deadline(now time.Time) (until time.Time, whole bool) {
 
 func (s *session) unconnected(err error, until time.Time, whole bool) (*upstream, route.Outcome, *reply) {
 	if !until.IsZero() && !time.Now().Before(until) {
-		return nil, timedOut(false, whole), timeoutReply(whole)
+		return nil, route.Outcome{Reset: route.ResetTimeout}, timeoutReply(whole)
 	}
 	r := replyConnect(err)
 	return nil, route.Outcome{Reset: route.ResetConnect}, &r
@@ -231,14 +270,6 @@ func timeoutReply(whole bool) *reply {
 		return &replyTimeout
 	}
 	return &replyTryTimeout
-}
-
-// timedOut is the outcome of a try that took too long; when the whole time is over there is no other.
-func timedOut(sent, whole bool) route.Outcome {
-	if whole {
-		return route.Outcome{Reset: route.ResetOverflow, Sent: sent}
-	}
-	return route.Outcome{Reset: route.ResetTimeout, Sent: sent}
 }
 
 // failed says what the end of an exchange without a response means.
@@ -253,7 +284,7 @@ func (s *session) failed(e *http1.Error, whole bool) (*upstream, route.Outcome, 
 	outcome := route.Outcome{Sent: true}
 	switch e.Reason {
 	case http1.UpstreamTimeout:
-		return nil, timedOut(true, whole), timeoutReply(whole)
+		return nil, route.Outcome{Reset: route.ResetTimeout, Sent: true}, timeoutReply(whole)
 	case http1.UpstreamBroken:
 		outcome.Reset = route.ResetProtocol
 		return nil, outcome, &replyProtocol
@@ -273,7 +304,7 @@ func (s *session) respond(p *plan, x *http1.Exchange, up *upstream, resp *http1.
 	up.SetDeadline(p.whole)
 	s.log.status, s.log.details, s.log.upstreamTime = resp.Status, "via_upstream", time.Since(sent)
 	s.responseEdits(p, s.log.upstreamTime)
-	tunnel := resp.Tunnel
+	tunnel, outcome := resp.Tunnel, route.Outcome{Status: uint16(resp.Status)}
 	err := x.Respond(&s.edits)
 	s.busy.Store(nil)
 	s.log.sent = resp.Body.Bytes()
@@ -282,11 +313,11 @@ func (s *session) respond(p *plan, x *http1.Exchange, up *upstream, resp *http1.
 		up.Close()
 		s.cut(asError(err))
 	case tunnel:
-		return up, route.Outcome{}, nil
+		return up, outcome, nil
 	default:
 		s.up.put(up)
 	}
-	return nil, route.Outcome{}, nil
+	return nil, outcome, nil
 }
 
 // hasTime reports whether the exchange may still go on.

@@ -37,6 +37,7 @@ type session struct {
 	edits http1.Edits
 	cors  route.CORSDecision
 	tried []*endpoint
+	held  *cluster // that counts the request; nil: none does
 
 	busy  atomic.Pointer[net.Conn] // of the upstream that is waited for
 	cache seriesCache
@@ -123,6 +124,7 @@ var (
 	replyTryTimeout = reply{504, "upstream request timeout", "UT", "upstream_per_try_timeout"}
 	replyClosed     = reply{503, resetPrefix + "connection termination", "UC",
 		"upstream_reset_before_response_started{connection_termination}"}
+	replyOverflow = reply{503, resetPrefix + "overflow", "UO", "upstream_reset_before_response_started{overflow}"}
 	replyProtocol = reply{502, resetPrefix + "protocol error", "UPE",
 		"upstream_reset_before_response_started{protocol_error}"}
 )
@@ -274,6 +276,9 @@ func (s *session) send(r reply) {
 		return
 	}
 	s.edits.Set("server", serverName)
+	if r.flags == replyOverflow.flags {
+		s.edits.Set("x-envoy-overloaded", "true")
+	}
 	s.corsHeaders()
 	if err := s.conn.Reply(r.status, r.body, &s.edits); err != nil {
 		s.log.fail("DC", "downstream_remote_disconnect")
@@ -299,6 +304,10 @@ func (s *session) corsHeaders() {
 
 // finish ends the record of a request.
 func (s *session) finish() {
+	if s.held != nil {
+		s.held.leave()
+		s.held = nil
+	}
 	if s.q != nil && s.log.received == 0 {
 		s.log.received = s.q.Body.Bytes()
 	}

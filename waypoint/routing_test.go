@@ -1,6 +1,7 @@
 package waypoint_test
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -228,5 +229,83 @@ func TestBadConfigurationKeepsTheLastGood(t *testing.T) {
 		if _, body := l.get(cart + "/"); body != "good" {
 			t.Errorf("body is %q, want that of the last good rule", body)
 		}
+	}
+}
+
+// traffic publishes what a service's DestinationRule says, and waits until it is known.
+func (l *lab) traffic(name string, s mesh.TrafficSettings) {
+	l.t.Helper()
+	p := &mesh.TrafficPolicy{Namespace: "shop", Hostname: name + ".shop.svc.cluster.local", Settings: s}
+	body, err := wds.EncodeTrafficPolicy(p)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.publish(mesh.TypeTrafficPolicy, xds.Resource{Name: p.Key(), Body: body})
+	l.eventually("traffic policy known", func() bool {
+		_, after, _ := strings.Cut(l.page(":15000/config_dump"), `"trafficPolicies"`)
+		return strings.Contains(after, p.Hostname)
+	})
+}
+
+// TestBoundsOfAService: one request under way, one that waits, and the third is refused.
+func TestBoundsOfAService(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, nil)
+	waiting, release := make(chan struct{}, 2), make(chan struct{})
+	l.service("cart", "10.9.0.1", mesh.AppHTTP1, app(t, func(http.ResponseWriter, *http.Request) { waiting <- struct{}{}; <-release }))
+	l.known("cart")
+	l.traffic("cart", mesh.TrafficSettings{Pool: &mesh.ConnectionPool{MaxConnections: 1, MaxPending: 1}})
+	results := make(chan int, 2)
+	first := func() {
+		resp, err := l.client.Get(cart + "/")
+		if err != nil {
+			t.Error(err)
+			results <- 0
+			return
+		}
+		resp.Body.Close()
+		results <- resp.StatusCode
+	}
+	go first()
+	<-waiting
+	go first()
+	const overflow = "upstream connect error or disconnect/reset before headers. reset reason: overflow"
+	l.eventually("refused", func() bool { // the second may not wait yet: then this one waits a moment, and gives up
+		req, _ := http.NewRequestWithContext(t.Context(), "GET", cart+"/", nil)
+		ctx, cancel := context.WithTimeout(req.Context(), 200*time.Millisecond)
+		defer cancel()
+		resp, err := l.client.Do(req.WithContext(ctx))
+		if err != nil {
+			return false
+		}
+		defer resp.Body.Close()
+		body, _ := io.ReadAll(resp.Body)
+		return resp.StatusCode == 503 && string(body) == overflow && resp.Header.Get("X-Envoy-Overloaded") == "true"
+	})
+	close(release)
+	for range 2 {
+		if status := <-results; status != 200 {
+			t.Errorf("a request within the bounds = %d, want 200", status)
+		}
+	}
+}
+
+// TestFailingEndpointsAreEjected after as many failures in a row as the policy says, for as long as it says.
+func TestFailingEndpointsAreEjected(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, nil)
+	var bad atomic.Int64
+	broken := app(t, func(w http.ResponseWriter, _ *http.Request) { bad.Add(1); w.WriteHeader(500) })
+	l.service("cart", "10.9.0.1", mesh.AppHTTP1, broken, named(t, "good"))
+	l.known("cart")
+	three := uint32(3)
+	l.traffic("cart", mesh.TrafficSettings{Outliers: &mesh.OutlierDetection{
+		Consecutive5xx: &three, BaseEjection: time.Hour, MaxEjected: 100,
+	}})
+	for range 200 {
+		l.get(cart + "/")
+	}
+	if n := bad.Load(); n != 3 {
+		t.Errorf("the failing endpoint got %d of 200 requests, want 3 and then no more", n)
 	}
 }

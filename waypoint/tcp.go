@@ -2,7 +2,6 @@ package waypoint
 
 import (
 	"context"
-	"errors"
 	"math/rand/v2"
 	"net/netip"
 	"time"
@@ -13,21 +12,44 @@ import (
 	"github.com/mistnet/mistnet/waypoint/route"
 )
 
+// course is how a connection goes on.
+type course struct {
+	pick
+	settings mesh.TrafficSettings
+	cluster  *cluster // nil: nothing is bounded or watched
+	total    int      // endpoints of the service
+}
+
 // serveTCP carries a connection that is not HTTP. accept gives the client's end once the other is there; refuse is called
 // instead when it cannot be.
 func (t *tunnel) serveTCP(ctx context.Context, accept func() (relay.Conn, error), refuse func()) {
 	r := &record{start: time.Now(), client: &t.client, to: &t.to, flags: "-"}
 	defer t.rep.close(r)
-	p, limit := t.routeTCP(r)
-	if p.endpoint == nil {
+	c := t.courseTCP(r)
+	if c == nil {
 		refuse()
 		return
 	}
-	p.endpoint.active.Add(1)
-	defer p.endpoint.active.Add(-1)
-	dialling, cancel := context.WithTimeout(ctx, limit)
-	conn, err := t.up.dial(dialling, p, t.header())
-	cancel()
+	dialling, cancel := context.WithTimeout(ctx, timeoutOf(&c.settings))
+	defer cancel()
+	if bounded(c.settings.Pool) {
+		if err := c.cluster.enter(dialling, c.settings.Pool); err != nil {
+			r.fail("UO", err.Error())
+			refuse()
+			return
+		}
+		defer c.cluster.leave()
+	}
+	c.endpoint.active.Add(1)
+	defer c.endpoint.active.Add(-1)
+	conn, err := t.up.dial(dialling, c.pick, t.header())
+	if d := c.settings.Outliers; d != nil && c.workload != nil && ctx.Err() == nil {
+		result := result{status: 200}
+		if err != nil {
+			result.status, result.local = 0, true
+		}
+		c.cluster.observe(d, c.workload.UID, result, c.total, time.Now())
+	}
 	if err != nil {
 		r.fail("UF", err.Error())
 		refuse()
@@ -45,52 +67,40 @@ func (t *tunnel) serveTCP(ctx context.Context, accept func() (relay.Conn, error)
 	}
 }
 
-// routeTCP decides whether a connection may go through, where to, and how long connecting may take. An empty pick: r says
-// why not.
-func (t *tunnel) routeTCP(r *record) (p pick, limit time.Duration) {
+// courseTCP decides whether a connection may go through, and where to. With nil, r says why not.
+func (t *tunnel) courseTCP(r *record) *course {
 	v := t.state.load()
 	request := t.request()
 	if ok, details := v.authorize(&request); !ok {
 		r.fail("-", details)
-		return p, 0
+		return nil
 	}
 	if t.to.service == "" {
 		w := v.Workload(t.to.uid)
 		if w == nil {
 			r.fail("UH", "no_healthy_upstream")
-			return p, 0
+			return nil
 		}
 		r.workload, r.upstream = w, t.to.addr
-		return t.up.workload(w, t.to.addr), connectTimeout
+		return &course{pick: t.up.workload(w, t.to.addr)}
 	}
 	rule := v.table.MatchStream(t.to.service, t.to.port, &route.Stream{
 		Destination: t.to.addr.Addr(), Source: t.client.addr.Addr(), Port: t.to.port, SourceNamespace: t.client.namespace(),
 	})
 	if rule == nil || rule.Refuse != 0 {
 		r.fail("NR", "route_not_found")
-		return p, 0
+		return nil
 	}
 	r.route = rule
 	b, status := rule.Backend(rand.Uint32())
 	if status != 0 {
 		r.fail("NC", "cluster_not_found")
-		return p, 0
+		return nil
 	}
-	p, limit, err := t.pickTCP(v, b, r)
-	switch {
-	case errors.Is(err, errNoCluster):
-		r.fail("NC", "cluster_not_found")
-	case err != nil:
-		r.fail("UH", err.Error())
-	default:
-		r.workload, r.upstream = p.workload, p.endpoint.key.addr
-	}
-	return p, limit
+	return t.pickTCP(v, b, r)
 }
 
-var errNoCluster = errors.New("no such backend")
-
-func (t *tunnel) pickTCP(v *view, b *route.Backend, r *record) (pick, time.Duration, error) {
+func (t *tunnel) pickTCP(v *view, b *route.Backend, r *record) *course {
 	key, port := t.to.service, t.to.port
 	if b.Ref.Hostname != "" {
 		key = b.Ref.Service()
@@ -101,16 +111,31 @@ func (t *tunnel) pickTCP(v *view, b *route.Backend, r *record) (pick, time.Durat
 	r.cluster(key, b.Ref.Subset, port)
 	svc := v.Service(key)
 	if svc == nil {
-		return pick{}, 0, errNoCluster
+		r.fail("NC", "cluster_not_found")
+		return nil
 	}
 	r.service = svc
-	settings, ok := v.settings(svc, t.cfg.Namespace, b.Ref.Subset, port)
-	if !ok {
-		return pick{}, 0, errNoCluster
+	var c course
+	var ok bool
+	if c.settings, ok = v.settings(svc, t.cfg.Namespace, b.Ref.Subset, port); !ok {
+		r.fail("NC", "cluster_not_found")
+		return nil
 	}
 	balance := t.balance(v, svc, port)
-	p, err := t.up.choose(&balance, nil)
-	return p, timeoutOf(&settings), err
+	c.total = len(balance.Endpoints)
+	if bounded(c.settings.Pool) || c.settings.Outliers != nil {
+		c.cluster = t.up.cluster(clusterKey{key, port})
+	}
+	if d := c.settings.Outliers; d != nil {
+		balance.Endpoints = c.cluster.healthy(d, balance.Endpoints, time.Now())
+	}
+	var err error
+	if c.pick, err = t.up.choose(&balance, nil); err != nil {
+		r.fail("UH", err.Error())
+		return nil
+	}
+	r.workload, r.upstream = c.workload, c.endpoint.key.addr
+	return &c
 }
 
 // balance is how an endpoint of a service is chosen for this client.

@@ -40,6 +40,7 @@ type upstreams struct {
 
 	mu        sync.Mutex
 	endpoints map[endpointKey]*endpoint
+	clusters  map[clusterKey]*cluster
 }
 
 // endpointKey is one port of one endpoint, and how it is reached. A workload that comes back as another, or at another
@@ -75,7 +76,8 @@ type pick struct {
 }
 
 func newUpstreams(cfg *Config, ids *identity.Manager, log *zap.Logger) *upstreams {
-	u := &upstreams{id: cfg.identity, ids: ids, log: log, endpoints: make(map[endpointKey]*endpoint)}
+	u := &upstreams{id: cfg.identity, ids: ids, log: log, endpoints: make(map[endpointKey]*endpoint),
+		clusters: make(map[clusterKey]*cluster)}
 	u.pool = hbone.NewPool(hbone.PoolConfig{
 		Dial: func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
 			return (&net.Dialer{Timeout: connectTimeout}).DialContext(ctx, "tcp", addr.String())
@@ -213,7 +215,7 @@ func (u *upstreams) put(up *upstream) {
 		up.reused = true
 		up.since = time.Now()
 		u.mu.Lock()
-		if e := up.to; len(e.idle) < maxIdle {
+		if e := up.to; len(e.idle) < maxIdle && u.endpoints[e.key] == e { // else it was forgotten
 			e.idle = append(e.idle, up)
 			u.mu.Unlock()
 			return
@@ -302,7 +304,7 @@ func (u *upstreams) sweep(then time.Time) {
 		old = append(old, e.idle[:n]...)
 		e.idle = append(e.idle[:0:0], e.idle[n:]...)
 		if len(e.idle) == 0 && e.active.Load() == 0 {
-			delete(u.endpoints, key) // one who picked it just now keeps it, and its connection, to himself
+			delete(u.endpoints, key) // who picked it just now keeps it to himself
 		}
 	}
 	u.mu.Unlock()
