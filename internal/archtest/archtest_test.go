@@ -103,6 +103,7 @@ const (
 var places = []place{
 	{"internal/mesh", nouns, true},
 	{"api", nouns, false},
+	{"internal/slab", nouns, false},
 	{"internal/authz", verdicts, true},
 	{"internal/lb", verdicts, true},
 	{"internal/wds", verdicts, true},

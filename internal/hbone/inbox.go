@@ -132,9 +132,9 @@ func (in *inbox) push(p []byte) {
 	for len(p) > 0 {
 		last := len(in.parts) - 1
 		if last < 0 || in.parts[last].w == len(in.parts[last].b) {
-			b := largeSlabs.get
+			b := largeSlabs.Get
 			if last < 0 && len(p) <= smallBytes {
-				b = smallSlabs.get
+				b = smallSlabs.Get
 			}
 			in.parts = append(in.parts, part{b: b()})
 			last++

@@ -101,7 +101,7 @@ func (c *conn) readLoop() error {
 	kept := 0 // bytes at the start of buf that are not handled yet
 	defer func() {
 		if buf != nil {
-			batchSlabs.put(buf)
+			batchSlabs.Put(buf)
 		}
 		c.rec.stopReading()
 	}()
@@ -110,7 +110,7 @@ func (c *conn) readLoop() error {
 			return readError(err)
 		}
 		if buf == nil {
-			buf = batchSlabs.get()
+			buf = batchSlabs.Get()
 		}
 		left, err, ferr := c.receive(buf, kept)
 		c.in.deliver()
@@ -129,7 +129,7 @@ func (c *conn) readLoop() error {
 			return readError(err)
 		}
 		if kept = copy(buf, left); kept == 0 && !c.bc.buffered() {
-			batchSlabs.put(buf)
+			batchSlabs.Put(buf)
 			buf = nil
 		}
 	}

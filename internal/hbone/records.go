@@ -101,7 +101,7 @@ func (r *stdRecords) owed() record.Owed { return record.Nothing }
 func (r *stdRecords) seal(a, b []byte) error {
 	if len(a) > 0 && len(b) > 0 {
 		if r.first == nil {
-			r.first = largeSlabs.get()
+			r.first = largeSlabs.Get()
 		}
 		k := min(len(b), record.MaxPlaintext-len(a))
 		joined := append(append(r.first[:0], a...), b[:k]...)
@@ -132,7 +132,7 @@ func (r *stdRecords) alert(a record.Alert) error {
 
 func (r *stdRecords) idle() {
 	if r.first != nil {
-		largeSlabs.put(r.first)
+		largeSlabs.Put(r.first)
 		r.first = nil
 	}
 }

@@ -92,7 +92,7 @@ func (b *batchConn) Read(p []byte) (int, error) {
 
 func (b *batchConn) release() {
 	if b.in != nil {
-		batchSlabs.put(b.in)
+		batchSlabs.Put(b.in)
 	}
 	b.in, b.r, b.w = nil, 0, 0
 }
@@ -146,7 +146,7 @@ func (b *batchConn) fill() error {
 	}
 	if b.rc == nil {
 		if b.in == nil {
-			b.in = batchSlabs.get()
+			b.in = batchSlabs.Get()
 		}
 		n, err := b.Conn.Read(b.in[b.w:])
 		b.w += n
@@ -178,7 +178,7 @@ func (b *batchConn) cut(err error) error {
 
 func (b *batchConn) readOnce(fd uintptr) bool {
 	if b.in == nil {
-		b.in = batchSlabs.get()
+		b.in = batchSlabs.Get()
 	}
 	for {
 		n, err := syscall.Read(int(fd), b.in[b.w:])
@@ -218,7 +218,7 @@ func (b *batchConn) Write(p []byte) (int, error) {
 		return b.Conn.Write(p)
 	}
 	if b.out == nil {
-		b.out = batchSlabs.get()[:0]
+		b.out = batchSlabs.Get()[:0]
 	}
 	b.out = append(b.out, p...)
 	b.mu.Unlock()
@@ -228,7 +228,7 @@ func (b *batchConn) Write(p []byte) (int, error) {
 // output is what was collected so far, for records that whoever holds the writer's role appends and puts back in out.
 func (b *batchConn) output() []byte {
 	if b.out == nil {
-		b.out = batchSlabs.get()[:0]
+		b.out = batchSlabs.Get()[:0]
 	}
 	return b.out
 }
@@ -270,7 +270,7 @@ func (b *batchConn) flush(block bool) (done bool, err error) {
 		if b.sent < len(b.sending) {
 			return false, nil
 		}
-		batchSlabs.put(b.sending)
+		batchSlabs.Put(b.sending)
 		b.sending = nil
 	}
 }

@@ -249,8 +249,8 @@ func transfer(dst, src Conn, n *atomic.Int64) error {
 
 // transferPlain is transfer for a source that cannot tell when it is readable, such as a tunnel stream.
 func transferPlain(dst, src Conn, n *atomic.Int64) error {
-	b := smallSlabs.get()
-	defer smallSlabs.put(b)
+	b := smallSlabs.Get()
+	defer smallSlabs.Put(b)
 	for {
 		k, err := src.Read(b)
 		if k > 0 {
@@ -289,9 +289,9 @@ func (r *borrower) read() ([]byte, error) {
 
 func (r *borrower) readOnce(fd uintptr) bool {
 	if r.large {
-		r.slab = largeSlabs.get()
+		r.slab = largeSlabs.Get()
 	} else {
-		r.slab = smallSlabs.get()
+		r.slab = smallSlabs.Get()
 	}
 	for {
 		n, err := syscall.Read(int(fd), r.slab)
@@ -318,9 +318,9 @@ func (r *borrower) release() {
 		return
 	}
 	if r.large {
-		largeSlabs.put(r.slab)
+		largeSlabs.Put(r.slab)
 	} else {
-		smallSlabs.put(r.slab)
+		smallSlabs.Put(r.slab)
 	}
 	r.large = r.n == len(r.slab) || r.large && r.n >= smallBytes
 	r.slab = nil

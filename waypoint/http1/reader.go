@@ -55,9 +55,9 @@ func (r *reader) arm(t time.Time) {
 	_ = r.conn.SetReadDeadline(t) // fails on a closed connection only, which the next read tells
 }
 
-// slab borrows a slab for reading. It is so much shorter that what fills it can be written as one chunk from a slab of
+// forReading borrows a slab to read into. It is so much shorter that what fills it can be written as one chunk from a slab of
 // the same size.
-func slab(n int) []byte {
+func forReading(n int) []byte {
 	b := borrow(n)
 	return b[:len(b)-aroundChunk]
 }
@@ -65,7 +65,7 @@ func slab(n int) []byte {
 // room makes place for at least one byte: the slab's start is reused, then a larger slab borrowed.
 func (r *reader) room() error {
 	if r.buf == nil {
-		r.buf = slab(smallBytes)
+		r.buf = forReading(smallBytes)
 		return nil
 	}
 	if r.r == r.w && r.r > 0 {
@@ -74,7 +74,7 @@ func (r *reader) room() error {
 		r.moves++
 		if full && cap(r.buf) < largeBytes { // it comes in bulk
 			giveBack(r.buf)
-			r.buf = slab(largeBytes)
+			r.buf = forReading(largeBytes)
 		}
 		return nil
 	}
@@ -92,7 +92,7 @@ func (r *reader) room() error {
 	if cap(r.buf) >= largeBytes {
 		return errTooLarge
 	}
-	next := slab(largeBytes)
+	next := forReading(largeBytes)
 	copy(next, r.buf)
 	giveBack(r.buf)
 	r.buf = next
