@@ -7,7 +7,6 @@ import (
 )
 
 func TestList(t *testing.T) {
-	t.Parallel()
 	l := slab.New(8, 2)
 	a, b, c := l.Get(), l.Get(), l.Get()
 	for i, s := range [][]byte{a, b, c} {
