@@ -1,6 +1,7 @@
 package waypoint_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -298,4 +299,75 @@ func TestConfigurationChangesUnderLoad(t *testing.T) {
 	if ofTwo.Load() == 0 || ofTwo.Load() == served.Load() {
 		t.Errorf("of %d requests %d went to the second application: the changes did not take effect", served.Load(), ofTwo.Load())
 	}
+}
+
+// TestUpgradesAndLargeBodies: a protocol switch joins the two connections; bodies larger than any buffer pass both ways.
+func TestUpgradesAndLargeBodies(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, nil)
+	l.service("cart", "10.9.0.1", mesh.AppHTTP1, app(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Upgrade") == "" {
+			_, _ = io.Copy(w, r.Body)
+			return
+		}
+		conn, buf, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+		_, _ = io.Copy(conn, buf)
+	}))
+	l.known("cart")
+	size := 3 << 20
+	req, err := http.NewRequestWithContext(t.Context(), "POST", cart+"/", strings.NewReader(strings.Repeat("x", size)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp, body := l.do(req); resp.StatusCode != 200 || len(body) != size {
+		t.Errorf("3 MiB echoed = %d with %d bytes, want 200 and all of them", resp.StatusCode, len(body))
+	}
+	s, err := l.open(t.Context(), "10.9.0.1:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	_, _ = io.WriteString(s, "GET /ws HTTP/1.1\r\nHost: cart\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\nfirst")
+	r := bufio.NewReader(s)
+	resp, err := http.ReadResponse(r, nil)
+	if err != nil || resp.StatusCode != 101 {
+		t.Fatalf("upgrade: %v, %v; want 101", resp, err)
+	}
+	_, _ = io.WriteString(s, " second")
+	_ = s.CloseWrite()
+	if got, err := io.ReadAll(r); err != nil || string(got) != "first second" {
+		t.Errorf("after the upgrade: %q, %v; want what was sent", got, err)
+	}
+}
+
+// TestAClientThatLeavesFreesItsUpstream: the wait for a response ends with the client.
+func TestAClientThatLeavesFreesItsUpstream(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, nil)
+	waiting, over := make(chan struct{}), make(chan struct{})
+	l.service("cart", "10.9.0.1", mesh.AppHTTP1, app(t, func(_ http.ResponseWriter, r *http.Request) {
+		close(waiting)
+		<-r.Context().Done()
+		close(over)
+	}))
+	l.known("cart")
+	s, err := l.open(t.Context(), "10.9.0.1:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.WriteString(s, "GET / HTTP/1.1\r\nHost: cart\r\n\r\n")
+	<-waiting
+	_ = s.Reset()
+	select {
+	case <-over:
+	case <-time.After(10 * time.Second):
+		t.Error("the application still works for a client that left")
+	}
+	l.eventually("log", func() bool { return strings.Contains(l.log.String(), `"response_flags":"DC"`) })
 }

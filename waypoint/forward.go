@@ -123,6 +123,11 @@ func (s *session) plan(p *plan, b *route.Backend) *reply {
 		return s.noCluster()
 	}
 	p.connect, p.balance = timeoutOf(&settings), s.balance(v, svc, port)
+	if h := hashOf(settings.Balancer); h != nil {
+		if key := s.hashKey(h); key != "" {
+			sticks(&p.balance, key)
+		}
+	}
 	if p.pool, p.outliers = settings.Pool, settings.Outliers; bounded(p.pool) || p.outliers != nil {
 		p.cluster = s.up.cluster(clusterKey{key, port})
 	}
@@ -407,6 +412,9 @@ func (s *session) responseEdits(p *plan, took time.Duration) {
 	e.Set("x-envoy-upstream-service-time", strconv.FormatInt(took.Milliseconds(), 10))
 	e.Remove("x-envoy-peer-metadata")
 	e.Remove("x-envoy-peer-metadata-id")
+	if s.cookie != "" {
+		e.Add("set-cookie", s.cookie)
+	}
 	s.corsHeaders()
 	p.backend.Response.Apply(editor{e})
 	s.rule.Response.Apply(editor{e})

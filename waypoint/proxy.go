@@ -27,17 +27,18 @@ type session struct {
 	conn *http1.ServerConn
 
 	// Of the request being served.
-	view  *view
-	q     *http1.Request
-	req   route.Request
-	asked authz.HTTP // the same, as policies see it
-	rule  *route.Rule
-	at    route.Matched
-	log   record
-	edits http1.Edits
-	cors  route.CORSDecision
-	tried []*endpoint
-	held  *cluster // that counts the request; nil: none does
+	view   *view
+	q      *http1.Request
+	req    route.Request
+	asked  authz.HTTP // the same, as policies see it
+	rule   *route.Rule
+	at     route.Matched
+	log    record
+	edits  http1.Edits
+	cors   route.CORSDecision
+	tried  []*endpoint
+	held   *cluster // that counts the request; nil: none does
+	cookie string   // to set; "": none
 
 	busy  atomic.Pointer[net.Conn] // of the upstream that is waited for
 	cache seriesCache
@@ -83,6 +84,7 @@ func (t *tunnel) serveHTTP(ctx context.Context, conn relay.Conn) {
 // begin starts the record of a request; q is nil when it could not be read.
 func (s *session) begin(q *http1.Request) {
 	s.q, s.rule, s.at, s.cors, s.tried = q, nil, route.Matched{}, route.CORSDecision{}, s.tried[:0]
+	s.cookie = ""
 	s.view = s.state.load()
 	s.log = record{start: time.Now(), client: &s.client, to: &s.to, http: true, flags: "-"}
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/mistnet/mistnet/internal/hbone"
 	"github.com/mistnet/mistnet/internal/mesh"
@@ -120,12 +121,16 @@ func (r *record) clusterName() string {
 // reporter writes access-log lines and keeps the metrics.
 type reporter struct {
 	access  *zap.Logger
+	limited *zap.Logger // for what costs a peer nothing
 	enabled bool
 	*metrics
 }
 
 func newReporter(access *zap.Logger, enabled bool) *reporter {
-	return &reporter{access: access, enabled: enabled, metrics: newMetrics()}
+	return &reporter{access: access, enabled: enabled, metrics: newMetrics(),
+		limited: access.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core {
+			return zapcore.NewSamplerWithOptions(c, time.Minute, 10, 0)
+		}))}
 }
 
 // request tells of a request that is over.
@@ -147,10 +152,10 @@ func (p *reporter) close(r *record) {
 
 // refused tells of a tunnel that was not accepted.
 func (p *reporter) refused(r *hbone.Request, err error) {
-	p.access.Warn("tunnel refused", zap.Stringer("src.addr", r.RemoteAddr), zap.String("dst.hbone_addr", r.Authority), zap.Error(err))
+	p.limited.Warn("tunnel refused", zap.Stringer("src.addr", r.RemoteAddr), zap.String("dst.hbone_addr", r.Authority), zap.Error(err))
 }
 
 // unserved tells of a connection that nothing could be done with.
 func (p *reporter) unserved(t *tunnel, why string) {
-	p.access.Warn("connection refused", zap.Stringer("src.addr", t.client.addr), zap.Stringer("dst.addr", t.to.addr), zap.String("reason", why))
+	p.limited.Warn("connection refused", zap.Stringer("src.addr", t.client.addr), zap.Stringer("dst.addr", t.to.addr), zap.String("reason", why))
 }

@@ -1,7 +1,6 @@
 package waypoint_test
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -247,45 +246,38 @@ func (l *lab) traffic(name string, s mesh.TrafficSettings) {
 	})
 }
 
-// TestBoundsOfAService: one request under way, one that waits, and the third is refused.
+// TestBoundsOfAService: of four requests at once one is under way, one waits, and two are refused.
 func TestBoundsOfAService(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, nil)
-	waiting, release := make(chan struct{}, 2), make(chan struct{})
-	l.service("cart", "10.9.0.1", mesh.AppHTTP1, app(t, func(http.ResponseWriter, *http.Request) { waiting <- struct{}{}; <-release }))
+	release := make(chan struct{})
+	l.service("cart", "10.9.0.1", mesh.AppHTTP1, app(t, func(http.ResponseWriter, *http.Request) { <-release }))
 	l.known("cart")
 	l.traffic("cart", mesh.TrafficSettings{Pool: &mesh.ConnectionPool{MaxConnections: 1, MaxPending: 1}})
-	results := make(chan int, 2)
-	first := func() {
-		resp, err := l.client.Get(cart + "/")
-		if err != nil {
-			t.Error(err)
-			results <- 0
-			return
-		}
-		resp.Body.Close()
-		results <- resp.StatusCode
+	results := make(chan int, 4)
+	for range 4 {
+		go func() {
+			resp, err := l.client.Get(cart + "/")
+			if err != nil {
+				t.Error(err)
+				results <- 0
+				return
+			}
+			defer resp.Body.Close()
+			body, _ := io.ReadAll(resp.Body)
+			const overflow = "upstream connect error or disconnect/reset before headers. reset reason: overflow"
+			if resp.StatusCode == 503 && (string(body) != overflow || resp.Header.Get("X-Envoy-Overloaded") != "true") {
+				t.Errorf("refused with %q, x-envoy-overloaded %q", body, resp.Header.Get("X-Envoy-Overloaded"))
+			}
+			results <- resp.StatusCode
+		}()
 	}
-	go first()
-	<-waiting
-	go first()
-	const overflow = "upstream connect error or disconnect/reset before headers. reset reason: overflow"
-	l.eventually("refused", func() bool { // the second may not wait yet: then this one waits a moment, and gives up
-		req, _ := http.NewRequestWithContext(t.Context(), "GET", cart+"/", nil)
-		ctx, cancel := context.WithTimeout(req.Context(), 200*time.Millisecond)
-		defer cancel()
-		resp, err := l.client.Do(req.WithContext(ctx))
-		if err != nil {
-			return false
+	for i, want := range []int{503, 503, 200, 200} {
+		if i == 2 {
+			close(release)
 		}
-		defer resp.Body.Close()
-		body, _ := io.ReadAll(resp.Body)
-		return resp.StatusCode == 503 && string(body) == overflow && resp.Header.Get("X-Envoy-Overloaded") == "true"
-	})
-	close(release)
-	for range 2 {
-		if status := <-results; status != 200 {
-			t.Errorf("a request within the bounds = %d, want 200", status)
+		if got := <-results; got != want {
+			t.Errorf("request %d to end = %d, want %d", i, got, want)
 		}
 	}
 }
@@ -307,5 +299,54 @@ func TestFailingEndpointsAreEjected(t *testing.T) {
 	}
 	if n := bad.Load(); n != 3 {
 		t.Errorf("the failing endpoint got %d of 200 requests, want 3 and then no more", n)
+	}
+}
+
+// TestHashedRequestsStay on one endpoint, by header or by a cookie that the waypoint sets.
+func TestHashedRequestsStay(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, nil)
+	l.service("cart", "10.9.0.1", mesh.AppHTTP1, named(t, "a"), named(t, "b"), named(t, "c"))
+	l.service("shop", "10.9.0.2", mesh.AppHTTP1, named(t, "a"), named(t, "b"), named(t, "c"))
+	l.known("cart", "shop")
+	ttl := time.Hour
+	l.traffic("cart", mesh.TrafficSettings{Balancer: &mesh.Balancer{Algorithm: mesh.BalancerMaglev, Hash: &mesh.ConsistentHash{Header: "x-user"}}})
+	l.traffic("shop", mesh.TrafficSettings{Balancer: &mesh.Balancer{Algorithm: mesh.BalancerRingHash,
+		Hash: &mesh.ConsistentHash{Cookie: &mesh.HashCookie{Name: "sid", Path: "/", TTL: &ttl}}}})
+	of := func(url string, headers ...string) (*http.Response, map[string]int) {
+		counts := make(map[string]int)
+		var resp *http.Response
+		for range 20 {
+			var body string
+			resp, body = l.get(url, headers...)
+			counts[body]++
+		}
+		return resp, counts
+	}
+	endpoints := make(map[string]bool)
+	for _, user := range []string{"ann", "bob", "cid", "dan", "eve", "fay", "gil", "hal"} {
+		_, counts := of(cart+"/", "X-User", user)
+		if len(counts) != 1 {
+			t.Errorf("20 requests of %s went to %v, want one endpoint", user, counts)
+		}
+		for e := range counts {
+			endpoints[e] = true
+		}
+	}
+	if len(endpoints) < 2 {
+		t.Errorf("8 users share the endpoints %v, want some spread", endpoints)
+	}
+	resp, counts := of("http://10.9.0.2/")
+	if len(counts) < 2 {
+		t.Errorf("20 clients without a cookie went to %v, want some spread", counts)
+	}
+	cookie := resp.Header.Get("Set-Cookie")
+	if !strings.HasSuffix(cookie, "; Max-Age=3600; Path=/; HttpOnly") || !strings.HasPrefix(cookie, "sid=") {
+		t.Errorf("set-cookie is %q, want sid for an hour", cookie)
+	}
+	pair, _, _ := strings.Cut(cookie, ";")
+	resp, counts = of("http://10.9.0.2/", "Cookie", "other=1; "+pair)
+	if len(counts) != 1 || resp.Header.Get("Set-Cookie") != "" {
+		t.Errorf("with the cookie: %v and set-cookie %q, want one endpoint and no new cookie", counts, resp.Header.Get("Set-Cookie"))
 	}
 }

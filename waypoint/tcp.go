@@ -123,6 +123,9 @@ func (t *tunnel) pickTCP(v *view, b *route.Backend, r *record) *course {
 	}
 	balance := t.balance(v, svc, port)
 	c.total = len(balance.Endpoints)
+	if h := hashOf(c.settings.Balancer); h != nil && h.SourceIP {
+		sticks(&balance, t.client.addr.Addr().String())
+	}
 	if bounded(c.settings.Pool) || c.settings.Outliers != nil {
 		c.cluster = t.up.cluster(clusterKey{key, port})
 	}

@@ -1,0 +1,88 @@
+package waypoint
+
+import (
+	"net/url"
+	"strconv"
+	"strings"
+
+	"github.com/mistnet/mistnet/internal/lb"
+	"github.com/mistnet/mistnet/internal/mesh"
+)
+
+// hashOf is what the clients of a service are told apart by; nil: nothing.
+func hashOf(b *mesh.Balancer) *mesh.ConsistentHash {
+	if b == nil || b.Algorithm != mesh.BalancerRingHash && b.Algorithm != mesh.BalancerMaglev {
+		return nil
+	}
+	return b.Hash
+}
+
+// sticks makes a balance choose by a key: the same endpoint for the same key, for as long as that may be used. Package lb's
+// rendezvous hashing stands for every algorithm of the kind.
+func sticks(r *lb.Request, key string) {
+	from, svc := *r.From, *r.Service
+	from.UID, svc.LB.Sticky = key, true
+	r.From, r.Service = &from, &svc
+}
+
+// hashKey is a request's key; "" when it has none, and may go anywhere.
+func (s *session) hashKey(h *mesh.ConsistentHash) string {
+	switch {
+	case h.SourceIP:
+		return s.client.addr.Addr().String()
+	case h.Header != "":
+		v, _ := s.q.Value(h.Header)
+		return v
+	case h.QueryParam != "":
+		return queryValue(s.q.RawQuery, h.QueryParam)
+	case h.Cookie != nil:
+		return s.hashCookie(h.Cookie)
+	}
+	return ""
+}
+
+// hashCookie is the cookie's value. A client that has none yet is given one, if the policy says for how long.
+func (s *session) hashCookie(c *mesh.HashCookie) string {
+	line, _ := s.q.Value("cookie")
+	for pair := range strings.SplitSeq(strings.ReplaceAll(line, ",", ";"), ";") {
+		if name, value, ok := strings.Cut(strings.TrimSpace(pair), "="); ok && name == c.Name {
+			return strings.Trim(value, `"`)
+		}
+	}
+	if c.TTL == nil {
+		return ""
+	}
+	value := newRequestID()
+	var b strings.Builder
+	b.WriteString(c.Name + "=" + value)
+	if *c.TTL > 0 {
+		b.WriteString("; Max-Age=" + strconv.FormatInt(int64(c.TTL.Seconds()), 10))
+	}
+	if c.Path != "" {
+		b.WriteString("; Path=" + c.Path)
+	}
+	for _, a := range c.Attributes {
+		b.WriteString("; " + a.Name)
+		if a.Value != "" {
+			b.WriteString("=" + a.Value)
+		}
+	}
+	b.WriteString("; HttpOnly")
+	s.cookie = b.String()
+	return value
+}
+
+// queryValue is the first value of a parameter of a query.
+func queryValue(query, name string) string {
+	for pair := range strings.SplitSeq(query, "&") {
+		key, value, _ := strings.Cut(pair, "=")
+		if k, err := url.QueryUnescape(key); err != nil || k != name {
+			continue
+		}
+		if v, err := url.QueryUnescape(value); err == nil {
+			return v
+		}
+		return value
+	}
+	return ""
+}
