@@ -9,6 +9,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -65,6 +66,7 @@ func (c *CAClient) Sign(ctx context.Context, id mesh.Identity, csrPEM []byte, tt
 	if c.cfg.ClusterID != "" {
 		headers = append(headers, "clusterid", c.cfg.ClusterID)
 	}
+	c.wake(ctx)
 	resp, err := c.rpc.CreateCertificate(metadata.AppendToOutgoingContext(ctx, headers...), &capb.IstioCertificateRequest{
 		Csr:              string(csrPEM),
 		ValidityDuration: int64(ttl / time.Second),
@@ -76,6 +78,21 @@ func (c *CAClient) Sign(ctx context.Context, id mesh.Identity, csrPEM []byte, tt
 		return nil, fmt.Errorf("sign certificate of %s at %s: %w", id, c.cfg.Target, err)
 	}
 	return resp.GetCertChain(), nil
+}
+
+// wakeWithin is how long a connection that failed before may take to come up when it is asked for.
+const wakeWithin = time.Second
+
+// wake connects at once when the last attempt failed: who asks has waited long enough, and would otherwise be told about
+// that attempt until gRPC makes another.
+func (c *CAClient) wake(ctx context.Context) {
+	if c.conn.GetState() != connectivity.TransientFailure {
+		return
+	}
+	c.conn.ResetConnectBackoff()
+	ctx, cancel := context.WithTimeout(ctx, wakeWithin)
+	defer cancel()
+	c.conn.WaitForStateChange(ctx, connectivity.TransientFailure)
 }
 
 // Close ends the connection and every request under way.

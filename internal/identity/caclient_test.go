@@ -56,7 +56,12 @@ func (s *certificateServer) CreateCertificate(ctx context.Context, req *capb.Ist
 
 func serve(t *testing.T, ca *meshtest.CA) (*certificateServer, string) {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	return serveAt(t, ca, "127.0.0.1:0")
+}
+
+func serveAt(t *testing.T, ca *meshtest.CA, addr string) (*certificateServer, string) {
+	t.Helper()
+	ln, err := net.Listen("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,6 +124,32 @@ func TestCAClient(t *testing.T) {
 	}
 	if _, err := c.Sign(t.Context(), mesh.Identity{}, csr, 0); status.Code(err) != codes.PermissionDenied || !strings.Contains(err.Error(), addr) {
 		t.Errorf("refusal: %v, want the server's code and address", err)
+	}
+}
+
+// Whoever asks when the authority is back gets an answer, however long the client would have waited to connect again.
+func TestCAClientConnectsWhenAsked(t *testing.T) {
+	t.Parallel()
+	ca := meshtest.NewCA(t)
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := free.Addr().String()
+	free.Close()
+	c := newClient(t, ca, addr, nil)
+	csr, err := identity.NewCSR(web, mustKey(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 { // the pause grows each time
+		if _, err := c.Sign(t.Context(), web, csr, time.Hour); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "refused") {
+			t.Fatalf("Sign without a server: %v, want that the connection is refused", err)
+		}
+	}
+	serveAt(t, ca, addr)
+	if _, err := c.Sign(t.Context(), web, csr, time.Hour); err != nil {
+		t.Errorf("Sign with the server back: %v", err)
 	}
 }
 
