@@ -38,6 +38,7 @@ func (s *session) forward(ctx context.Context, b *route.Backend) *upstream {
 	if r := s.admitted(ctx, &p); r != nil {
 		return s.answer(*r)
 	}
+	s.mirror(&p)
 	for attempt := uint32(1); ; attempt++ {
 		up, outcome, r := s.try(ctx, &p, attempt)
 		if r == nil {
@@ -238,7 +239,7 @@ func (s *session) exchange(ctx context.Context, p *plan, to pick) (*upstream, ro
 
 func (s *session) connect(ctx context.Context, p *plan, to pick, fresh bool, until time.Time) (*upstream, error) {
 	if !fresh {
-		if up := s.up.kept(to.endpoint); up != nil {
+		if up := s.up.kept(to.endpoint, !idempotent(s.q.Method)); up != nil {
 			return up, nil
 		}
 	}

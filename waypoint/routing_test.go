@@ -350,3 +350,29 @@ func TestHashedRequestsStay(t *testing.T) {
 		t.Errorf("with the cookie: %v and set-cookie %q, want one endpoint and no new cookie", counts, resp.Header.Get("Set-Cookie"))
 	}
 }
+
+// TestMirrorsGetCopies, body and all, and what they answer changes nothing.
+func TestMirrorsGetCopies(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, nil)
+	copies := make(chan string, 8)
+	l.service("cart", "10.9.0.1", mesh.AppHTTP1, app(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) }))
+	l.service("shadow", "10.9.0.2", mesh.AppHTTP1, app(t, func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		copies <- r.Method + " " + r.Host + r.URL.RequestURI() + " " + string(body)
+		w.WriteHeader(500)
+	}))
+	l.known("cart", "shadow")
+	l.routes(mesh.KindVirtualService, mesh.HTTPRule{
+		Mirrors: []mesh.Mirror{{Ref: to("shadow", 1).Ref, Percent: all}}, Backends: []mesh.Backend{to("cart", 1)},
+	})
+	for i := range 4 {
+		req, _ := http.NewRequestWithContext(t.Context(), "POST", fmt.Sprintf("%s/%d?q", cart, i), strings.NewReader("a body"))
+		if resp, body := l.do(req); resp.StatusCode != 200 || body != "a body" {
+			t.Errorf("mirrored request = %d %q, want 200 a body", resp.StatusCode, body)
+		}
+		if got, want := <-copies, fmt.Sprintf("POST 10.9.0.1/%d?q a body", i); got != want {
+			t.Errorf("the mirror got %q, want %q", got, want)
+		}
+	}
+}

@@ -175,11 +175,20 @@ func (u *upstreams) endpoint(key endpointKey) *endpoint {
 	return e
 }
 
-// kept returns a connection to an endpoint that waits to be used again, or nil.
-func (u *upstreams) kept(e *endpoint) *upstream {
+// freshFor is how long a kept connection is trusted whose end cannot be seen, with a request that must not be sent twice:
+// servers wait longer before they close one.
+const freshFor = time.Second
+
+// kept returns a connection to an endpoint that waits to be used again, or nil. once says that the request must not be sent
+// twice.
+func (u *upstreams) kept(e *endpoint, once bool) *upstream {
 	for {
 		up := u.take(e)
-		if up == nil || up.Reusable() && !ended(up.conn) {
+		if up == nil {
+			return nil
+		}
+		_, seen := up.conn.(*net.TCPConn)
+		if up.Reusable() && !ended(up.conn) && (seen || !once || time.Since(up.since) < freshFor) {
 			return up
 		}
 		up.Close()

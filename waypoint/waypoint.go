@@ -44,6 +44,7 @@ type Waypoint struct {
 	roots    []*identity.RootFile
 	xds      *xds.Client
 	up       *upstreams
+	mirrors  *mirrors
 	rep      *reporter
 	sessions sessions
 	server   *hbone.Server
@@ -82,6 +83,7 @@ func New(cfg *Config, env *daemon.Env) (*Waypoint, error) {
 		Apply: w.state.apply, Log: env.Log.Named("xds"),
 	})
 	w.up = newUpstreams(cfg, w.ids, env.Log.Named("upstream"))
+	w.mirrors = newMirrors(w.up)
 	w.rep = newReporter(env.Log.Named("access"), cfg.AccessLog)
 	w.server = &hbone.Server{TLS: w.ids.ServerConfig(cfg.identity()), Handle: w.connect, Log: env.Log.Named("hbone")}
 	env.Registry.MustRegister(w.rep)
@@ -108,6 +110,7 @@ func (w *Waypoint) Run(ctx context.Context) error {
 	g.Go(func() error { return ignoreStop(serving, w.ids.Run(gctx)) })
 	g.Go(func() error { return ignoreStop(serving, w.xds.Run(gctx)) })
 	g.Go(func() error { w.up.run(gctx); return nil })
+	g.Go(func() error { w.mirrors.run(gctx); return nil })
 	for _, r := range w.roots {
 		g.Go(func() error { r.Watch(gctx, w.ids.Renew); return nil })
 	}

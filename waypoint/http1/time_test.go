@@ -318,6 +318,38 @@ func TestDrainClosesBetweenRequests(t *testing.T) {
 	})
 }
 
+// TestWindServesOneMore: unlike Drain it lets an idle connection have the request that is on its way.
+func TestWindServesOneMore(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		client, conn := net.Pipe()
+		defer client.Close()
+		s := http1.NewServerConn(conn, clock)
+		defer conn.Close()
+		served := make(chan error, 1)
+		go func() {
+			if _, err := s.ReadRequest(); err != nil {
+				served <- err
+				return
+			}
+			served <- s.Reply(200, "ok", nil)
+		}()
+		synctest.Wait()
+		s.Wind()
+		synctest.Wait()
+		go func() { _, _ = io.WriteString(client, "GET / HTTP/1.1\r\nHost: a\r\n\r\n") }()
+		if resp, err := http.ReadResponse(bufio.NewReader(client), nil); err != nil || resp.StatusCode != 200 || !resp.Close {
+			t.Errorf("the request behind Wind got %v, %v, want 200 that closes", resp, err)
+		}
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+		if _, err := s.ReadRequest(); err != io.EOF {
+			t.Errorf("the connection goes on: %v", err)
+		}
+	})
+}
+
 // TestUnreadBodiesAreDrainedOrClosed: after a reply that did not wait for the body, the connection goes on only if the
 // rest is short and comes soon.
 func TestUnreadBodiesAreDrainedOrClosed(t *testing.T) {

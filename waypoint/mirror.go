@@ -1,0 +1,194 @@
+package waypoint
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/mistnet/mistnet/internal/hbone"
+	"github.com/mistnet/mistnet/waypoint/http1"
+	"github.com/mistnet/mistnet/waypoint/route"
+)
+
+// Bounds of mirroring: what is beyond is not mirrored, for nobody waits for a mirror.
+const (
+	mirrorWorkers = 32
+	mirrorQueue   = 256
+	mirrorTimeout = 15 * time.Second // of one copy
+)
+
+// mirrors sends copies of requests and throws the responses away.
+type mirrors struct {
+	up    *upstreams
+	queue chan mirrored
+}
+
+// mirrored is a copy of a request on its way.
+type mirrored struct {
+	text   []byte // as it goes over the wire
+	to     pick
+	header hbone.Header
+}
+
+func newMirrors(up *upstreams) *mirrors {
+	return &mirrors{up: up, queue: make(chan mirrored, mirrorQueue)} // a burst; longer queues only make copies late
+}
+
+// run sends copies until ctx is done.
+func (m *mirrors) run(ctx context.Context) {
+	var workers sync.WaitGroup
+	defer workers.Wait()
+	for range mirrorWorkers {
+		workers.Go(func() {
+			for {
+				select {
+				case c := <-m.queue:
+					m.send(ctx, c)
+				case <-ctx.Done():
+					return
+				}
+			}
+		})
+	}
+}
+
+// send makes one exchange. Its failure is nobody's concern.
+func (m *mirrors) send(ctx context.Context, c mirrored) {
+	ctx, cancel := context.WithTimeout(ctx, mirrorTimeout)
+	defer cancel()
+	q, err := http1.NewServerConn(&memory{in: bytes.NewReader(c.text)}, http1.Config{}).ReadRequest()
+	if err != nil {
+		return
+	}
+	up := m.up.kept(c.to.endpoint, false)
+	if up == nil {
+		if up, err = m.up.connect(ctx, c.to, c.header); err != nil {
+			return
+		}
+	}
+	stop := context.AfterFunc(ctx, func() { _ = up.conn.Close() })
+	c.to.endpoint.active.Add(1)
+	err = discard(up, q)
+	c.to.endpoint.active.Add(-1)
+	if !stop() || err != nil {
+		up.Close()
+		return
+	}
+	m.up.put(up)
+}
+
+// discard sends a request and reads its response.
+func discard(up *upstream, q *http1.Request) error {
+	if err := up.WriteRequest(q, nil); err != nil {
+		return err
+	}
+	for {
+		resp, err := up.ReadResponse()
+		if err != nil {
+			return err
+		}
+		if resp.Status < 200 {
+			continue
+		}
+		for err == nil {
+			_, err = resp.Body.Next()
+		}
+		if err == io.EOF {
+			return nil
+		}
+		return err
+	}
+}
+
+// mirror queues copies of the request where its rule and backend ask for them. Only what is here whole is copied: a body
+// that is still coming is not waited for.
+func (s *session) mirror(p *plan) {
+	if len(s.rule.Mirrors)+len(p.backend.Mirrors) == 0 {
+		return
+	}
+	var text []byte
+	for _, list := range [...][]route.Mirror{s.rule.Mirrors, p.backend.Mirrors} {
+		for i := range list {
+			if !list[i].Hit(rand.Uint32()) {
+				continue
+			}
+			to, ok := s.mirrorTo(&list[i])
+			if !ok {
+				continue
+			}
+			if text == nil {
+				if text = s.copied(p); text == nil {
+					return
+				}
+			}
+			select {
+			case s.mirrors.queue <- mirrored{text, to, s.header()}:
+			default:
+			}
+		}
+	}
+}
+
+// mirrorTo picks who gets a copy.
+func (s *session) mirrorTo(m *route.Mirror) (pick, bool) {
+	key, port := s.to.service, s.to.port
+	if m.Ref.Hostname != "" {
+		key = m.Ref.Service()
+	}
+	if m.Ref.Port != 0 {
+		port = m.Ref.Port
+	}
+	svc := s.view.Service(key)
+	if svc == nil {
+		return pick{}, false
+	}
+	if _, ok := s.view.settings(svc, s.cfg.Namespace, m.Ref.Subset, port); !ok {
+		return pick{}, false
+	}
+	balance := s.balance(s.view, svc, port)
+	to, err := s.up.choose(&balance, nil)
+	return to, err == nil
+}
+
+// copied is the request as it will go out, or nil.
+func (s *session) copied(p *plan) []byte {
+	if whole, err := s.q.Body.Buffered(); err != nil || !whole || s.q.Upgrade != "" || s.q.Continue {
+		return nil
+	}
+	s.log.attempts = 1
+	s.requestEdits(p, time.Time{})
+	out := new(memory)
+	err := http1.NewClientConn(out, http1.Config{}).WriteRequest(s.q, &s.edits)
+	if !s.q.Body.Rewind() || err != nil {
+		return nil
+	}
+	return out.out.Bytes()
+}
+
+// memory is a connection to nowhere: it is read from in and written to out.
+type memory struct {
+	in  *bytes.Reader
+	out bytes.Buffer
+}
+
+var errNoPeer = errors.New("memory has no other end")
+
+func (m *memory) Read(b []byte) (int, error) {
+	if m.in == nil {
+		return 0, errNoPeer
+	}
+	return m.in.Read(b)
+}
+
+func (m *memory) Write(b []byte) (int, error)      { return m.out.Write(b) }
+func (m *memory) Close() error                     { return nil }
+func (m *memory) LocalAddr() net.Addr              { return &net.TCPAddr{} }
+func (m *memory) RemoteAddr() net.Addr             { return &net.TCPAddr{} }
+func (m *memory) SetDeadline(time.Time) error      { return nil }
+func (m *memory) SetReadDeadline(time.Time) error  { return nil }
+func (m *memory) SetWriteDeadline(time.Time) error { return nil }
