@@ -3,11 +3,14 @@ package waypoint_test
 import (
 	"bufio"
 	"context"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"strings"
 	"sync"
@@ -370,4 +373,39 @@ func TestAClientThatLeavesFreesItsUpstream(t *testing.T) {
 		t.Error("the application still works for a client that left")
 	}
 	l.eventually("log", func() bool { return strings.Contains(l.log.String(), `"response_flags":"DC"`) })
+}
+
+// TestTLSToTheApplication is begun where a policy asks for it, and only with whom the policy names.
+func TestTLSToTheApplication(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, nil)
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "sni ", r.TLS.ServerName) }))
+	srv.Listener.Close()
+	srv.Listener = listen(t, loopback()+":0")
+	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
+	srv.StartTLS()
+	t.Cleanup(srv.Close)
+	roots := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})
+	for i, c := range []struct {
+		tls    mesh.UpstreamTLS
+		status int
+	}{
+		{mesh.UpstreamTLS{ServerName: "example.com", CAPEM: roots}, 200},
+		{mesh.UpstreamTLS{ServerName: "other.test", SANs: []string{"nobody", "example.com"}, CAPEM: roots}, 200},
+		{mesh.UpstreamTLS{ServerName: "other.test", InsecureSkipVerify: true}, 200},
+		{mesh.UpstreamTLS{ServerName: "other.test", CAPEM: roots}, 503},
+		{mesh.UpstreamTLS{ServerName: "example.com", SANs: []string{"nobody"}, CAPEM: roots}, 503},
+		{mesh.UpstreamTLS{ServerName: "example.com"}, 503}, // no root of the system's signed it
+		{mesh.UpstreamTLS{ServerName: "example.com", CAPEM: roots, Credential: "shop/secret"}, 503},
+	} {
+		name, vip := fmt.Sprintf("secure%d", i), fmt.Sprintf("10.9.1.%d", i+1)
+		l.service(name, vip, mesh.AppHTTP1, addrPort(srv.Listener.Addr()))
+		l.known(name)
+		c.tls.Mode = mesh.TLSSimple
+		l.traffic(name, mesh.TrafficSettings{TLS: &c.tls})
+		resp, body := l.get("http://" + vip + "/")
+		if resp.StatusCode != c.status || c.status == 200 && body != "sni "+c.tls.ServerName {
+			t.Errorf("with %+v: %d %q, want %d", c.tls, resp.StatusCode, body, c.status)
+		}
+	}
 }

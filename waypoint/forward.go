@@ -24,6 +24,7 @@ type plan struct {
 	path    string
 	host    string
 
+	tls      *mesh.UpstreamTLS
 	pool     *mesh.ConnectionPool
 	cluster  *cluster // nil: nothing is bounded or watched
 	outliers *mesh.OutlierDetection
@@ -123,7 +124,7 @@ func (s *session) plan(p *plan, b *route.Backend) *reply {
 	if !ok {
 		return s.noCluster()
 	}
-	p.connect, p.balance = timeoutOf(&settings), s.balance(v, svc, port)
+	p.connect, p.balance, p.tls = timeoutOf(&settings), s.balance(v, svc, port), originated(&settings)
 	if h := hashOf(settings.Balancer); h != nil {
 		if key := s.hashKey(h); key != "" {
 			sticks(&p.balance, key)
@@ -143,8 +144,7 @@ func (v *view) settings(svc *mesh.Service, namespace, subset string, port uint16
 		return mesh.TrafficSettings{}, false
 	}
 	s, ok := policy.For(subset, port)
-	secured := s.TLS != nil && (s.TLS.Mode == mesh.TLSSimple || s.TLS.Mode == mesh.TLSMutual)
-	if !ok || subset != "" || secured || s.Tunnel != nil || s.ProxyProtocol != mesh.ProxyProtocolNone {
+	if !ok || subset != "" || !known(originated(&s)) || s.Tunnel != nil || s.ProxyProtocol != mesh.ProxyProtocolNone {
 		return s, false
 	}
 	return s, true
@@ -178,7 +178,7 @@ func (s *session) try(ctx context.Context, p *plan, attempt uint32) (*upstream, 
 		if p.outliers != nil {
 			balance.Endpoints = p.cluster.healthy(p.outliers, balance.Endpoints, time.Now())
 		}
-		if to, err = s.up.choose(&balance, s.avoid()); err != nil {
+		if to, err = s.up.choose(&balance, p.tls, s.avoid()); err != nil {
 			return nil, route.Outcome{Reset: route.ResetOverflow}, &replyNoUpstream
 		}
 	}

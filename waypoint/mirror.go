@@ -147,11 +147,12 @@ func (s *session) mirrorTo(m *route.Mirror) (pick, bool) {
 	if svc == nil {
 		return pick{}, false
 	}
-	if _, ok := s.view.settings(svc, s.cfg.Namespace, m.Ref.Subset, port); !ok {
+	settings, ok := s.view.settings(svc, s.cfg.Namespace, m.Ref.Subset, port)
+	if !ok {
 		return pick{}, false
 	}
 	balance := s.balance(s.view, svc, port)
-	to, err := s.up.choose(&balance, nil)
+	to, err := s.up.choose(&balance, originated(&settings), nil)
 	return to, err == nil
 }
 

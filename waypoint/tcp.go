@@ -133,7 +133,7 @@ func (t *tunnel) pickTCP(v *view, b *route.Backend, r *record) *course {
 		balance.Endpoints = c.cluster.healthy(d, balance.Endpoints, time.Now())
 	}
 	var err error
-	if c.pick, err = t.up.choose(&balance, nil); err != nil {
+	if c.pick, err = t.up.choose(&balance, originated(&c.settings), nil); err != nil {
 		r.fail("UH", err.Error())
 		return nil
 	}

@@ -50,6 +50,9 @@ type endpointKey struct {
 	host   string // instead of the address, to be resolved
 	tunnel bool
 	id     mesh.Identity
+
+	tls  *mesh.UpstreamTLS // begun with the application; another policy makes another endpoint
+	name string            // it is to have then
 }
 
 // endpoint is one of them. mu of upstreams guards idle.
@@ -98,15 +101,15 @@ func (u *upstreams) tls(ctx context.Context, to hbone.Target) (*tls.Config, erro
 
 // choose picks an endpoint by the request's load balancing, the less busy of two, one that is not in tried if there is
 // such.
-func (u *upstreams) choose(r *lb.Request, tried []*endpoint) (pick, error) {
-	best, err := u.one(r)
+func (u *upstreams) choose(r *lb.Request, t *mesh.UpstreamTLS, tried []*endpoint) (pick, error) {
+	best, err := u.one(r, t)
 	if err != nil {
 		return pick{}, err
 	}
 	if len(r.Endpoints) == 1 || r.Service.LB.Sticky {
 		return best, nil
 	}
-	if other, err := u.one(r); err == nil && other.endpoint != best.endpoint &&
+	if other, err := u.one(r, t); err == nil && other.endpoint != best.endpoint &&
 		other.endpoint.active.Load() < best.endpoint.active.Load() {
 		best = other
 	}
@@ -114,7 +117,7 @@ func (u *upstreams) choose(r *lb.Request, tried []*endpoint) (pick, error) {
 		if !contains(tried, best.endpoint) {
 			break
 		}
-		if other, err := u.one(r); err == nil {
+		if other, err := u.one(r, t); err == nil {
 			best = other
 		}
 	}
@@ -130,13 +133,16 @@ func contains(list []*endpoint, e *endpoint) bool {
 	return false
 }
 
-func (u *upstreams) one(r *lb.Request) (pick, error) {
+func (u *upstreams) one(r *lb.Request, t *mesh.UpstreamTLS) (pick, error) {
 	c, err := lb.Pick(r, rand.Uint64N)
 	if err != nil {
 		return pick{}, err
 	}
 	w := c.Endpoint.Workload
 	key := endpointKey{addr: netip.AddrPortFrom(c.Addr, c.Port)}
+	if t != nil {
+		key.tls, key.name = t, r.Service.Hostname
+	}
 	if w == nil { // the original destination
 		return pick{endpoint: u.endpoint(key)}, nil
 	}
@@ -236,6 +242,15 @@ func (u *upstreams) put(up *upstream) {
 
 // dial connects to an endpoint.
 func (u *upstreams) dial(ctx context.Context, p pick, h hbone.Header) (relay.Conn, error) {
+	conn, err := u.reach(ctx, p, h)
+	if t := p.endpoint.key.tls; t != nil && err == nil {
+		return originate(ctx, conn, t, p.endpoint.key.name)
+	}
+	return conn, err
+}
+
+// reach makes the connection that carries everything else.
+func (u *upstreams) reach(ctx context.Context, p pick, h hbone.Header) (relay.Conn, error) {
 	key := &p.endpoint.key
 	addr := key.addr
 	if key.host != "" {
