@@ -215,6 +215,9 @@ func matchToProto(m mesh.Match) (*pb.Match, error) {
 		ServiceAccounts: accountsToProto(m.ServiceAccounts), NotServiceAccounts: accountsToProto(m.NotServiceAccounts),
 	}
 	var errs []error
+	if !m.Operation.IsZero() { // left out, it would make the match wider than what its author wrote
+		errs = append(errs, errors.New("operation: has no place on the wire yet"))
+	}
 	for _, f := range []struct {
 		field string
 		from  []mesh.StringMatch

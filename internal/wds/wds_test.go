@@ -207,8 +207,9 @@ func TestNounsThatCannotBeSentAreRefused(t *testing.T) {
 	wantFields(t, err, "hostname", "addresses[0]", "waypoint", "weighted_waypoints[0]")
 	_, err = wds.EncodePolicy(&mesh.Policy{Groups: []mesh.Group{{Clauses: []mesh.Clause{{Matches: []mesh.Match{{
 		Principals: []mesh.StringMatch{{}}, SourceIPs: []netip.Prefix{{}},
+		Operation: &mesh.Operation{Methods: []mesh.StringMatch{{Kind: mesh.MatchExact, Value: "GET"}}},
 	}}}}}}})
-	wantFields(t, err, "name, namespace", "matches[0].principals[0]", "source_ips[0]")
+	wantFields(t, err, "name, namespace", "matches[0].principals[0]", "source_ips[0]", "matches[0].operation")
 	_, err = wds.EncodePolicy(&mesh.Policy{Namespace: "n", Name: "p", Invalid: "because"})
 	wantFields(t, err, "is invalid: because")
 }
