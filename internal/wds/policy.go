@@ -196,10 +196,8 @@ func policyToProto(p *mesh.Policy) (*pb.Authorization, error) {
 		for j, c := range g.Clauses {
 			pc := &pb.Rules{}
 			for k, mm := range c.Matches {
-				pm, err := matchToProto(mm)
-				if err != nil {
-					errs = append(errs, fmt.Errorf("groups[%d].rules[%d].matches[%d].%w", i, j, k, err))
-				}
+				pm, err := matchToProto(fmt.Sprintf("groups[%d].rules[%d].matches[%d].", i, j, k), mm)
+				errs = append(errs, err)
 				pc.Matches = append(pc.Matches, pm)
 			}
 			pg.Rules = append(pg.Rules, pc)
@@ -209,14 +207,15 @@ func policyToProto(p *mesh.Policy) (*pb.Authorization, error) {
 	return m, errors.Join(errs...)
 }
 
-func matchToProto(m mesh.Match) (*pb.Match, error) {
+// matchToProto begins every error with at, where the match is.
+func matchToProto(at string, m mesh.Match) (*pb.Match, error) {
 	out := &pb.Match{
 		DestinationPorts: portNumbers(m.DestinationPorts), NotDestinationPorts: portNumbers(m.NotDestPorts),
 		ServiceAccounts: accountsToProto(m.ServiceAccounts), NotServiceAccounts: accountsToProto(m.NotServiceAccounts),
 	}
 	var errs []error
 	if !m.Operation.IsZero() { // left out, it would make the match wider than what its author wrote
-		errs = append(errs, errors.New("operation: has no place on the wire yet"))
+		errs = append(errs, errors.New(at + "operation: has no place on the wire yet"))
 	}
 	for _, f := range []struct {
 		field string
@@ -231,7 +230,7 @@ func matchToProto(m mesh.Match) (*pb.Match, error) {
 		for i, sm := range f.from {
 			x, err := stringToProto(sm)
 			if err != nil {
-				errs = append(errs, fmt.Errorf("%s[%d]: %w", f.field, i, err))
+				errs = append(errs, fmt.Errorf("%s%s[%d]: %w", at, f.field, i, err))
 			}
 			*f.to = append(*f.to, x)
 		}
@@ -248,7 +247,7 @@ func matchToProto(m mesh.Match) (*pb.Match, error) {
 	} {
 		for i, p := range f.from {
 			if !p.IsValid() {
-				errs = append(errs, fmt.Errorf("%s[%d]: is not a prefix", f.field, i))
+				errs = append(errs, fmt.Errorf("%s%s[%d]: is not a prefix", at, f.field, i))
 				continue
 			}
 			*f.to = append(*f.to, &pb.Address{Address: p.Addr().AsSlice(), Length: uint32(p.Bits())})
