@@ -215,7 +215,7 @@ func matchToProto(at string, m mesh.Match) (*pb.Match, error) {
 	}
 	var errs []error
 	if !m.Operation.IsZero() { // left out, it would make the match wider than what its author wrote
-		errs = append(errs, errors.New(at + "operation: has no place on the wire yet"))
+		errs = append(errs, errors.New(at+"operation: has no place on the wire yet"))
 	}
 	for _, f := range []struct {
 		field string
