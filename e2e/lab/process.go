@@ -132,6 +132,10 @@ func endPIDFile(ctx context.Context, file string) error {
 		if _, err := netlab.ProcessStart(pid); err == nil {
 			return fmt.Errorf("it runs")
 		}
+		// Its first thread may be over while others still hold its sockets.
+		if threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid)); err == nil && len(threads) > 1 {
+			return fmt.Errorf("%d of its threads run", len(threads)-1)
+		}
 		return nil
 	})
 	if err != nil {
