@@ -75,7 +75,7 @@ func (s *state) apply(_ context.Context, u xds.Update) []xds.Rejection {
 	for i, r := range u.Upserts {
 		named[i] = wds.Named{Name: r.Name, Body: r.Body}
 	}
-	delta, faults := wds.Delta(old.Snapshot, u.TypeURL, named, u.Removes)
+	delta, faults := wds.DeltaL4(old.Snapshot, u.TypeURL, named, u.Removes)
 	var rejected []xds.Rejection
 	for name, err := range faults {
 		rejected = append(rejected, xds.Rejection{Name: name, Err: err})

@@ -155,3 +155,14 @@ func TestCompiledPoliciesAreSharedUntilPoliciesChange(t *testing.T) {
 		t.Error("a removed policy is still compiled in")
 	}
 }
+
+// TestANodeProxyKeepsNoLabels: they are for waypoints, and would cost every node memory.
+func TestANodeProxyKeepsNoLabels(t *testing.T) {
+	s := newState(zap.NewNop())
+	w := workload("cart")
+	w.Labels = map[string]string{"app": "cart", "pod-template-hash": "7d4b9c"}
+	push(t, s, []*mesh.Workload{w}, nil)
+	if got := s.load().Workload(w.UID); got == nil || got.Labels != nil {
+		t.Errorf("the workload is %+v, want it without labels", got)
+	}
+}

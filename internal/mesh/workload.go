@@ -36,6 +36,9 @@ type Workload struct {
 	Kind              WorkloadKind
 	OwnerName         string // the workload the unit belongs to: a Deployment's name for its pods
 
+	// Labels are those it was declared with, all of them. Subsets and sourceLabels ask for them, so a node proxy has none.
+	Labels map[string]string
+
 	// Policies are the keys (namespace/name) of the policies whose selector matches the workload.
 	Policies []string
 	// Services are the services it is an endpoint of, sorted by key.

@@ -23,7 +23,10 @@ func DecodeAddress(body []byte) (mesh.Address, error) {
 
 // decoder reads one batch. Its strings are shared between the resources of the batch: a mesh has few namespaces, nodes
 // and clusters, and many workloads that name them.
-type decoder struct{ known map[string]string }
+type decoder struct {
+	known         map[string]string
+	withoutLabels bool
+}
 
 func (d *decoder) intern(s string) string {
 	if s == "" || d.known == nil {
@@ -130,6 +133,9 @@ func (d *decoder) workload(m *pb.Workload) (*mesh.Workload, error) {
 	}
 	if w.NetworkGateway, err = d.gateway(m.GetNetworkGateway()); err != nil {
 		fail("network_gateway: %w", err)
+	}
+	if w.Labels, err = d.labels(m.GetExtensions()); err != nil {
+		fail("extensions[%s]: %w", extensionLabels, err)
 	}
 	for key, list := range m.GetServices() {
 		if key == "" {

@@ -6,6 +6,8 @@ import (
 
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -274,6 +276,23 @@ func TestDelta(t *testing.T) {
 		t.Errorf("%d workloads and %d services left, want none", w, n)
 	}
 
+	body, err := wds.EncodeWorkload(&mesh.Workload{UID: "l", Labels: map[string]string{"app": "web"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	labelled, _ := wds.Delta(nil, mesh.TypeAddress, []wds.Named{{"l", body}}, nil)
+	lean, _ := wds.DeltaL4(nil, mesh.TypeAddress, []wds.Named{{"l", body}}, nil)
+	if labelled.Workloads[0].Labels["app"] != "web" || lean.Workloads[0].Labels != nil {
+		t.Errorf("labels are %v and, at L4, %v; want app=web and none", labelled.Workloads[0].Labels, lean.Workloads[0].Labels)
+	}
+	for why, value := range map[string]*anypb.Any{"no value": nil, "no labels": mustAny(t, &structpb.Struct{}),
+		"a number": mustAny(t, &structpb.Struct{Fields: map[string]*structpb.Value{"a": structpb.NewNumberValue(1)}})} {
+		bad := workloadBytes(t, &workload.Workload{Uid: "l", Extensions: []*workload.Extension{{Name: "mistnet.io/labels", Config: value}}})
+		if _, faults := wds.Delta(nil, mesh.TypeAddress, []wds.Named{{"l", bad}}, nil); faults["l"] == nil {
+			t.Errorf("labels that are %s were not rejected", why)
+		}
+	}
+
 	if _, bad := apply(nil, "type.googleapis.com/x", []wds.Named{{"a", nil}}); bad["a"] == nil {
 		t.Error("a resource of an unknown type was not rejected")
 	}
@@ -377,4 +396,13 @@ func FuzzDecodePolicy(f *testing.F) {
 			t.Fatalf("policy changed on the wire (-first +second):\n%s", diff)
 		}
 	})
+}
+
+func mustAny(t *testing.T, m proto.Message) *anypb.Any {
+	t.Helper()
+	a, err := anypb.New(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
 }

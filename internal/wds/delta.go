@@ -21,10 +21,21 @@ type Named struct {
 // whole mesh if that is the root namespace, whose policies reach everywhere. A resource whose content names something
 // else than the resource is rejected, since it could never be removed.
 func Delta(current *mesh.Snapshot, typeURL string, upserts []Named, removes []string) (mesh.Delta, map[string]error) {
+	return delta(decoder{}, current, typeURL, upserts, removes)
+}
+
+// DeltaL4 is Delta without what only proxies of requests look at: the labels of workloads, which would be a quarter of what
+// they take in memory (3.3 of 12 MB for 10 000 pods with six labels each).
+func DeltaL4(current *mesh.Snapshot, typeURL string, upserts []Named, removes []string) (mesh.Delta, map[string]error) {
+	return delta(decoder{withoutLabels: true}, current, typeURL, upserts, removes)
+}
+
+func delta(d decoder, current *mesh.Snapshot, typeURL string, upserts []Named, removes []string) (mesh.Delta, map[string]error) {
 	if current == nil {
 		current = &mesh.Snapshot{}
 	}
-	b := batch{current: current, rejected: make(map[string]error), decoder: decoder{known: make(map[string]string)}}
+	d.known = make(map[string]string)
+	b := batch{current: current, rejected: make(map[string]error), decoder: d}
 	upsert, remove := b.address, b.removeAddress
 	switch typeURL {
 	case mesh.TypeAddress:

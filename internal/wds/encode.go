@@ -20,6 +20,9 @@ var deterministic = proto.MarshalOptions{Deterministic: true}
 // proxies pass over extensions that they do not know.
 const extensionSticky = "mistnet.io/session-affinity-client"
 
+// extensionLabels on a workload are its labels, as a google.protobuf.Struct of strings.
+const extensionLabels = "mistnet.io/labels"
+
 // EncodeWorkload returns w as the bytes of an istio.workload.Address. Equal workloads give equal bytes. It fails on
 // what the message cannot carry, naming the field.
 func EncodeWorkload(w *mesh.Workload) ([]byte, error) {
@@ -120,6 +123,9 @@ func workloadToProto(w *mesh.Workload) (*pb.Workload, error) {
 		m.Services[sp.Service] = &pb.PortList{Ports: portsToProto(sp.Ports)}
 	}
 	var err error
+	if m.Extensions, err = labelsToProto(w.Labels); err != nil {
+		errs = append(errs, fmt.Errorf("labels: %w", err))
+	}
 	if m.Waypoint, err = gatewayToProto(w.Waypoint); err != nil {
 		errs = append(errs, fmt.Errorf("waypoint: %w", err))
 	}

@@ -309,6 +309,12 @@ func (g gen) workload() *mesh.Workload {
 	if g.flag() {
 		w.AppTunnel = mesh.AppTunnel{Proxy: g.flag(), Port: g.port()}
 	}
+	for range g.IntN(4) {
+		if w.Labels == nil {
+			w.Labels = make(map[string]string)
+		}
+		w.Labels[g.name()] = g.maybe()
+	}
 	for _, key := range []string{"a/x", "b/y", "c/z"} {
 		if g.flag() {
 			w.Services = append(w.Services, mesh.ServicePorts{Service: key, Ports: g.ports()})

@@ -173,6 +173,7 @@ func EntryWorkloads(cfg Config, se *ServiceEntry) []*mesh.Workload {
 			w.Protocol, w.NativeTunnel = p, native
 		}
 		canonical(w, se.Labels)
+		w.Labels = filled(ep.Labels)
 		w.Services = entryPlaces(nil, []*ServiceEntry{se}, ep.port)
 		if ep.host != "" {
 			key := mesh.ServiceKey(se.Namespace, ep.host)

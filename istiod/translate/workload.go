@@ -67,6 +67,7 @@ func Pod(cfg Config, in PodInput) (*mesh.Workload, *Status) {
 		Capacity:       1,
 		Kind:           mesh.KindPod, // what Istio sends for pods, whatever owns them
 		OwnerName:      ownerName(pod),
+		Labels:         filled(pod.Labels),
 		Policies:       sortedSet(in.Policies),
 		Services:       podServices(cfg, in),
 	}
@@ -79,6 +80,15 @@ func Pod(cfg Config, in PodInput) (*mesh.Workload, *Status) {
 func canonical(w *mesh.Workload, labels map[string]string) {
 	w.CanonicalName = cmp.Or(labels[labelCanonicalName], labels["app.kubernetes.io/name"], labels["app"], w.OwnerName)
 	w.CanonicalRevision = cmp.Or(labels[labelCanonicalRevision], labels["app.kubernetes.io/version"], labels["version"], defaultCanonicalVersion)
+}
+
+// filled makes nil of no labels, so that equal workloads are equal. Every label is kept, those that controllers add too:
+// a subset may be one revision of a Deployment by its pod-template-hash.
+func filled(labels map[string]string) map[string]string {
+	if len(labels) == 0 {
+		return nil
+	}
+	return labels
 }
 
 // PodUID is the UID of the workload of the Pod of that name.
