@@ -1,5 +1,5 @@
-// Package demoapp is the application of the demo's pods: a server that says whom it sees and echoes lines, and a client
-// that calls it. It knows nothing of the mesh; that is its purpose.
+// Package demoapp is the application of the demo's pods: a server that says whom it sees and echoes lines, one that speaks
+// HTTP, and clients that call them. It knows nothing of the mesh; that is its purpose.
 package demoapp
 
 import (
@@ -19,6 +19,9 @@ import (
 //	serve NAME ADDR       listen; greet each caller with "NAME sees CALLER", then echo lines
 //	call ADDR TEXT        connect, send one line, print the greeting and the echo
 //	hold ADDR INTERVAL    connect and echo a line every INTERVAL, printing "tick N", until the connection ends
+//	web NAME ADDR         serve HTTP: answer NAME; /flaky fails every other time with 503, /slow takes 3 s
+//	get URL N PARALLEL [HEADER: VALUE]...
+//	                      send N requests, PARALLEL at a time, and count the answers
 func Main(ctx context.Context, args []string, out io.Writer) error {
 	switch {
 	case len(args) == 3 && args[0] == "serve":
@@ -31,8 +34,13 @@ func Main(ctx context.Context, args []string, out io.Writer) error {
 			return err
 		}
 		return hold(ctx, args[1], every, out)
+	case len(args) == 3 && args[0] == "web":
+		return web(ctx, args[1], args[2], out)
+	case len(args) >= 4 && args[0] == "get":
+		return get(ctx, args[1], args[2], args[3], args[4:], out)
 	}
-	return errors.New("usage: demo-app serve NAME ADDR | call ADDR TEXT | hold ADDR INTERVAL")
+	return errors.New("usage: demo-app serve NAME ADDR | call ADDR TEXT | hold ADDR INTERVAL | web NAME ADDR | " +
+		"get URL N PARALLEL [HEADER: VALUE]...")
 }
 
 func serve(ctx context.Context, name, addr string, out io.Writer) error {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/mistnet/mistnet/cli/demoapp"
 )
@@ -14,10 +15,15 @@ import (
 // start runs a server and returns its address and what stops it.
 func start(t *testing.T) (string, func()) {
 	t.Helper()
+	return startAs(t, "serve")
+}
+
+func startAs(t *testing.T, command string) (string, func()) {
+	t.Helper()
 	r, w := io.Pipe()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- demoapp.Main(ctx, []string{"serve", "web", "127.0.0.1:0"}, w) }()
+	go func() { done <- demoapp.Main(ctx, []string{command, "web", "127.0.0.1:0"}, w) }()
 	line, err := bufio.NewReader(r).ReadString('\n')
 	if err != nil {
 		t.Fatal(err)
@@ -74,5 +80,26 @@ func TestHoldTellsWhenItsConnectionEnds(t *testing.T) {
 func TestWrongUsageSaysHow(t *testing.T) {
 	if err := demoapp.Main(t.Context(), []string{"cal"}, io.Discard); err == nil || !strings.Contains(err.Error(), "usage:") {
 		t.Errorf("error = %v, want the usage", err)
+	}
+}
+
+func TestGetCountsAnswers(t *testing.T) {
+	addr, stop := startAs(t, "web")
+	defer stop()
+	for _, tt := range []struct{ path, want string }{
+		{"/", "40 200 web\n"},
+		{"/flaky", "20 200 web\n20 503 web\n"},
+	} {
+		var out bytes.Buffer
+		if err := demoapp.Main(t.Context(), []string{"get", "http://" + addr + tt.path, "40", "4", "x-user: me"}, &out); err != nil {
+			t.Fatal(err)
+		}
+		got, slowest, found := strings.Cut(out.String(), "slowest ")
+		if got != tt.want || !found {
+			t.Errorf("get %s printed %q, want %q and the slowest", tt.path, out.String(), tt.want)
+		}
+		if _, err := time.ParseDuration(strings.TrimSpace(slowest)); err != nil {
+			t.Error(err)
+		}
 	}
 }
