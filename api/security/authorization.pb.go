@@ -326,8 +326,11 @@ type Match struct {
 	ServiceAccounts     []*ServiceAccountMatch `protobuf:"bytes,11,rep,name=service_accounts,json=serviceAccounts,proto3" json:"service_accounts,omitempty"`
 	NotServiceAccounts  []*ServiceAccountMatch `protobuf:"bytes,12,rep,name=not_service_accounts,json=notServiceAccounts,proto3" json:"not_service_accounts,omitempty"`
 	Extensions          []*Extension           `protobuf:"bytes,13,rep,name=extensions,proto3" json:"extensions,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// What only a waypoint can see. This field is Mistnet's own, far from the numbers that Istio takes: its node proxies pass
+	// over it. So it must only be in policies that no node proxy enforces, those that target waypoints or services.
+	Operation     *Operation `protobuf:"bytes,1001,opt,name=operation,proto3" json:"operation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Match) Reset() {
@@ -451,6 +454,171 @@ func (x *Match) GetExtensions() []*Extension {
 	return nil
 }
 
+func (x *Match) GetOperation() *Operation {
+	if x != nil {
+		return x.Operation
+	}
+	return nil
+}
+
+// Operation holds for an HTTP request when every kind of field that is set does. It is Mistnet's own.
+type Operation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// :authority or Host, with its port and without; without regard to case.
+	Hosts      []*StringMatch `protobuf:"bytes,1,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	NotHosts   []*StringMatch `protobuf:"bytes,2,rep,name=not_hosts,json=notHosts,proto3" json:"not_hosts,omitempty"`
+	Methods    []*StringMatch `protobuf:"bytes,3,rep,name=methods,proto3" json:"methods,omitempty"`
+	NotMethods []*StringMatch `protobuf:"bytes,4,rep,name=not_methods,json=notMethods,proto3" json:"not_methods,omitempty"`
+	// Normalised, without the query.
+	Paths         []*StringMatch `protobuf:"bytes,5,rep,name=paths,proto3" json:"paths,omitempty"`
+	NotPaths      []*StringMatch `protobuf:"bytes,6,rep,name=not_paths,json=notPaths,proto3" json:"not_paths,omitempty"`
+	Headers       []*HeaderMatch `protobuf:"bytes,7,rep,name=headers,proto3" json:"headers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Operation) Reset() {
+	*x = Operation{}
+	mi := &file_security_authorization_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Operation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Operation) ProtoMessage() {}
+
+func (x *Operation) ProtoReflect() protoreflect.Message {
+	mi := &file_security_authorization_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Operation.ProtoReflect.Descriptor instead.
+func (*Operation) Descriptor() ([]byte, []int) {
+	return file_security_authorization_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Operation) GetHosts() []*StringMatch {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
+func (x *Operation) GetNotHosts() []*StringMatch {
+	if x != nil {
+		return x.NotHosts
+	}
+	return nil
+}
+
+func (x *Operation) GetMethods() []*StringMatch {
+	if x != nil {
+		return x.Methods
+	}
+	return nil
+}
+
+func (x *Operation) GetNotMethods() []*StringMatch {
+	if x != nil {
+		return x.NotMethods
+	}
+	return nil
+}
+
+func (x *Operation) GetPaths() []*StringMatch {
+	if x != nil {
+		return x.Paths
+	}
+	return nil
+}
+
+func (x *Operation) GetNotPaths() []*StringMatch {
+	if x != nil {
+		return x.NotPaths
+	}
+	return nil
+}
+
+func (x *Operation) GetHeaders() []*HeaderMatch {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
+// HeaderMatch holds when the header has one of the values, or there are none to have, and none of the not_ ones. It is
+// Mistnet's own.
+type HeaderMatch struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In lower case.
+	Name          string         `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Values        []*StringMatch `protobuf:"bytes,2,rep,name=values,proto3" json:"values,omitempty"`
+	NotValues     []*StringMatch `protobuf:"bytes,3,rep,name=not_values,json=notValues,proto3" json:"not_values,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeaderMatch) Reset() {
+	*x = HeaderMatch{}
+	mi := &file_security_authorization_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeaderMatch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeaderMatch) ProtoMessage() {}
+
+func (x *HeaderMatch) ProtoReflect() protoreflect.Message {
+	mi := &file_security_authorization_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeaderMatch.ProtoReflect.Descriptor instead.
+func (*HeaderMatch) Descriptor() ([]byte, []int) {
+	return file_security_authorization_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *HeaderMatch) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *HeaderMatch) GetValues() []*StringMatch {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
+func (x *HeaderMatch) GetNotValues() []*StringMatch {
+	if x != nil {
+		return x.NotValues
+	}
+	return nil
+}
+
 // Address is a CIDR.
 type Address struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -462,7 +630,7 @@ type Address struct {
 
 func (x *Address) Reset() {
 	*x = Address{}
-	mi := &file_security_authorization_proto_msgTypes[4]
+	mi := &file_security_authorization_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -474,7 +642,7 @@ func (x *Address) String() string {
 func (*Address) ProtoMessage() {}
 
 func (x *Address) ProtoReflect() protoreflect.Message {
-	mi := &file_security_authorization_proto_msgTypes[4]
+	mi := &file_security_authorization_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -487,7 +655,7 @@ func (x *Address) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Address.ProtoReflect.Descriptor instead.
 func (*Address) Descriptor() ([]byte, []int) {
-	return file_security_authorization_proto_rawDescGZIP(), []int{4}
+	return file_security_authorization_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Address) GetAddress() []byte {
@@ -514,7 +682,7 @@ type ServiceAccountMatch struct {
 
 func (x *ServiceAccountMatch) Reset() {
 	*x = ServiceAccountMatch{}
-	mi := &file_security_authorization_proto_msgTypes[5]
+	mi := &file_security_authorization_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -526,7 +694,7 @@ func (x *ServiceAccountMatch) String() string {
 func (*ServiceAccountMatch) ProtoMessage() {}
 
 func (x *ServiceAccountMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_security_authorization_proto_msgTypes[5]
+	mi := &file_security_authorization_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -539,7 +707,7 @@ func (x *ServiceAccountMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceAccountMatch.ProtoReflect.Descriptor instead.
 func (*ServiceAccountMatch) Descriptor() ([]byte, []int) {
-	return file_security_authorization_proto_rawDescGZIP(), []int{5}
+	return file_security_authorization_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ServiceAccountMatch) GetNamespace() string {
@@ -564,7 +732,7 @@ type Empty struct {
 
 func (x *Empty) Reset() {
 	*x = Empty{}
-	mi := &file_security_authorization_proto_msgTypes[6]
+	mi := &file_security_authorization_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -576,7 +744,7 @@ func (x *Empty) String() string {
 func (*Empty) ProtoMessage() {}
 
 func (x *Empty) ProtoReflect() protoreflect.Message {
-	mi := &file_security_authorization_proto_msgTypes[6]
+	mi := &file_security_authorization_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -589,7 +757,7 @@ func (x *Empty) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Empty.ProtoReflect.Descriptor instead.
 func (*Empty) Descriptor() ([]byte, []int) {
-	return file_security_authorization_proto_rawDescGZIP(), []int{6}
+	return file_security_authorization_proto_rawDescGZIP(), []int{8}
 }
 
 type StringMatch struct {
@@ -600,6 +768,7 @@ type StringMatch struct {
 	//	*StringMatch_Prefix
 	//	*StringMatch_Suffix
 	//	*StringMatch_Presence
+	//	*StringMatch_Template
 	MatchType     isStringMatch_MatchType `protobuf_oneof:"match_type"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -607,7 +776,7 @@ type StringMatch struct {
 
 func (x *StringMatch) Reset() {
 	*x = StringMatch{}
-	mi := &file_security_authorization_proto_msgTypes[7]
+	mi := &file_security_authorization_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -619,7 +788,7 @@ func (x *StringMatch) String() string {
 func (*StringMatch) ProtoMessage() {}
 
 func (x *StringMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_security_authorization_proto_msgTypes[7]
+	mi := &file_security_authorization_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -632,7 +801,7 @@ func (x *StringMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StringMatch.ProtoReflect.Descriptor instead.
 func (*StringMatch) Descriptor() ([]byte, []int) {
-	return file_security_authorization_proto_rawDescGZIP(), []int{7}
+	return file_security_authorization_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StringMatch) GetMatchType() isStringMatch_MatchType {
@@ -678,6 +847,15 @@ func (x *StringMatch) GetPresence() *Empty {
 	return nil
 }
 
+func (x *StringMatch) GetTemplate() string {
+	if x != nil {
+		if x, ok := x.MatchType.(*StringMatch_Template); ok {
+			return x.Template
+		}
+	}
+	return ""
+}
+
 type isStringMatch_MatchType interface {
 	isStringMatch_MatchType()
 }
@@ -699,6 +877,11 @@ type StringMatch_Presence struct {
 	Presence *Empty `protobuf:"bytes,4,opt,name=presence,proto3,oneof"`
 }
 
+type StringMatch_Template struct {
+	// A path with {*} for one segment and {**} for any number of them. It is Mistnet's own, as Operation is.
+	Template string `protobuf:"bytes,1001,opt,name=template,proto3,oneof"`
+}
+
 func (*StringMatch_Exact) isStringMatch_MatchType() {}
 
 func (*StringMatch_Prefix) isStringMatch_MatchType() {}
@@ -706,6 +889,8 @@ func (*StringMatch_Prefix) isStringMatch_MatchType() {}
 func (*StringMatch_Suffix) isStringMatch_MatchType() {}
 
 func (*StringMatch_Presence) isStringMatch_MatchType() {}
+
+func (*StringMatch_Template) isStringMatch_MatchType() {}
 
 type Extension struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -717,7 +902,7 @@ type Extension struct {
 
 func (x *Extension) Reset() {
 	*x = Extension{}
-	mi := &file_security_authorization_proto_msgTypes[8]
+	mi := &file_security_authorization_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -729,7 +914,7 @@ func (x *Extension) String() string {
 func (*Extension) ProtoMessage() {}
 
 func (x *Extension) ProtoReflect() protoreflect.Message {
-	mi := &file_security_authorization_proto_msgTypes[8]
+	mi := &file_security_authorization_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -742,7 +927,7 @@ func (x *Extension) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Extension.ProtoReflect.Descriptor instead.
 func (*Extension) Descriptor() ([]byte, []int) {
-	return file_security_authorization_proto_rawDescGZIP(), []int{8}
+	return file_security_authorization_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Extension) GetName() string {
@@ -777,7 +962,7 @@ const file_security_authorization_proto_rawDesc = "" +
 	"\x05Group\x12+\n" +
 	"\x05rules\x18\x01 \x03(\v2\x15.istio.security.RulesR\x05rules\"8\n" +
 	"\x05Rules\x12/\n" +
-	"\amatches\x18\x02 \x03(\v2\x15.istio.security.MatchR\amatches\"\xce\x06\n" +
+	"\amatches\x18\x02 \x03(\v2\x15.istio.security.MatchR\amatches\"\x88\a\n" +
 	"\x05Match\x12;\n" +
 	"\n" +
 	"namespaces\x18\x01 \x03(\v2\x1b.istio.security.StringMatchR\n" +
@@ -799,19 +984,35 @@ const file_security_authorization_proto_rawDesc = "" +
 	"\x14not_service_accounts\x18\f \x03(\v2#.istio.security.ServiceAccountMatchR\x12notServiceAccounts\x129\n" +
 	"\n" +
 	"extensions\x18\r \x03(\v2\x19.istio.security.ExtensionR\n" +
-	"extensions\";\n" +
+	"extensions\x128\n" +
+	"\toperation\x18\xe9\a \x01(\v2\x19.istio.security.OperationR\toperation\"\x91\x03\n" +
+	"\tOperation\x121\n" +
+	"\x05hosts\x18\x01 \x03(\v2\x1b.istio.security.StringMatchR\x05hosts\x128\n" +
+	"\tnot_hosts\x18\x02 \x03(\v2\x1b.istio.security.StringMatchR\bnotHosts\x125\n" +
+	"\amethods\x18\x03 \x03(\v2\x1b.istio.security.StringMatchR\amethods\x12<\n" +
+	"\vnot_methods\x18\x04 \x03(\v2\x1b.istio.security.StringMatchR\n" +
+	"notMethods\x121\n" +
+	"\x05paths\x18\x05 \x03(\v2\x1b.istio.security.StringMatchR\x05paths\x128\n" +
+	"\tnot_paths\x18\x06 \x03(\v2\x1b.istio.security.StringMatchR\bnotPaths\x125\n" +
+	"\aheaders\x18\a \x03(\v2\x1b.istio.security.HeaderMatchR\aheaders\"\x92\x01\n" +
+	"\vHeaderMatch\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x123\n" +
+	"\x06values\x18\x02 \x03(\v2\x1b.istio.security.StringMatchR\x06values\x12:\n" +
+	"\n" +
+	"not_values\x18\x03 \x03(\v2\x1b.istio.security.StringMatchR\tnotValues\";\n" +
 	"\aAddress\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x16\n" +
 	"\x06length\x18\x02 \x01(\rR\x06length\"[\n" +
 	"\x13ServiceAccountMatch\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12&\n" +
 	"\x0eserviceAccount\x18\x02 \x01(\tR\x0eserviceAccount\"\a\n" +
-	"\x05Empty\"\x9c\x01\n" +
+	"\x05Empty\"\xbb\x01\n" +
 	"\vStringMatch\x12\x16\n" +
 	"\x05exact\x18\x01 \x01(\tH\x00R\x05exact\x12\x18\n" +
 	"\x06prefix\x18\x02 \x01(\tH\x00R\x06prefix\x12\x18\n" +
 	"\x06suffix\x18\x03 \x01(\tH\x00R\x06suffix\x123\n" +
-	"\bpresence\x18\x04 \x01(\v2\x15.istio.security.EmptyH\x00R\bpresenceB\f\n" +
+	"\bpresence\x18\x04 \x01(\v2\x15.istio.security.EmptyH\x00R\bpresence\x12\x1d\n" +
+	"\btemplate\x18\xe9\a \x01(\tH\x00R\btemplateB\f\n" +
 	"\n" +
 	"match_type\"M\n" +
 	"\tExtension\x12\x12\n" +
@@ -839,7 +1040,7 @@ func file_security_authorization_proto_rawDescGZIP() []byte {
 }
 
 var file_security_authorization_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_security_authorization_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_security_authorization_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_security_authorization_proto_goTypes = []any{
 	(Scope)(0),                  // 0: istio.security.Scope
 	(Action)(0),                 // 1: istio.security.Action
@@ -847,38 +1048,50 @@ var file_security_authorization_proto_goTypes = []any{
 	(*Group)(nil),               // 3: istio.security.Group
 	(*Rules)(nil),               // 4: istio.security.Rules
 	(*Match)(nil),               // 5: istio.security.Match
-	(*Address)(nil),             // 6: istio.security.Address
-	(*ServiceAccountMatch)(nil), // 7: istio.security.ServiceAccountMatch
-	(*Empty)(nil),               // 8: istio.security.Empty
-	(*StringMatch)(nil),         // 9: istio.security.StringMatch
-	(*Extension)(nil),           // 10: istio.security.Extension
-	(*anypb.Any)(nil),           // 11: google.protobuf.Any
+	(*Operation)(nil),           // 6: istio.security.Operation
+	(*HeaderMatch)(nil),         // 7: istio.security.HeaderMatch
+	(*Address)(nil),             // 8: istio.security.Address
+	(*ServiceAccountMatch)(nil), // 9: istio.security.ServiceAccountMatch
+	(*Empty)(nil),               // 10: istio.security.Empty
+	(*StringMatch)(nil),         // 11: istio.security.StringMatch
+	(*Extension)(nil),           // 12: istio.security.Extension
+	(*anypb.Any)(nil),           // 13: google.protobuf.Any
 }
 var file_security_authorization_proto_depIdxs = []int32{
 	0,  // 0: istio.security.Authorization.scope:type_name -> istio.security.Scope
 	1,  // 1: istio.security.Authorization.action:type_name -> istio.security.Action
 	3,  // 2: istio.security.Authorization.groups:type_name -> istio.security.Group
-	10, // 3: istio.security.Authorization.extensions:type_name -> istio.security.Extension
+	12, // 3: istio.security.Authorization.extensions:type_name -> istio.security.Extension
 	4,  // 4: istio.security.Group.rules:type_name -> istio.security.Rules
 	5,  // 5: istio.security.Rules.matches:type_name -> istio.security.Match
-	9,  // 6: istio.security.Match.namespaces:type_name -> istio.security.StringMatch
-	9,  // 7: istio.security.Match.not_namespaces:type_name -> istio.security.StringMatch
-	9,  // 8: istio.security.Match.principals:type_name -> istio.security.StringMatch
-	9,  // 9: istio.security.Match.not_principals:type_name -> istio.security.StringMatch
-	6,  // 10: istio.security.Match.source_ips:type_name -> istio.security.Address
-	6,  // 11: istio.security.Match.not_source_ips:type_name -> istio.security.Address
-	6,  // 12: istio.security.Match.destination_ips:type_name -> istio.security.Address
-	6,  // 13: istio.security.Match.not_destination_ips:type_name -> istio.security.Address
-	7,  // 14: istio.security.Match.service_accounts:type_name -> istio.security.ServiceAccountMatch
-	7,  // 15: istio.security.Match.not_service_accounts:type_name -> istio.security.ServiceAccountMatch
-	10, // 16: istio.security.Match.extensions:type_name -> istio.security.Extension
-	8,  // 17: istio.security.StringMatch.presence:type_name -> istio.security.Empty
-	11, // 18: istio.security.Extension.config:type_name -> google.protobuf.Any
-	19, // [19:19] is the sub-list for method output_type
-	19, // [19:19] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	11, // 6: istio.security.Match.namespaces:type_name -> istio.security.StringMatch
+	11, // 7: istio.security.Match.not_namespaces:type_name -> istio.security.StringMatch
+	11, // 8: istio.security.Match.principals:type_name -> istio.security.StringMatch
+	11, // 9: istio.security.Match.not_principals:type_name -> istio.security.StringMatch
+	8,  // 10: istio.security.Match.source_ips:type_name -> istio.security.Address
+	8,  // 11: istio.security.Match.not_source_ips:type_name -> istio.security.Address
+	8,  // 12: istio.security.Match.destination_ips:type_name -> istio.security.Address
+	8,  // 13: istio.security.Match.not_destination_ips:type_name -> istio.security.Address
+	9,  // 14: istio.security.Match.service_accounts:type_name -> istio.security.ServiceAccountMatch
+	9,  // 15: istio.security.Match.not_service_accounts:type_name -> istio.security.ServiceAccountMatch
+	12, // 16: istio.security.Match.extensions:type_name -> istio.security.Extension
+	6,  // 17: istio.security.Match.operation:type_name -> istio.security.Operation
+	11, // 18: istio.security.Operation.hosts:type_name -> istio.security.StringMatch
+	11, // 19: istio.security.Operation.not_hosts:type_name -> istio.security.StringMatch
+	11, // 20: istio.security.Operation.methods:type_name -> istio.security.StringMatch
+	11, // 21: istio.security.Operation.not_methods:type_name -> istio.security.StringMatch
+	11, // 22: istio.security.Operation.paths:type_name -> istio.security.StringMatch
+	11, // 23: istio.security.Operation.not_paths:type_name -> istio.security.StringMatch
+	7,  // 24: istio.security.Operation.headers:type_name -> istio.security.HeaderMatch
+	11, // 25: istio.security.HeaderMatch.values:type_name -> istio.security.StringMatch
+	11, // 26: istio.security.HeaderMatch.not_values:type_name -> istio.security.StringMatch
+	10, // 27: istio.security.StringMatch.presence:type_name -> istio.security.Empty
+	13, // 28: istio.security.Extension.config:type_name -> google.protobuf.Any
+	29, // [29:29] is the sub-list for method output_type
+	29, // [29:29] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_security_authorization_proto_init() }
@@ -886,11 +1099,12 @@ func file_security_authorization_proto_init() {
 	if File_security_authorization_proto != nil {
 		return
 	}
-	file_security_authorization_proto_msgTypes[7].OneofWrappers = []any{
+	file_security_authorization_proto_msgTypes[9].OneofWrappers = []any{
 		(*StringMatch_Exact)(nil),
 		(*StringMatch_Prefix)(nil),
 		(*StringMatch_Suffix)(nil),
 		(*StringMatch_Presence)(nil),
+		(*StringMatch_Template)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -898,7 +1112,7 @@ func file_security_authorization_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_security_authorization_proto_rawDesc), len(file_security_authorization_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   9,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -103,10 +103,13 @@ func compileMatch(m *mesh.Match) (match, error) {
 	}
 	for _, ms := range append(stringsOf(m.Operation), m.Namespaces, m.NotNamespaces, m.Principals, m.NotPrincipals) {
 		for _, sm := range ms {
-			if sm.Kind > mesh.MatchPresence {
+			if sm.Kind > mesh.MatchTemplate {
 				return match{}, fmt.Errorf("string match of kind %d is not known", sm.Kind)
 			}
 		}
+	}
+	if err := checkTemplates(m); err != nil {
+		return match{}, err
 	}
 	for _, f := range []struct {
 		n   int

@@ -145,6 +145,8 @@ func stringMatches(m *mesh.StringMatch, v string) bool {
 		return strings.HasSuffix(v, m.Value)
 	case mesh.MatchPresence:
 		return v != ""
+	case mesh.MatchTemplate:
+		return templateMatches(m.Value, v)
 	case mesh.MatchNever:
 	}
 	return false
@@ -175,7 +177,7 @@ func principalMatches(m *mesh.StringMatch, id mesh.Identity) bool {
 		return hasSuffix(parts, m.Value)
 	case mesh.MatchPresence:
 		return true
-	case mesh.MatchNever:
+	case mesh.MatchNever, mesh.MatchTemplate:
 	}
 	return false
 }

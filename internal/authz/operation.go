@@ -1,6 +1,7 @@
 package authz
 
 import (
+	"fmt"
 	"strings"
 
 	"github.com/mistnet/mistnet/internal/mesh"
@@ -59,9 +60,65 @@ func hostMatches(m *mesh.StringMatch, host string) bool {
 		return len(host) >= n && strings.EqualFold(host[len(host)-n:], m.Value)
 	case mesh.MatchPresence:
 		return host != ""
-	case mesh.MatchNever:
+	case mesh.MatchNever, mesh.MatchTemplate:
 	}
 	return false
+}
+
+// templateMatches reports whether a path has the form of a template that mesh.CheckPathTemplate accepts. No part of it can
+// match in two ways, so it goes from left to right once.
+func templateMatches(template, path string) bool {
+	for {
+		i := strings.IndexByte(template, '{')
+		if i < 0 {
+			return path == template
+		}
+		if !strings.HasPrefix(path, template[:i]) {
+			return false
+		}
+		template, path = template[i:], path[i:]
+		if after, ok := strings.CutPrefix(template, mesh.TemplateRest); ok {
+			return strings.HasSuffix(path, after)
+		}
+		template = template[len(mesh.TemplateSegment):]
+		n := strings.IndexByte(path, '/')
+		if n < 0 {
+			n = len(path)
+		}
+		if n == 0 {
+			return false
+		}
+		path = path[n:]
+	}
+}
+
+// checkTemplates looks for templates where there is no path, and for those that are none.
+func checkTemplates(m *mesh.Match) error {
+	lists := [][]mesh.StringMatch{m.Namespaces, m.NotNamespaces, m.Principals, m.NotPrincipals}
+	if o := m.Operation; o != nil {
+		for _, ms := range [...][]mesh.StringMatch{o.Paths, o.NotPaths} {
+			for _, sm := range ms {
+				if sm.Kind != mesh.MatchTemplate {
+					continue
+				}
+				if err := mesh.CheckPathTemplate(sm.Value); err != nil {
+					return err
+				}
+			}
+		}
+		lists = append(lists, o.Hosts, o.NotHosts, o.Methods, o.NotMethods)
+		for i := range o.Headers {
+			lists = append(lists, o.Headers[i].Values, o.Headers[i].NotValues)
+		}
+	}
+	for _, ms := range lists {
+		for _, sm := range ms {
+			if sm.Kind == mesh.MatchTemplate {
+				return fmt.Errorf("path template %q stands where no path is matched", sm.Value)
+			}
+		}
+	}
+	return nil
 }
 
 // stringsOf are all lists of strings of an operation.

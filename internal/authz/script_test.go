@@ -23,7 +23,8 @@ import (
 //
 //	check [peer=<principal>] [src=<addr:port>] dst=<addr:port> [method=GET path=/a host=h [header.x-name=v]]
 //
-// A string is exact, or a prefix when it ends in *, a suffix when it begins with *, and * alone is presence.
+// A string is exact, or a prefix when it ends in *, a suffix when it begins with *, a path template after template:, and *
+// alone is presence.
 func TestScripts(t *testing.T) {
 	meshtest.RunScripts(t, "testdata/*.txt", func(*testing.T) func(*meshtest.Directive) string {
 		var policies []*mesh.Policy
@@ -139,6 +140,8 @@ func readStrings(vs []string) []mesh.StringMatch {
 			ms = append(ms, mesh.StringMatch{Kind: 77})
 		case v == "*":
 			ms = append(ms, mesh.StringMatch{Kind: mesh.MatchPresence})
+		case strings.HasPrefix(v, "template:"):
+			ms = append(ms, mesh.StringMatch{Kind: mesh.MatchTemplate, Value: v[len("template:"):]})
 		case strings.HasSuffix(v, "*"):
 			ms = append(ms, mesh.StringMatch{Kind: mesh.MatchPrefix, Value: strings.TrimSuffix(v, "*")})
 		case strings.HasPrefix(v, "*"):

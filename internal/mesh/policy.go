@@ -1,6 +1,10 @@
 package mesh
 
-import "net/netip"
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+)
 
 // Policy is one authorization policy as data (istio.security.Authorization); package authz compiles it.
 //
@@ -71,6 +75,32 @@ type StringMatch struct {
 	Value string
 }
 
+// The parts of a path template that stand for something.
+const (
+	TemplateSegment = "{*}"  // one segment of a path that is not empty
+	TemplateRest    = "{**}" // any number of segments, or none
+)
+
+// CheckPathTemplate says what is wrong with the value of a MatchTemplate: it begins with a slash, each {*} and {**} is a
+// segment by itself, {**} comes once and after every {*}, and nothing else holds a brace or an asterisk.
+func CheckPathTemplate(text string) error {
+	if !strings.HasPrefix(text, "/") {
+		return fmt.Errorf("path template %q does not begin with a slash", text)
+	}
+	rest := false
+	for segment := range strings.SplitSeq(text[1:], "/") {
+		switch {
+		case rest && (segment == TemplateSegment || segment == TemplateRest):
+			return fmt.Errorf("path template %q has more to fill in after {**}", text)
+		case segment == TemplateRest:
+			rest = true
+		case segment != TemplateSegment && strings.ContainsAny(segment, "{}*"):
+			return fmt.Errorf("path template %q: %q is neither {*}, {**} nor a plain segment", text, segment)
+		}
+	}
+	return nil
+}
+
 // MatchKind is how a StringMatch reads its value.
 type MatchKind uint8
 
@@ -81,6 +111,7 @@ const (
 	MatchPrefix                    // how it begins
 	MatchSuffix                    // how it ends
 	MatchPresence                  // any string but ""
+	MatchTemplate                  // a path of this form (CheckPathTemplate); for Operation.Paths and NotPaths only
 )
 
 // PolicyScope is which workloads a policy is for.

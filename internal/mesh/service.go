@@ -15,6 +15,9 @@ type Service struct {
 	WeightedWaypoints  []WeightedGateway // when of positive total weight, replaces Waypoint
 	IngressUseWaypoint bool
 
+	// Policies are the keys of the policies that target the service: its waypoint enforces them, node proxies do not.
+	Policies []string
+
 	LB            LoadBalancing
 	Families      IPFamilies
 	Canonical     bool // the platform's own service, not a user's declaration over the same hostname

@@ -34,6 +34,18 @@ func serviceBytes(t testing.TB, s *workload.Service) []byte {
 	return marshal(t, &workload.Address{Type: &workload.Address_Service{Service: s}})
 }
 
+func keys(t testing.TB, keys ...string) *anypb.Any {
+	list := &structpb.ListValue{}
+	for _, k := range keys {
+		list.Values = append(list.Values, structpb.NewStringValue(k))
+	}
+	config, err := anypb.New(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return config
+}
+
 func gatewayAt(address []byte, length *uint32, port uint32) *workload.GatewayAddress {
 	return &workload.GatewayAddress{
 		Destination:   &workload.GatewayAddress_Address{Address: &workload.NetworkAddress{Address: address, Length: length}},
@@ -114,6 +126,14 @@ func TestBadAddressesAreRefusedByField(t *testing.T) {
 			}}),
 			[]string{"load_balancing.routing_preference[1]: unknown value 7"},
 		},
+		"policies that cannot be read": {
+			serviceBytes(t, &workload.Service{Hostname: "h", Extensions: []*workload.Extension{{Name: "mistnet.io/policies"}}}),
+			[]string{"extensions[mistnet.io/policies]"},
+		},
+		"a policy without a key": {
+			serviceBytes(t, &workload.Service{Hostname: "h", Extensions: []*workload.Extension{{Name: "mistnet.io/policies", Config: keys(t, "")}}}),
+			[]string{"extensions[mistnet.io/policies]: [0] is not a policy's key"},
+		},
 		"an unknown health policy": {
 			serviceBytes(t, &workload.Service{Hostname: "h", LoadBalancing: &workload.LoadBalancing{HealthPolicy: 2}}),
 			[]string{"load_balancing.health_policy"},
@@ -175,6 +195,8 @@ func TestRulesThatCannotBeReadDeny(t *testing.T) {
 	t.Parallel()
 	newer := &security.Match{}
 	unknownField(newer)
+	newOperation := &security.Operation{Headers: []*security.HeaderMatch{{}}, Paths: []*security.StringMatch{{}}}
+	unknownField(newOperation)
 	const at = "groups[0].rules[0].matches[0]"
 	for name, tc := range map[string]struct {
 		match  *security.Match
@@ -203,6 +225,10 @@ func TestRulesThatCannotBeReadDeny(t *testing.T) {
 			&security.Match{Extensions: []*security.Extension{{Name: "x"}}}, []string{at + `.extensions: "x"`},
 		},
 		"a condition of a later version": {newer, []string{at + ": holds a field"}},
+		"an operation of a later version": {
+			&security.Match{Operation: newOperation, DestinationPorts: []uint32{80}},
+			[]string{at + ".operation: holds a field", at + ".operation.headers[0]: without a name", at + ".operation.paths[0]: no match type"},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -7,6 +7,8 @@ import (
 	"strconv"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	pb "github.com/mistnet/mistnet/api/workload"
@@ -22,6 +24,9 @@ const extensionSticky = "mistnet.io/session-affinity-client"
 
 // extensionLabels on a workload are its labels, as a google.protobuf.Struct of strings.
 const extensionLabels = "mistnet.io/labels"
+
+// extensionPolicies on a service lists, as a google.protobuf.ListValue, the keys of the policies that its waypoint enforces.
+const extensionPolicies = "mistnet.io/policies"
 
 // EncodeWorkload returns w as the bytes of an istio.workload.Address. Equal workloads give equal bytes. It fails on
 // what the message cannot carry, naming the field.
@@ -151,6 +156,13 @@ func serviceToProto(s *mesh.Service) (*pb.Service, error) {
 	if s.LB.Sticky {
 		m.Extensions = append(m.Extensions, &pb.Extension{Name: extensionSticky})
 	}
+	if len(s.Policies) > 0 {
+		config, err := keysToAny(s.Policies)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("extensions[%s]: %w", extensionPolicies, err))
+		}
+		m.Extensions = append(m.Extensions, &pb.Extension{Name: extensionPolicies, Config: config})
+	}
 	for i, v := range s.VIPs {
 		if !v.Prefix.IsValid() {
 			errs = append(errs, fmt.Errorf("addresses[%d]: is not an address", i))
@@ -176,6 +188,15 @@ func serviceToProto(s *mesh.Service) (*pb.Service, error) {
 		m.WeightedWaypoints = append(m.WeightedWaypoints, &pb.WeightedWaypoint{Destination: to, Weight: w.Weight})
 	}
 	return m, errors.Join(errs...)
+}
+
+func keysToAny(keys []string) (*anypb.Any, error) {
+	list := &structpb.ListValue{}
+	for _, k := range keys {
+		list.Values = append(list.Values, structpb.NewStringValue(k))
+	}
+	config := &anypb.Any{}
+	return config, anypb.MarshalFrom(config, list, deterministic)
 }
 
 func vipToProto(v mesh.VIP) *pb.NetworkAddress {

@@ -120,7 +120,36 @@ func (r *ruleReader) match(path string, m *pb.Match) mesh.Match {
 		NotDestPorts:       r.ports(path+".not_destination_ports", m.GetNotDestinationPorts()),
 		ServiceAccounts:    r.accounts(path+".service_accounts", m.GetServiceAccounts()),
 		NotServiceAccounts: r.accounts(path+".not_service_accounts", m.GetNotServiceAccounts()),
+		Operation:          r.operation(path+".operation", m.GetOperation()),
 	}
+}
+
+// operation returns nil for one that asks for nothing.
+func (r *ruleReader) operation(path string, m *pb.Operation) *mesh.Operation {
+	if m == nil {
+		return nil
+	}
+	r.known(path, m)
+	o := &mesh.Operation{
+		Hosts: r.strings(path+".hosts", m.GetHosts()), NotHosts: r.strings(path+".not_hosts", m.GetNotHosts()),
+		Methods: r.strings(path+".methods", m.GetMethods()), NotMethods: r.strings(path+".not_methods", m.GetNotMethods()),
+		Paths: r.strings(path+".paths", m.GetPaths()), NotPaths: r.strings(path+".not_paths", m.GetNotPaths()),
+	}
+	for i, h := range m.GetHeaders() {
+		at := fmt.Sprintf("%s.headers[%d]", path, i)
+		r.known(at, h)
+		if h.GetName() == "" || len(h.GetValues())+len(h.GetNotValues()) == 0 {
+			r.fail(at, errors.New("without a name, or without values"))
+		}
+		o.Headers = append(o.Headers, mesh.HeaderCondition{
+			Name:   h.GetName(),
+			Values: r.strings(at+".values", h.GetValues()), NotValues: r.strings(at+".not_values", h.GetNotValues()),
+		})
+	}
+	if o.IsZero() {
+		return nil
+	}
+	return o
 }
 
 func (r *ruleReader) strings(path string, list []*pb.StringMatch) []mesh.StringMatch {
@@ -137,6 +166,8 @@ func (r *ruleReader) strings(path string, list []*pb.StringMatch) []mesh.StringM
 			out = append(out, mesh.StringMatch{Kind: mesh.MatchSuffix, Value: t.Suffix})
 		case *pb.StringMatch_Presence:
 			out = append(out, mesh.StringMatch{Kind: mesh.MatchPresence})
+		case *pb.StringMatch_Template:
+			out = append(out, mesh.StringMatch{Kind: mesh.MatchTemplate, Value: t.Template})
 		default:
 			r.fail(at, errors.New("no match type"))
 		}
@@ -214,26 +245,17 @@ func matchToProto(at string, m mesh.Match) (*pb.Match, error) {
 		ServiceAccounts: accountsToProto(m.ServiceAccounts), NotServiceAccounts: accountsToProto(m.NotServiceAccounts),
 	}
 	var errs []error
-	if !m.Operation.IsZero() { // left out, it would make the match wider than what its author wrote
-		errs = append(errs, errors.New(at+"operation: has no place on the wire yet"))
+	var err error
+	if out.Operation, err = operationToProto(at+"operation.", m.Operation); err != nil {
+		errs = append(errs, err)
 	}
-	for _, f := range []struct {
-		field string
-		from  []mesh.StringMatch
-		to    *[]*pb.StringMatch
-	}{
+	if err := stringsToProto(at, []stringList{
 		{"namespaces", m.Namespaces, &out.Namespaces},
 		{"not_namespaces", m.NotNamespaces, &out.NotNamespaces},
 		{"principals", m.Principals, &out.Principals},
 		{"not_principals", m.NotPrincipals, &out.NotPrincipals},
-	} {
-		for i, sm := range f.from {
-			x, err := stringToProto(sm)
-			if err != nil {
-				errs = append(errs, fmt.Errorf("%s%s[%d]: %w", at, f.field, i, err))
-			}
-			*f.to = append(*f.to, x)
-		}
+	}); err != nil {
+		errs = append(errs, err)
 	}
 	for _, f := range []struct {
 		field string
@@ -256,6 +278,52 @@ func matchToProto(at string, m mesh.Match) (*pb.Match, error) {
 	return out, errors.Join(errs...)
 }
 
+// operationToProto begins every error with at. It returns nil for an operation that asks for nothing.
+func operationToProto(at string, o *mesh.Operation) (*pb.Operation, error) {
+	if o.IsZero() {
+		return nil, nil
+	}
+	out := &pb.Operation{}
+	lists := []stringList{
+		{"hosts", o.Hosts, &out.Hosts}, {"not_hosts", o.NotHosts, &out.NotHosts},
+		{"methods", o.Methods, &out.Methods}, {"not_methods", o.NotMethods, &out.NotMethods},
+		{"paths", o.Paths, &out.Paths}, {"not_paths", o.NotPaths, &out.NotPaths},
+	}
+	var errs []error
+	for i, h := range o.Headers {
+		if h.Name == "" || len(h.Values)+len(h.NotValues) == 0 {
+			errs = append(errs, fmt.Errorf("%sheaders[%d]: without a name, or without values", at, i))
+		}
+		ph := &pb.HeaderMatch{Name: h.Name}
+		out.Headers = append(out.Headers, ph)
+		lists = append(lists, stringList{fmt.Sprintf("headers[%d].values", i), h.Values, &ph.Values},
+			stringList{fmt.Sprintf("headers[%d].not_values", i), h.NotValues, &ph.NotValues})
+	}
+	errs = append(errs, stringsToProto(at, lists))
+	return out, errors.Join(errs...)
+}
+
+// stringList is where one list of strings comes from and goes to.
+type stringList struct {
+	field string
+	from  []mesh.StringMatch
+	to    *[]*pb.StringMatch
+}
+
+func stringsToProto(at string, lists []stringList) error {
+	var errs []error
+	for _, f := range lists {
+		for i, sm := range f.from {
+			x, err := stringToProto(sm)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("%s%s[%d]: %w", at, f.field, i, err))
+			}
+			*f.to = append(*f.to, x)
+		}
+	}
+	return errors.Join(errs...)
+}
+
 func stringToProto(m mesh.StringMatch) (*pb.StringMatch, error) {
 	switch m.Kind {
 	case mesh.MatchExact:
@@ -266,6 +334,8 @@ func stringToProto(m mesh.StringMatch) (*pb.StringMatch, error) {
 		return &pb.StringMatch{MatchType: &pb.StringMatch_Suffix{Suffix: m.Value}}, nil
 	case mesh.MatchPresence:
 		return &pb.StringMatch{MatchType: &pb.StringMatch_Presence{Presence: &pb.Empty{}}}, nil
+	case mesh.MatchTemplate:
+		return &pb.StringMatch{MatchType: &pb.StringMatch_Template{Template: m.Value}}, nil
 	case mesh.MatchNever:
 	}
 	return nil, errors.New("no match type")

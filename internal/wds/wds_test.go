@@ -144,13 +144,15 @@ func TestGoldenBytes(t *testing.T) {
 					LB: mesh.LoadBalancing{
 						Mode: mesh.LBFailover, Preference: []mesh.LBScope{mesh.ScopeNetwork, mesh.ScopeRegion}, AllowUnready: true, Sticky: true,
 					},
-					Families: mesh.FamiliesDual, Canonical: true, IngressUseWaypoint: true, NamespaceOnly: true,
+					Families: mesh.FamiliesDual, Canonical: true, IngressUseWaypoint: true, NamespaceOnly: true, Policies: []string{"n/p"},
 				})
 			},
-			want: "12 9001" +
+			want: "12 e101" +
 				"0a0173 12016e 1a0168" + "22 09 0a0178 12040a000001" + "22 08 12040a010000 1810" + "2a 02 0850" +
 				"32 14 " + hex.EncodeToString([]byte("spiffe://t/ns/n/sa/s")) +
 				"3a 0d 1801 1209 0a0178 12040a000002" + "42 08 0a020601 1002 1801" + "48 03" + "52 24 0a 22" + hex.EncodeToString([]byte("mistnet.io/session-affinity-client")) +
+				"52 4f 0a 13" + hex.EncodeToString([]byte("mistnet.io/policies")) + "12 38" +
+				"0a 2d" + hex.EncodeToString([]byte("type.googleapis.com/google.protobuf.ListValue")) + "12 07 0a 05 1a 03 6e2f70" +
 				"58 01" + "60 01" +
 				"6a 0f 0a0b 18a075 0a06 0a016e 120177 1009" + "70 01",
 		},
@@ -180,6 +182,23 @@ func TestGoldenBytes(t *testing.T) {
 				"3206 0a0400000000" + "3a14 0a10 fd000000000000000000000000000000 1008" + "4208 0a040a000001 1020" +
 				"4a03 50 903f" + "5201 01" + "5a06 0a0164 120165" + "6203 120166" + "3001",
 		},
+		{
+			name: "a policy for waypoints",
+			got: func() ([]byte, error) {
+				exact := func(v string) []mesh.StringMatch { return []mesh.StringMatch{{Kind: mesh.MatchExact, Value: v}} }
+				return wds.EncodePolicy(&mesh.Policy{
+					Namespace: "n", Name: "p", Scope: mesh.ScopeWorkload,
+					Groups: []mesh.Group{{Clauses: []mesh.Clause{{Matches: []mesh.Match{{Operation: &mesh.Operation{
+						Hosts: exact("a"), NotHosts: exact("b"), Methods: exact("c"), NotMethods: exact("d"),
+						Paths: []mesh.StringMatch{{Kind: mesh.MatchTemplate, Value: "/{*}"}}, NotPaths: exact("f"),
+						Headers: []mesh.HeaderCondition{{Name: "x", Values: exact("g"), NotValues: exact("h")}},
+					}}}}}}},
+				})
+			},
+			want: "0a0170 12016e 1802" + "2a 38 0a 36 12 34" + "ca3e 31" +
+				"0a03 0a0161" + "1203 0a0162" + "1a03 0a0163" + "2203 0a0164" + "2a07 ca3e 04 2f7b2a7d" + "3203 0a0166" +
+				"3a0d 0a0178 1203 0a0167 1a03 0a0168",
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -207,9 +226,10 @@ func TestNounsThatCannotBeSentAreRefused(t *testing.T) {
 	wantFields(t, err, "hostname", "addresses[0]", "waypoint", "weighted_waypoints[0]")
 	_, err = wds.EncodePolicy(&mesh.Policy{Groups: []mesh.Group{{Clauses: []mesh.Clause{{Matches: []mesh.Match{{
 		Principals: []mesh.StringMatch{{}}, SourceIPs: []netip.Prefix{{}},
-		Operation: &mesh.Operation{Methods: []mesh.StringMatch{{Kind: mesh.MatchExact, Value: "GET"}}},
+		Operation: &mesh.Operation{Methods: []mesh.StringMatch{{}}, Headers: []mesh.HeaderCondition{{Name: "x"}, {Name: "y", NotValues: []mesh.StringMatch{{}}}}},
 	}}}}}}})
-	wantFields(t, err, "name, namespace", "matches[0].principals[0]", "source_ips[0]", "matches[0].operation")
+	wantFields(t, err, "name, namespace", "matches[0].principals[0]", "source_ips[0]", "matches[0].operation.methods[0]",
+		"operation.headers[0]: without", "operation.headers[1].not_values[0]")
 	_, err = wds.EncodePolicy(&mesh.Policy{Namespace: "n", Name: "p", Invalid: "because"})
 	wantFields(t, err, "is invalid: because")
 }
@@ -333,7 +353,7 @@ func (g gen) service() *mesh.Service {
 		WeightedWaypoints: some(g, 2, func() mesh.WeightedGateway {
 			return mesh.WeightedGateway{Gateway: mesh.GatewayAddress{Hostname: g.name(), Port: g.port()}, Weight: g.Uint32N(100)}
 		}),
-		IngressUseWaypoint: g.flag(), Families: mesh.IPFamilies(g.IntN(4)), Canonical: g.flag(), NamespaceOnly: g.flag(),
+		Policies: some(g, 2, g.name), IngressUseWaypoint: g.flag(), Families: mesh.IPFamilies(g.IntN(4)), Canonical: g.flag(), NamespaceOnly: g.flag(),
 		LB: mesh.LoadBalancing{
 			Mode: mesh.LBMode(g.IntN(4)), AllowUnready: g.flag(), Sticky: g.flag(),
 			Preference: some(g, 3, func() mesh.LBScope { return mesh.LBScope(g.IntN(7)) }),
@@ -341,9 +361,28 @@ func (g gen) service() *mesh.Service {
 	}
 }
 
+// operation is nil when it asks for nothing.
+func (g gen) operation(match func() mesh.StringMatch) *mesh.Operation {
+	o := &mesh.Operation{
+		Hosts: some(g, 2, match), NotHosts: some(g, 2, match), Methods: some(g, 2, match), NotMethods: some(g, 2, match),
+		Paths: some(g, 2, match), NotPaths: some(g, 2, match),
+		Headers: some(g, 2, func() mesh.HeaderCondition {
+			h := mesh.HeaderCondition{Name: g.name(), Values: some(g, 2, match), NotValues: some(g, 2, match)}
+			if len(h.Values)+len(h.NotValues) == 0 {
+				h.Values = []mesh.StringMatch{match()}
+			}
+			return h
+		}),
+	}
+	if o.IsZero() {
+		return nil
+	}
+	return o
+}
+
 func (g gen) policy() *mesh.Policy {
 	match := func() mesh.StringMatch {
-		m := mesh.StringMatch{Kind: mesh.MatchExact + mesh.MatchKind(g.IntN(4))}
+		m := mesh.StringMatch{Kind: mesh.MatchExact + mesh.MatchKind(g.IntN(5))}
 		if m.Kind != mesh.MatchPresence {
 			m.Value = g.maybe()
 		}
@@ -361,7 +400,7 @@ func (g gen) policy() *mesh.Policy {
 						NotPrincipals: some(g, 2, match), SourceIPs: some(g, 2, g.prefix), NotSourceIPs: some(g, 2, g.prefix),
 						DestinationIPs: some(g, 2, g.prefix), NotDestinationIPs: some(g, 2, g.prefix),
 						DestinationPorts: some(g, 2, g.port), NotDestPorts: some(g, 2, g.port),
-						ServiceAccounts: some(g, 2, account), NotServiceAccounts: some(g, 2, account),
+						ServiceAccounts: some(g, 2, account), NotServiceAccounts: some(g, 2, account), Operation: g.operation(match),
 					}
 				})}
 			})}
