@@ -37,6 +37,7 @@ type Config struct {
 
 	// What it serves.
 	ListenAddr  string
+	ProxyAddr   string // "": no connections are taken by PROXY protocol
 	AdminAddr   string
 	MetricsAddr string
 	ReadyAddr   string
@@ -69,6 +70,8 @@ func (c *Config) Register(fs *daemon.FlagSet) {
 	fs.StringVar(&c.TokenFile, "auth-token", "./var/run/secrets/tokens/istio-token", "AUTH_TOKEN", "file of the token to show istiod; read anew for every call")
 	fs.DurationVar(&c.SecretTTL, "secret-ttl", 24*time.Hour, "SECRET_TTL", "certificate lifetime to ask for")
 	fs.StringVar(&c.ListenAddr, "listen-addr", fmt.Sprintf(":%d", mesh.PortHBONE), "LISTEN_ADDR", "address of HBONE tunnels")
+	fs.StringVar(&c.ProxyAddr, "proxy-addr", "", "PROXY_LISTEN_ADDR", "address of connections that a ztunnel has taken out of their tunnels and announces by PROXY protocol "+
+		"(ambient.istio.io/waypoint-inbound-binding: PROXY); what connects here is believed whom it names, so let it be loopback; empty: none")
 	fs.StringVar(&c.AdminAddr, "admin-addr", fmt.Sprintf("127.0.0.1:%d", mesh.PortAdmin), "ADMIN_ADDR", "address of the administration pages")
 	fs.StringVar(&c.MetricsAddr, "metrics-addr", fmt.Sprintf(":%d", mesh.PortMetrics), "STATS_ADDR", "address of /stats/prometheus")
 	fs.StringVar(&c.ReadyAddr, "ready-addr", fmt.Sprintf(":%d", mesh.PortReadiness), "READINESS_ADDR", "address of /healthz/ready")
@@ -101,6 +104,11 @@ func (c *Config) Validate() error {
 	for _, f := range []struct{ flag, value string }{{"xds-address", c.XDSAddress}, {"ca-address", c.CAAddress}} {
 		if _, _, err := splitAddress(f.value); err != nil {
 			errs = append(errs, fmt.Errorf("-%s: %w", f.flag, err))
+		}
+	}
+	if c.ProxyAddr != "" {
+		if _, _, err := net.SplitHostPort(c.ProxyAddr); err != nil {
+			errs = append(errs, fmt.Errorf("-proxy-addr: %w: want host:port", err))
 		}
 	}
 	for _, f := range []struct{ flag, value string }{

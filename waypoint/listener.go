@@ -42,6 +42,11 @@ func (w *Waypoint) serve(ctx, running context.Context) error {
 
 	accepting, stopAccepting := context.WithCancel(running)
 	var drained sync.WaitGroup
+	defer drained.Wait()
+	if err := w.serveAnnounced(accepting, &drained); err != nil {
+		stopAccepting()
+		return errors.Join(err, ln.Close())
+	}
 	drained.Go(func() {
 		defer stopAccepting()
 		select {
@@ -56,7 +61,6 @@ func (w *Waypoint) serve(ctx, running context.Context) error {
 		}
 	})
 	stopAccepting()
-	drained.Wait()
 	return err
 }
 
@@ -135,18 +139,23 @@ func (w *Waypoint) connect(ctx context.Context, r *hbone.Request) {
 		w.rep.refused(r, err)
 		return
 	}
+	t.serveOpen(ctx, s, func() { _ = s.Reset() })
+}
+
+// serveOpen serves a connection that was taken and may be HTTP. reset ends it with an error that the client sees.
+func (t *tunnel) serveOpen(ctx context.Context, s relay.Conn, reset func()) {
 	if t.to.app == mesh.AppHTTP1 {
 		t.serveHTTP(ctx, s)
 		return
 	}
-	conn, isHTTP, err := sniff(s, w.cfg.SniffTimeout)
+	conn, isHTTP, err := sniff(s, t.cfg.SniffTimeout)
 	switch {
 	case err != nil:
-		_ = s.Reset()
+		reset()
 	case isHTTP:
 		t.serveHTTP(ctx, conn)
 	default:
-		t.serveTCP(ctx, func() (relay.Conn, error) { return conn, nil }, func() { _ = s.Reset() })
+		t.serveTCP(ctx, func() (relay.Conn, error) { return conn, nil }, reset)
 	}
 }
 
@@ -159,20 +168,24 @@ func (w *Waypoint) admit(r *hbone.Request) (*tunnel, error) {
 	if err != nil {
 		return nil, &refusedError{http.StatusUnauthorized, err.Error()}
 	}
+	return w.between(client{id: id, addr: mesh.Unmap(r.RemoteAddr)}, r.Authority, mesh.Unmap(r.LocalAddr))
+}
+
+// between finds out what a client means by authority, which came to the address local.
+func (w *Waypoint) between(c client, authority string, local netip.AddrPort) (*tunnel, error) {
 	v := w.state.load()
 	if v.self == nil {
 		return nil, errUnknownSelf
 	}
-	c := client{id: id, addr: mesh.Unmap(r.RemoteAddr)}
 	c.workload = v.WorkloadAt(mesh.NetworkAddr{Network: w.cfg.Network, Addr: c.addr.Addr()})
-	if c.workload != nil && c.workload.Identity() != id {
+	if c.workload != nil && c.workload.Identity() != c.id {
 		c.workload = nil // an address says less than a certificate
 	}
-	to, err := w.state.find(v, r.Authority, c.namespace())
+	to, err := w.state.find(v, authority, c.namespace())
 	if err != nil {
 		return nil, err
 	}
-	return &tunnel{Waypoint: w, client: c, to: to, local: mesh.Unmap(r.LocalAddr)}, nil
+	return &tunnel{Waypoint: w, client: c, to: to, local: local}, nil
 }
 
 // request is what policies look at.
