@@ -71,7 +71,7 @@ func (w *Waypoint) dump() dump {
 	v := w.state.load()
 	d := dump{
 		Version: daemon.Version(), Gateway: w.cfg.Namespace + "/" + w.cfg.Gateway, Identity: w.cfg.identity().String(),
-		Self: v.self, MissingPolicies: v.missing, Certificates: w.ids.Certificates(),
+		Self: v.self, MissingPolicies: v.missingPolicies(), Certificates: w.ids.Certificates(),
 		Services: []*mesh.Service{}, Policies: []*mesh.Policy{}, Routes: sorted(v.routes), TrafficPolicies: sorted(v.traffic),
 	}
 	services := make(map[string]*mesh.Service)
@@ -81,11 +81,13 @@ func (w *Waypoint) dump() dump {
 		}
 	}
 	d.Services = sorted(services)
-	if v.self != nil {
-		for _, key := range v.self.Policies {
-			if p := v.Policy(key); p != nil {
-				d.Policies = append(d.Policies, p)
-			}
+	keys := ownPolicies(v.self)
+	for _, svc := range d.Services {
+		keys = mergeKeys(keys, svc.Policies)
+	}
+	for _, key := range keys {
+		if p := v.Policy(key); p != nil {
+			d.Policies = append(d.Policies, p)
 		}
 	}
 	for _, p := range v.problems {

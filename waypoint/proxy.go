@@ -153,7 +153,7 @@ func (s *session) serve(ctx context.Context) *upstream {
 	r := s.request()
 	s.asked = authz.HTTP{Method: s.req.Method, Host: s.req.Authority, Path: s.req.Path, Header: s.q}
 	r.HTTP = &s.asked
-	if ok, details := s.view.authorize(&r); !ok {
+	if ok, details := s.view.authorize(s.to.service, &r); !ok {
 		denied := replyDenied
 		denied.details = details
 		return s.answer(denied)

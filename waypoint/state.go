@@ -12,7 +12,6 @@ import (
 
 	"go.uber.org/zap"
 
-	"github.com/mistnet/mistnet/internal/authz"
 	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/internal/wds"
 	"github.com/mistnet/mistnet/internal/xds"
@@ -27,9 +26,9 @@ type view struct {
 	problems []route.Problem
 	traffic  map[string]*mesh.TrafficPolicy // by key
 
-	self     *mesh.Workload // this waypoint's own pod; nil until istiod has told of it
-	policies *authz.Set     // those that govern what goes through this waypoint
-	missing  []string       // keys of those among them that have not arrived
+	self   *mesh.Workload    // this waypoint's own pod; nil until istiod has told of it
+	own    *guard            // what governs all that goes through this waypoint
+	guards map[string]*guard // and, for services that policies target, what governs those; by key
 }
 
 // state turns xDS deltas into the next view and publishes it by one atomic store.
@@ -64,7 +63,7 @@ func (s *state) apply(_ context.Context, u xds.Update) []xds.Rejection {
 		rejected = next.applyTraffic(u)
 	default:
 		rejected = next.applyMesh(u)
-		s.govern(&next)
+		s.govern(&next, u)
 	}
 	s.current.Store(&next)
 	return rejected
@@ -85,34 +84,6 @@ func (v *view) applyMesh(u xds.Update) []xds.Rejection {
 		rejected = append(rejected, xds.Rejection{Name: name, Err: err})
 	}
 	return rejected
-}
-
-// govern finds the waypoint itself in the mesh and compiles the policies that name it. Those of its namespace and of the
-// mesh are for workloads, not for waypoints.
-func (s *state) govern(v *view) {
-	old := v.self
-	if v.self = v.Pod(s.cfg.Namespace, s.cfg.PodName); v.self == nil {
-		v.policies, v.missing = nil, nil
-		return
-	}
-	var ps []*mesh.Policy
-	v.missing = nil
-	for _, key := range v.self.Policies {
-		p := v.Policy(key)
-		if p == nil {
-			v.missing = append(v.missing, key)
-			continue
-		}
-		ps = append(ps, p)
-	}
-	set, err := authz.Compile(ps)
-	if err != nil {
-		s.log.Warn("policy cannot be compiled and denies", zap.Error(err))
-	}
-	v.policies = set
-	if old == nil {
-		s.log.Info("known to the mesh", zap.String("workload", v.self.UID))
-	}
 }
 
 // applyRoutes replaces rules and compiles all.
@@ -187,19 +158,3 @@ func (v *view) trafficFor(svc *mesh.Service, namespace string) *mesh.TrafficPoli
 
 // errUnknownSelf refuses everything while it is not known which policies hold here.
 var errUnknownSelf = errors.New("istiod has not told of this waypoint's own pod, so its policies are not known")
-
-// authorize decides whether a request or connection may go through. details is Envoy's word for a refusal.
-func (v *view) authorize(r *authz.Request) (ok bool, details string) {
-	if v.self == nil || len(v.missing) > 0 {
-		return false, "rbac_access_denied_matched_policy[not_known]"
-	}
-	d := v.policies.Check(r)
-	if d.Allow {
-		return true, ""
-	}
-	if d.Policy == "" {
-		return false, "rbac_access_denied_matched_policy[none]"
-	}
-	namespace, name, _ := strings.Cut(d.Policy, "/")
-	return false, "rbac_access_denied_matched_policy[ns[" + namespace + "]-policy[" + name + "]]"
-}

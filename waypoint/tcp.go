@@ -71,7 +71,7 @@ func (t *tunnel) serveTCP(ctx context.Context, accept func() (relay.Conn, error)
 func (t *tunnel) courseTCP(r *record) *course {
 	v := t.state.load()
 	request := t.request()
-	if ok, details := v.authorize(&request); !ok {
+	if ok, details := v.authorize(t.to.service, &request); !ok {
 		r.fail("-", details)
 		return nil
 	}

@@ -1,0 +1,153 @@
+package waypoint
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"strings"
+
+	"go.uber.org/zap"
+
+	"github.com/mistnet/mistnet/internal/authz"
+	"github.com/mistnet/mistnet/internal/mesh"
+	"github.com/mistnet/mistnet/internal/xds"
+)
+
+// guard is the policies that govern what goes to one service: the waypoint's own, which name its Gateway or its class, and
+// those that target the service. All are in one set, so that any ALLOW policy among them lets in what it matches, and
+// nothing else is let in as soon as there is one.
+type guard struct {
+	policies []*mesh.Policy // that set was compiled from
+	set      *authz.Set
+	missing  []string // keys of those that have not arrived: until they do, everything is denied
+}
+
+// govern finds the waypoint itself in the mesh, and compiles what guards it and the services that an update touched. Policies
+// of the waypoint's namespace and of the mesh are for workloads, not for waypoints.
+func (s *state) govern(v *view, u xds.Update) {
+	old := v.self
+	v.self = v.Pod(s.cfg.Namespace, s.cfg.PodName)
+	if old == nil && v.self != nil {
+		s.log.Info("known to the mesh", zap.String("workload", v.self.UID))
+	}
+	touched := make(map[string]struct{})
+	if u.TypeURL == mesh.TypeAuthorization || !slices.Equal(ownPolicies(old), ownPolicies(v.self)) {
+		for key := range v.guards {
+			touched[key] = struct{}{}
+		}
+	}
+	for _, r := range u.Upserts {
+		touched[r.Name] = struct{}{}
+	}
+	for _, name := range u.Removes {
+		touched[name] = struct{}{}
+	}
+	v.own = s.guard(v, nil, v.own)
+	guards := v.guards
+	copied := false
+	for key := range touched {
+		svc := v.Service(key)
+		if guards[key] == nil && (svc == nil || len(svc.Policies) == 0) {
+			continue
+		}
+		if !copied {
+			guards, copied = maps.Clone(guards), true
+		}
+		if svc == nil || len(svc.Policies) == 0 {
+			delete(guards, key)
+			continue
+		}
+		if guards == nil {
+			guards = make(map[string]*guard)
+		}
+		guards[key] = s.guard(v, svc.Policies, guards[key])
+	}
+	v.guards = guards
+}
+
+func (g *guard) policy(key string) *mesh.Policy {
+	if g == nil {
+		return nil
+	}
+	for _, p := range g.policies {
+		if p.Key() == key {
+			return p
+		}
+	}
+	return nil
+}
+
+func ownPolicies(self *mesh.Workload) []string {
+	if self == nil {
+		return nil
+	}
+	return self.Policies
+}
+
+// guard compiles the waypoint's own policies and these more, as far as that was not done for old. A policy that is gone and
+// still named stays: who named it is about to change, and until then nothing is open that was closed, or closed that was open.
+func (s *state) guard(v *view, more []string, old *guard) *guard {
+	g := &guard{}
+	for _, key := range mergeKeys(ownPolicies(v.self), more) {
+		if p := cmp.Or(v.Policy(key), old.policy(key)); p != nil {
+			g.policies = append(g.policies, p)
+		} else {
+			g.missing = append(g.missing, key)
+		}
+	}
+	if old != nil && slices.Equal(old.policies, g.policies) {
+		g.set = old.set
+		return g
+	}
+	var err error
+	if g.set, err = authz.Compile(g.policies); err != nil {
+		s.log.Warn("policy cannot be compiled and denies", zap.Error(err))
+	}
+	return g
+}
+
+// mergeKeys are both lists as one, each key once, in order: which of several policies is named as the one that decided does
+// not depend on how they came to hold.
+func mergeKeys(a, b []string) []string {
+	all := slices.Concat(a, b)
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// guardOf returns what governs traffic to a service, or to a workload: then service is "".
+func (v *view) guardOf(service string) *guard {
+	if g := v.guards[service]; g != nil {
+		return g
+	}
+	return v.own
+}
+
+// missingPolicies are the keys of all policies that hold here and have not arrived.
+func (v *view) missingPolicies() []string {
+	var all []string
+	if v.own != nil {
+		all = v.own.missing
+	}
+	for _, g := range v.guards {
+		all = append(slices.Clip(all), g.missing...)
+	}
+	return mergeKeys(all, nil)
+}
+
+// authorize decides whether a request or connection to a service may go through. details is Envoy's word for a refusal.
+// service is "" for what is addressed to a workload.
+func (v *view) authorize(service string, r *authz.Request) (ok bool, details string) {
+	g := v.guardOf(service)
+	if v.self == nil || g == nil || len(g.missing) > 0 {
+		return false, "rbac_access_denied_matched_policy[not_known]"
+	}
+	d := g.set.Check(r)
+	if d.Allow {
+		return true, ""
+	}
+	if d.Policy == "" {
+		return false, "rbac_access_denied_matched_policy[none]"
+	}
+	namespace, name, _ := strings.Cut(d.Policy, "/")
+	return false, "rbac_access_denied_matched_policy[ns[" + namespace + "]-policy[" + name + "]]"
+}
