@@ -22,7 +22,7 @@ func (d *Istiod) pages() http.Handler {
 		fmt.Fprint(w, "istiod ", d.cfg.ClusterID, "\n\n"+
 			"/debug/problems   objects that are refused or not served as written, and why\n"+
 			"/debug/objects    objects in force: how many, and where each is written\n"+
-			"/debug/nouns      what the objects mean: workloads, services and policies; ?name= picks those whose name has it\n"+
+			"/debug/nouns      what the objects mean: workloads, services, policies, routes and traffic policies; ?name= picks those whose name has it\n"+
 			"/debug/xds        connected clients: what each was sent, has accepted and refused\n"+
 			"/debug/pprof/     Go profiles\n"+
 			"/metrics          Prometheus metrics\n"+
@@ -72,5 +72,7 @@ func selected(n translate.Nouns, name string) any {
 	maps.DeleteFunc(n.Workloads, func(k string, _ *mesh.Workload) bool { return drop(k) })
 	maps.DeleteFunc(n.Services, func(k string, _ *mesh.Service) bool { return drop(k) })
 	maps.DeleteFunc(n.Policies, func(k string, _ *mesh.Policy) bool { return drop(k) })
-	return map[string]any{"workloads": n.Workloads, "services": n.Services, "policies": n.Policies}
+	maps.DeleteFunc(n.Routes, func(k string, _ *mesh.Route) bool { return drop(k) })
+	maps.DeleteFunc(n.Traffic, func(k string, _ *mesh.TrafficPolicy) bool { return drop(k) })
+	return map[string]any{"workloads": n.Workloads, "services": n.Services, "policies": n.Policies, "routes": n.Routes, "trafficpolicies": n.Traffic}
 }

@@ -48,10 +48,15 @@ func (m *mirror) apply(events []index.Event) {
 // encode makes resources of nouns. The server sends policies before what they guard, and removes them after.
 func (m *mirror) encode(changes []index.Change) []xds.Change {
 	policies, addresses := xds.Change{TypeURL: mesh.TypeAuthorization}, xds.Change{TypeURL: mesh.TypeAddress}
+	routes, traffic := xds.Change{TypeURL: mesh.TypeRoute}, xds.Change{TypeURL: mesh.TypeTrafficPolicy}
 	for _, c := range changes {
 		switch c.Key.Kind {
 		case index.NounPolicy:
 			m.add(&policies, c.Key, c.Policy != nil, func() (xds.Resource, error) { return policyResource(c.Policy) })
+		case index.NounTraffic:
+			m.add(&traffic, c.Key, c.Traffic != nil, func() (xds.Resource, error) { return trafficResource(c.Traffic) })
+		case index.NounRoute:
+			m.add(&routes, c.Key, c.Route != nil, func() (xds.Resource, error) { return routeResource(c.Route) })
 		case index.NounService:
 			m.add(&addresses, c.Key, c.Service != nil, func() (xds.Resource, error) { return serviceResource(c.Service) })
 		case index.NounWorkload:
@@ -61,7 +66,7 @@ func (m *mirror) encode(changes []index.Change) []xds.Change {
 		}
 	}
 	var out []xds.Change
-	for _, c := range []xds.Change{policies, addresses} {
+	for _, c := range []xds.Change{policies, traffic, routes, addresses} {
 		if len(c.Upserts)+len(c.Removes) > 0 {
 			out = append(out, c)
 		}
@@ -90,6 +95,32 @@ func policyResource(p *mesh.Policy) (xds.Resource, error) {
 		broken := *p
 		broken.Invalid = err.Error()
 		body, err = wds.EncodePolicy(translate.Enforceable(&broken))
+	}
+	return xds.Resource{Body: body}, err
+}
+
+// trafficResource encodes a traffic policy; one that cannot be is sent as one by which nothing is sent.
+func trafficResource(p *mesh.TrafficPolicy) (xds.Resource, error) {
+	body, err := wds.EncodeTrafficPolicy(p)
+	if err != nil {
+		body, err = wds.EncodeTrafficPolicy(&mesh.TrafficPolicy{Namespace: p.Namespace, Hostname: p.Hostname, Clients: p.Clients,
+			Sources: p.Sources, Invalid: err.Error()})
+	}
+	return xds.Resource{Body: body}, err
+}
+
+// routeResource encodes a rule; one that cannot be is sent as one that refuses what it would have matched, and more.
+func routeResource(r *mesh.Route) (xds.Resource, error) {
+	body, err := wds.EncodeRoute(r)
+	if err != nil {
+		refuses := *r
+		refuses.HTTP, refuses.Stream, refuses.Invalid = nil, nil, err.Error()
+		if r.Protocol == mesh.RouteHTTP {
+			refuses.HTTP = &mesh.HTTPRule{}
+		} else {
+			refuses.Stream = &mesh.StreamRule{}
+		}
+		body, err = wds.EncodeRoute(&refuses)
 	}
 	return xds.Resource{Body: body}, err
 }
@@ -131,7 +162,7 @@ func (m *mirror) nouns() translate.Nouns {
 	defer m.mu.RUnlock()
 	n := m.x.Nouns()
 	return translate.Nouns{Workloads: maps.Clone(n.Workloads), Services: maps.Clone(n.Services),
-		Policies: maps.Clone(n.Policies), Statuses: maps.Clone(n.Statuses)}
+		Policies: maps.Clone(n.Policies), Routes: maps.Clone(n.Routes), Traffic: maps.Clone(n.Traffic), Statuses: maps.Clone(n.Statuses)}
 }
 
 // counts is how many objects and nouns there are, by kind.
@@ -140,5 +171,6 @@ func (m *mirror) counts() (objects, nouns map[string]int) {
 	defer m.mu.RUnlock()
 	n := m.x.Nouns()
 	return m.x.Objects(), map[string]int{index.NounWorkload.String(): len(n.Workloads), index.NounService.String(): len(n.Services),
-		index.NounPolicy.String(): len(n.Policies), index.NounStatus.String(): len(n.Statuses)}
+		index.NounPolicy.String(): len(n.Policies), index.NounRoute.String(): len(n.Routes), index.NounTraffic.String(): len(n.Traffic),
+		index.NounStatus.String(): len(n.Statuses)}
 }

@@ -72,7 +72,7 @@ func TestExternal(t *testing.T) {
 	}
 	problem("ServiceEntry "+s.name+"/unaddressed", "no addresses")
 	problem("WorkloadEntry "+s.name+"/socket", "sockets of a machine")
-	problem("virtualservices.networking.istio.io "+s.name+"/split", "not honoured yet")
+	problem("sidecars.networking.istio.io "+s.name+"/less", "not honoured yet")
 
 	_, err := cluster.Kubectl(t.Context(), "-n", s.name, "delete", "serviceentry", "static")
 	s.must(err)
@@ -215,7 +215,7 @@ metadata: {name: socket, namespace: %[1]s}
 spec: {address: "unix:///run/web"}
 ---
 apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {name: split, namespace: %[1]s}
-spec: {hosts: [server], http: [{route: [{destination: {host: server}}]}]}
+kind: Sidecar
+metadata: {name: less, namespace: %[1]s}
+spec: {egress: [{hosts: ["./*"]}]}
 `

@@ -11,6 +11,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	gatewayxv1alpha1 "sigs.k8s.io/gateway-api/apisx/v1alpha1"
 )
 
 // The kinds that are decoded, as they stand in Key.Kind.
@@ -26,6 +28,17 @@ const (
 	KindPeerAuthentication  = "security.istio.io/PeerAuthentication"
 	KindServiceEntry        = "networking.istio.io/ServiceEntry"
 	KindWorkloadEntry       = "networking.istio.io/WorkloadEntry"
+	KindVirtualService      = "networking.istio.io/VirtualService"
+	KindDestinationRule     = "networking.istio.io/DestinationRule"
+	KindHTTPRoute           = "gateway.networking.k8s.io/HTTPRoute"
+	KindGRPCRoute           = "gateway.networking.k8s.io/GRPCRoute"
+	KindTCPRoute            = "gateway.networking.k8s.io/TCPRoute"
+	KindTLSRoute            = "gateway.networking.k8s.io/TLSRoute"
+	KindGateway             = "gateway.networking.k8s.io/Gateway"
+	KindGatewayClass        = "gateway.networking.k8s.io/GatewayClass"
+	KindReferenceGrant      = "gateway.networking.k8s.io/ReferenceGrant"
+	KindBackendTLSPolicy    = "gateway.networking.k8s.io/BackendTLSPolicy"
+	KindXBackendTraffic     = "gateway.networking.x-k8s.io/XBackendTrafficPolicy"
 )
 
 // kind is one decodable kind.
@@ -48,7 +61,21 @@ var kinds = map[string]kind{
 	KindPeerAuthentication:  {versions: []string{"v1", "v1beta1"}, make: func() runtime.Object { return &securityv1.PeerAuthentication{} }},
 	KindServiceEntry:        {versions: []string{"v1", "v1beta1", "v1alpha3"}, make: func() runtime.Object { return &networkingv1.ServiceEntry{} }},
 	KindWorkloadEntry:       {versions: []string{"v1", "v1beta1", "v1alpha3"}, make: func() runtime.Object { return &networkingv1.WorkloadEntry{} }},
+	KindVirtualService:      {versions: []string{"v1", "v1beta1", "v1alpha3"}, make: func() runtime.Object { return &networkingv1.VirtualService{} }},
+	KindDestinationRule:     {versions: []string{"v1", "v1beta1", "v1alpha3"}, make: func() runtime.Object { return &networkingv1.DestinationRule{} }},
+	KindHTTPRoute:           {versions: []string{"v1", "v1beta1"}, make: func() runtime.Object { return &gatewayv1.HTTPRoute{} }},
+	KindGRPCRoute:           {versions: []string{"v1"}, make: func() runtime.Object { return &gatewayv1.GRPCRoute{} }},
+	KindTCPRoute:            {versions: []string{"v1", "v1alpha2"}, make: func() runtime.Object { return &gatewayv1.TCPRoute{} }},
+	KindTLSRoute:            {versions: []string{"v1", "v1alpha3", "v1alpha2"}, make: func() runtime.Object { return &gatewayv1.TLSRoute{} }},
+	KindGateway:             {versions: []string{"v1", "v1beta1"}, make: func() runtime.Object { return &gatewayv1.Gateway{} }},
+	KindGatewayClass:        {versions: []string{"v1", "v1beta1"}, cluster: true, make: func() runtime.Object { return &gatewayv1.GatewayClass{} }},
+	KindReferenceGrant:      {versions: []string{"v1", "v1beta1"}, make: func() runtime.Object { return &gatewayv1.ReferenceGrant{} }},
+	KindBackendTLSPolicy:    {versions: []string{"v1", "v1alpha3"}, make: func() runtime.Object { return &gatewayv1.BackendTLSPolicy{} }},
+	KindXBackendTraffic:     {versions: []string{"v1alpha1"}, make: func() runtime.Object { return &gatewayxv1alpha1.XBackendTrafficPolicy{} }},
 }
+
+// alike are kinds that are passed over although their names are close to those of kinds that are not.
+var alike = []string{"gateway.networking.k8s.io/UDPRoute"}
 
 // apiVersion is what the newest version is called in YAML.
 func (k kind) apiVersion(group string) string {
@@ -72,6 +99,9 @@ func findKind(apiVersion, name string) (key string, k kind, known bool, err erro
 			return key, k, true, fmt.Errorf("version %q of %s is not one of %s", version, name, strings.Join(k.versions, ", "))
 		}
 		return key, k, true, nil
+	}
+	if slices.Contains(alike, key) {
+		return key, k, false, nil
 	}
 	var ours []string
 	for _, have := range slices.Sorted(maps.Keys(kinds)) {

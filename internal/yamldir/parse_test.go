@@ -1,9 +1,12 @@
 package yamldir_test
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
+
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/mistnet/mistnet/internal/yamldir"
 )
@@ -72,5 +75,45 @@ func TestLongList(t *testing.T) {
 	objects, problems := yamldir.Parse("f.yaml", []byte(b.String()))
 	if len(objects) != pods || len(problems) != 0 {
 		t.Errorf("Parse = %d objects, %v, want %d", len(objects), problems, pods)
+	}
+}
+
+// TestGatewayAPI: its kinds are decoded in every version, held to their fields, and what else it has is passed over.
+func TestGatewayAPI(t *testing.T) {
+	const text = `
+apiVersion: gateway.networking.k8s.io/v1beta1
+kind: HTTPRoute
+metadata: {name: web, namespace: shop}
+spec:
+  parentRefs: [{group: "", kind: Service, name: web, port: 80}]
+  rules: [{matches: [{path: {type: PathPrefix, value: /}}], timeouts: {request: 1s}, backendRefs: [{name: web, port: 80, weight: 3}]}]
+---
+apiVersion: gateway.networking.k8s.io/v1alpha2
+kind: TLSRoute
+metadata: {name: tls, namespace: shop}
+spec: {hostnames: [a.example], rules: [{backendRefs: [{name: web, port: 443}]}]}
+---
+{apiVersion: gateway.networking.k8s.io/v1, kind: GatewayClass, metadata: {name: istio-waypoint}, spec: {controllerName: istio.io/mesh-controller}}
+---
+{apiVersion: gateway.networking.k8s.io/v1alpha2, kind: UDPRoute, metadata: {name: udp, namespace: shop}, spec: {rules: []}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: slip, namespace: shop}
+spec: {rules: [{backendRefs: [{name: web, wieght: 3}]}]}
+`
+	objects, problems := yamldir.Parse("f.yaml", []byte(text))
+	var got []string
+	for _, o := range objects {
+		got = append(got, o.Key.String())
+	}
+	if want := []string{"HTTPRoute shop/web", "TLSRoute shop/tls", "GatewayClass istio-waypoint"}; !slices.Equal(got, want) {
+		t.Errorf("objects = %q, want %q", got, want)
+	}
+	if r := objects[0].Value.(*gatewayv1.HTTPRoute); *r.Spec.Rules[0].BackendRefs[0].Weight != 3 {
+		t.Errorf("route was not decoded: %v", r)
+	}
+	if len(problems) != 1 || !strings.Contains(problems[0].Reason, `did you mean "weight"?`) {
+		t.Errorf("problems = %v, want that of the misspelt weight", problems)
 	}
 }

@@ -204,6 +204,11 @@ var kinds = map[string]index.Kind{
 	yamldir.KindService: index.Service, yamldir.KindEndpointSlice: index.EndpointSlice,
 	yamldir.KindAuthorizationPolicy: index.AuthorizationPolicy, yamldir.KindPeerAuthentication: index.PeerAuthentication,
 	yamldir.KindServiceEntry: index.ServiceEntry, yamldir.KindWorkloadEntry: index.WorkloadEntry,
+	yamldir.KindVirtualService: index.VirtualService, yamldir.KindDestinationRule: index.DestinationRule,
+	yamldir.KindHTTPRoute: index.HTTPRoute, yamldir.KindGRPCRoute: index.GRPCRoute,
+	yamldir.KindTCPRoute: index.TCPRoute, yamldir.KindTLSRoute: index.TLSRoute,
+	yamldir.KindGateway: index.Gateway, yamldir.KindGatewayClass: index.GatewayClass, yamldir.KindReferenceGrant: index.ReferenceGrant,
+	yamldir.KindBackendTLSPolicy: index.BackendTLSPolicy, yamldir.KindXBackendTraffic: index.XBackendTrafficPolicy,
 }
 
 func (s *Source) event(events []index.Event, key yamldir.Key, value runtime.Object) []index.Event {

@@ -17,6 +17,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	gatewayxv1alpha1 "sigs.k8s.io/gateway-api/apisx/v1alpha1"
 
 	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/istiod/translate"
@@ -37,6 +39,17 @@ const (
 	PeerAuthentication
 	ServiceEntry
 	WorkloadEntry
+	VirtualService
+	DestinationRule
+	HTTPRoute
+	GRPCRoute
+	TCPRoute
+	TLSRoute
+	Gateway // of the Gateway API
+	GatewayClass
+	ReferenceGrant
+	BackendTLSPolicy
+	XBackendTrafficPolicy
 )
 
 func (k Kind) String() string {
@@ -59,6 +72,28 @@ func (k Kind) String() string {
 		return "ServiceEntry"
 	case WorkloadEntry:
 		return "WorkloadEntry"
+	case VirtualService:
+		return "VirtualService"
+	case DestinationRule:
+		return "DestinationRule"
+	case HTTPRoute:
+		return "HTTPRoute"
+	case GRPCRoute:
+		return "GRPCRoute"
+	case TCPRoute:
+		return "TCPRoute"
+	case TLSRoute:
+		return "TLSRoute"
+	case Gateway:
+		return "Gateway"
+	case GatewayClass:
+		return "GatewayClass"
+	case ReferenceGrant:
+		return "ReferenceGrant"
+	case BackendTLSPolicy:
+		return "BackendTLSPolicy"
+	case XBackendTrafficPolicy:
+		return "XBackendTrafficPolicy"
 	case Unknown:
 	}
 	return "unknown"
@@ -67,7 +102,7 @@ func (k Kind) String() string {
 // Event is one changed object.
 type Event struct {
 	Kind   Kind
-	Name   translate.Name // Namespace is "" for namespaces and nodes
+	Name   translate.Name // Namespace is "" for namespaces, nodes and gateway classes
 	Object runtime.Object // nil when it is gone; else of the kind's type, and never changed afterwards
 }
 
@@ -75,9 +110,11 @@ type Event struct {
 type NounKind uint8
 
 // The kinds of noun, in the order in which a client should learn of them: policies first, so that no workload is
-// served before what guards it.
+// served before what guards it, then what routes name, then routes.
 const (
 	NounPolicy NounKind = iota
+	NounTraffic
+	NounRoute
 	NounService
 	NounWorkload
 	NounStatus
@@ -87,6 +124,10 @@ func (k NounKind) String() string {
 	switch k {
 	case NounPolicy:
 		return "policy"
+	case NounTraffic:
+		return "trafficpolicy"
+	case NounRoute:
+		return "route"
 	case NounService:
 		return "service"
 	case NounWorkload:
@@ -99,7 +140,7 @@ func (k NounKind) String() string {
 // Key names a noun.
 type Key struct {
 	Kind NounKind
-	Name string // a workload's UID, a service's or policy's namespace/name, a status's Key
+	Name string // a workload's UID; else the noun's Key()
 }
 
 // Change is one noun that differs. One of the pointers is set, or none when the noun is gone.
@@ -108,6 +149,8 @@ type Change struct {
 	Workload *mesh.Workload
 	Service  *mesh.Service
 	Policy   *mesh.Policy
+	Route    *mesh.Route
+	Traffic  *mesh.TrafficPolicy
 	Status   *translate.Status
 }
 
@@ -161,20 +204,8 @@ type account struct{ node, namespace, serviceAccount string }
 // New returns an index of nothing.
 func New(cfg translate.Config) *Index {
 	return &Index{
-		cfg: cfg.WithDefaults(),
-		objects: translate.Objects{
-			Namespaces: make(map[string]*corev1.Namespace), Nodes: make(map[string]*corev1.Node),
-			Pods: make(map[name]*corev1.Pod), Services: make(map[name]*corev1.Service),
-			EndpointSlices:        make(map[name]*discoveryv1.EndpointSlice),
-			AuthorizationPolicies: make(map[name]*securityv1.AuthorizationPolicy),
-			PeerAuthentications:   make(map[name]*securityv1.PeerAuthentication),
-			ServiceEntries:        make(map[name]*translate.ServiceEntry),
-			WorkloadEntries:       make(map[name]*networkingv1.WorkloadEntry),
-		},
-		nouns: translate.Nouns{
-			Workloads: make(map[string]*mesh.Workload), Services: make(map[string]*mesh.Service),
-			Policies: make(map[string]*mesh.Policy), Statuses: make(map[string]*translate.Status),
-		},
+		cfg:     cfg.WithDefaults(),
+		objects: translate.NewObjects(), nouns: translate.NewNouns(),
 		entries: newEntries(),
 		labels:  make(map[pair]set[name]), bySelect: make(map[pair]set[name]), byPolicy: make(map[pair]set[name]),
 		onNode: make(map[string]set[name]), inSpace: make(map[string]set[name]), services: make(map[string]set[name]),
@@ -195,6 +226,11 @@ func (x *Index) Objects() map[string]int {
 		Service.String(): len(o.Services), EndpointSlice.String(): len(o.EndpointSlices),
 		AuthorizationPolicy.String(): len(o.AuthorizationPolicies), PeerAuthentication.String(): len(o.PeerAuthentications),
 		ServiceEntry.String(): len(o.ServiceEntries), WorkloadEntry.String(): len(o.WorkloadEntries),
+		VirtualService.String(): len(o.VirtualServices), DestinationRule.String(): len(o.DestinationRules),
+		HTTPRoute.String(): len(o.HTTPRoutes), GRPCRoute.String(): len(o.GRPCRoutes),
+		TCPRoute.String(): len(o.TCPRoutes), TLSRoute.String(): len(o.TLSRoutes),
+		Gateway.String(): len(o.Gateways), GatewayClass.String(): len(o.GatewayClasses), ReferenceGrant.String(): len(o.ReferenceGrants),
+		BackendTLSPolicy.String(): len(o.BackendTLSPolicies), XBackendTrafficPolicy.String(): len(o.BackendTrafficPolicies),
 	}
 }
 
@@ -238,6 +274,28 @@ func (x *Index) apply(ev Event) {
 		x.serviceEntry(ev.Name, as[translate.ServiceEntry](ev.Object))
 	case WorkloadEntry:
 		x.workloadEntry(ev.Name, as[networkingv1.WorkloadEntry](ev.Object))
+	case VirtualService:
+		x.virtualService(ev.Name, as[networkingv1.VirtualService](ev.Object))
+	case DestinationRule:
+		x.destinationRule(ev.Name, as[networkingv1.DestinationRule](ev.Object))
+	case HTTPRoute:
+		x.httpRoute(ev.Name, as[gatewayv1.HTTPRoute](ev.Object))
+	case GRPCRoute:
+		x.grpcRoute(ev.Name, as[gatewayv1.GRPCRoute](ev.Object))
+	case TCPRoute:
+		x.tcpRoute(ev.Name, as[gatewayv1.TCPRoute](ev.Object))
+	case TLSRoute:
+		x.tlsRoute(ev.Name, as[gatewayv1.TLSRoute](ev.Object))
+	case Gateway:
+		x.gateway(ev.Name, as[gatewayv1.Gateway](ev.Object))
+	case GatewayClass:
+		x.gatewayClass(ev.Name.Name, as[gatewayv1.GatewayClass](ev.Object))
+	case ReferenceGrant:
+		x.referenceGrant(ev.Name, as[gatewayv1.ReferenceGrant](ev.Object))
+	case BackendTLSPolicy:
+		x.backendTLSPolicy(ev.Name, as[gatewayv1.BackendTLSPolicy](ev.Object))
+	case XBackendTrafficPolicy:
+		x.backendTrafficPolicy(ev.Name, as[gatewayxv1alpha1.XBackendTrafficPolicy](ev.Object))
 	case Unknown:
 	}
 }
@@ -291,6 +349,14 @@ func (x *Index) putService(key string, s *mesh.Service) {
 
 func (x *Index) putPolicy(key string, p *mesh.Policy) {
 	put(x, x.nouns.Policies, Key{NounPolicy, key}, p, Change{Policy: p})
+}
+
+func (x *Index) putRoute(key string, r *mesh.Route) {
+	put(x, x.nouns.Routes, Key{NounRoute, key}, r, Change{Route: r})
+}
+
+func (x *Index) putTraffic(key string, p *mesh.TrafficPolicy) {
+	put(x, x.nouns.Traffic, Key{NounTraffic, key}, p, Change{Traffic: p})
 }
 
 // putStatus records what became of an object; s is nil when all is well.

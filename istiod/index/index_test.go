@@ -33,18 +33,7 @@ type world struct {
 }
 
 func newWorld(seed uint64) *world {
-	return &world{
-		Rand: rand.New(rand.NewPCG(seed, 1)),
-		objects: translate.Objects{
-			Namespaces: make(map[string]*corev1.Namespace), Nodes: make(map[string]*corev1.Node),
-			Pods: make(map[translate.Name]*corev1.Pod), Services: make(map[translate.Name]*corev1.Service),
-			EndpointSlices:        make(map[translate.Name]*discoveryv1.EndpointSlice),
-			AuthorizationPolicies: make(map[translate.Name]*securityv1.AuthorizationPolicy),
-			PeerAuthentications:   make(map[translate.Name]*securityv1.PeerAuthentication),
-			ServiceEntries:        make(map[translate.Name]*translate.ServiceEntry),
-			WorkloadEntries:       make(map[translate.Name]*networkingv1.WorkloadEntry),
-		},
-	}
+	return &world{Rand: rand.New(rand.NewPCG(seed, 1)), objects: translate.NewObjects()}
 }
 
 func pick[T any](w *world, from ...T) T { return from[w.IntN(len(from))] }
@@ -94,7 +83,7 @@ func (w *world) event() index.Event {
 		set(&ev, w.objects.ServiceEntries, ev.Name, w.serviceEntry(meta), gone)
 	case index.WorkloadEntry:
 		set(&ev, w.objects.WorkloadEntries, ev.Name, w.workloadEntry(meta), gone)
-	case index.Unknown:
+	default:
 	}
 	return ev
 }
@@ -274,6 +263,8 @@ func checkRuns(t *testing.T, x *index.Index, o translate.Objects) {
 func difference(before, after translate.Nouns) []index.Change {
 	var all []index.Change
 	all = append(all, diff(index.NounPolicy, before.Policies, after.Policies, func(v *mesh.Policy) index.Change { return index.Change{Policy: v} })...)
+	all = append(all, diff(index.NounTraffic, before.Traffic, after.Traffic, func(v *mesh.TrafficPolicy) index.Change { return index.Change{Traffic: v} })...)
+	all = append(all, diff(index.NounRoute, before.Routes, after.Routes, func(v *mesh.Route) index.Change { return index.Change{Route: v} })...)
 	all = append(all, diff(index.NounService, before.Services, after.Services, func(v *mesh.Service) index.Change { return index.Change{Service: v} })...)
 	all = append(all, diff(index.NounWorkload, before.Workloads, after.Workloads, func(v *mesh.Workload) index.Change { return index.Change{Workload: v} })...)
 	all = append(all, diff(index.NounStatus, before.Statuses, after.Statuses, func(v *translate.Status) index.Change { return index.Change{Status: v} })...)

@@ -3,7 +3,8 @@
 //
 // Reading: one reflector per kind (list, then watch, from then on until istiod stops) trims objects at the edge and
 // hands them on as index events, in the same form as package files does. Objects are kept by the index alone. Kinds of
-// security.istio.io and networking.istio.io may be absent, and appear or vanish while istiod runs. Whatever the API server does, what was read
+// Istio's and of the Gateway API may be absent, and appear or vanish while istiod runs; routes that have no service among
+// their parents speak to gateways and are passed over. Whatever the API server does, what was read
 // stays in force; /debug/objects and the metric istiod_source_failing tell what cannot be read. EndpointSlices that
 // Kubernetes derives from a service's selector are not read: the selector says the same.
 //
@@ -34,13 +35,15 @@
 //	get: pods
 //	list watch: endpointslices.discovery.k8s.io
 //	list watch: authorizationpolicies.security.istio.io peerauthentications.security.istio.io
-//	list watch: serviceentries.networking.istio.io workloadentries.networking.istio.io
-//	list watch: virtualservices.networking.istio.io destinationrules.networking.istio.io gateways.networking.istio.io sidecars.networking.istio.io workloadgroups.networking.istio.io envoyfilters.networking.istio.io proxyconfigs.networking.istio.io
+//	list watch: serviceentries.networking.istio.io workloadentries.networking.istio.io virtualservices.networking.istio.io destinationrules.networking.istio.io
+//	list watch: gatewayclasses.gateway.networking.k8s.io gateways.gateway.networking.k8s.io httproutes.gateway.networking.k8s.io grpcroutes.gateway.networking.k8s.io tlsroutes.gateway.networking.k8s.io tcproutes.gateway.networking.k8s.io referencegrants.gateway.networking.k8s.io backendtlspolicies.gateway.networking.k8s.io
+//	list watch: xbackendtrafficpolicies.gateway.networking.x-k8s.io
+//	list watch: gateways.networking.istio.io sidecars.networking.istio.io workloadgroups.networking.istio.io envoyfilters.networking.istio.io proxyconfigs.networking.istio.io
 //	list watch: requestauthentications.security.istio.io
 //	list watch: telemetries.telemetry.istio.io
 //	list watch: wasmplugins.extensions.istio.io
-//	list watch: gateways.gateway.networking.k8s.io httproutes.gateway.networking.k8s.io grpcroutes.gateway.networking.k8s.io tlsroutes.gateway.networking.k8s.io tcproutes.gateway.networking.k8s.io
 //	patch: authorizationpolicies/status.security.istio.io
+//	patch: httproutes/status.gateway.networking.k8s.io grpcroutes/status.gateway.networking.k8s.io tlsroutes/status.gateway.networking.k8s.io tcproutes/status.gateway.networking.k8s.io
 //	create: tokenreviews.authentication.k8s.io
 //	get list watch patch: configmaps (istio-ca-root-cert)
 //	create: configmaps

@@ -39,6 +39,7 @@ type feed struct {
 	versions []version // of which the first that is served is taken
 	optional bool      // a kind that the API server may not know
 	slow     bool      // which need not be noticed at once
+	selected bool      // its objects lie in namespaces that the mesh may not be to know
 	trim     func(runtime.Object) (runtime.Object, error)
 	take     func([]change) // one call at a time
 	log      *zap.Logger

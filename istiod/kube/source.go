@@ -11,9 +11,6 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/watch"
 
 	"github.com/mistnet/mistnet/istiod/index"
 	"github.com/mistnet/mistnet/istiod/translate"
@@ -77,49 +74,18 @@ func (s *Source) makeFeeds() []*feed {
 		{name: "configmaps/" + s.cfg.meshConfigMap(), client: k, versions: typed(own.List, own.Watch, mesh, ""), trim: trimConfigMap, take: s.takeMesh},
 		{name: "namespaces", client: k, versions: typed(core.Namespaces().List, core.Namespaces().Watch, "", ""), trim: trimNamespace, take: s.takeNamespaces},
 		{name: "nodes", client: k, versions: typed(core.Nodes().List, core.Nodes().Watch, "", ""), trim: trimNode, take: s.taker(index.Node)},
-		{name: "pods", client: k, versions: typed(core.Pods(all).List, core.Pods(all).Watch, "", ""), trim: trimPod, take: s.taker(index.Pod)},
-		{name: "services", client: k, versions: typed(core.Services(all).List, core.Services(all).Watch, "", ""), trim: trimService, take: s.taker(index.Service)},
+		{name: "pods", client: k, versions: typed(core.Pods(all).List, core.Pods(all).Watch, "", ""), trim: trimPod, take: s.taker(index.Pod), selected: true},
+		{name: "services", client: k, versions: typed(core.Services(all).List, core.Services(all).Watch, "", ""), trim: trimService, take: s.taker(index.Service), selected: true},
 		{name: "endpointslices", client: k, versions: typed(k.DiscoveryV1().EndpointSlices(all).List, k.DiscoveryV1().EndpointSlices(all).Watch, "", slicesByHand),
-			trim: trimSlice, take: s.taker(index.EndpointSlice)},
+			trim: trimSlice, take: s.taker(index.EndpointSlice), selected: true},
 		{name: "configmaps/" + RootConfigMap, client: k, versions: typed(core.ConfigMaps(all).List, core.ConfigMaps(all).Watch, copies, ""),
 			trim: trimConfigMap, take: s.roots.takeCopies},
-		{name: "authorizationpolicies", client: s.cfg.Clients.Dynamic, versions: s.istio(securityKinds, "authorizationpolicies"), optional: true,
-			trim: trimAuthorizationPolicy, take: s.takePolicies},
-		{name: "peerauthentications", client: s.cfg.Clients.Dynamic, versions: s.istio(securityKinds, "peerauthentications"), optional: true,
-			trim: trimPeerAuthentication, take: s.taker(index.PeerAuthentication)},
-		{name: "serviceentries", client: s.cfg.Clients.Dynamic, versions: s.istio(networkingKinds, "serviceentries"), optional: true,
-			trim: trimServiceEntry, take: s.taker(index.ServiceEntry)},
-		{name: "workloadentries", client: s.cfg.Clients.Dynamic, versions: s.istio(networkingKinds, "workloadentries"), optional: true,
-			trim: trimWorkloadEntry, take: s.taker(index.WorkloadEntry)},
 	}
+	feeds = append(feeds, s.makeCustom()...)
 	for _, f := range feeds {
 		f.init(s.log)
 	}
 	return feeds
-}
-
-// The groups of Istio's kinds, with the versions of each, the newest first. Those of one kind have the same fields.
-var (
-	securityKinds   = apiGroup{"security.istio.io", []string{"v1", "v1beta1"}}
-	networkingKinds = apiGroup{"networking.istio.io", []string{"v1", "v1beta1", "v1alpha3"}}
-)
-
-type apiGroup struct {
-	name     string
-	versions []string
-}
-
-// istio are the versions of a kind of Istio's.
-func (s *Source) istio(group apiGroup, resource string) (versions []version) {
-	for _, name := range group.versions {
-		r := s.cfg.Clients.Dynamic.Resource(schema.GroupVersionResource{Group: group.name, Version: name, Resource: resource})
-		versions = append(versions, version{
-			name:  name,
-			list:  func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return r.List(ctx, o) },
-			watch: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) { return r.Watch(ctx, o) },
-		})
-	}
-	return versions
 }
 
 // Run reads until ctx is done, through whatever happens to the API server. The first call of on carries everything
@@ -257,8 +223,7 @@ func (s *Source) choose(selectors []labels.Selector) {
 		return
 	}
 	for _, f := range s.feeds {
-		if slices.Contains([]string{"pods", "services", "endpointslices", "authorizationpolicies", "peerauthentications", "serviceentries",
-			"workloadentries"}, f.name) {
+		if f.selected {
 			f.relist()
 		}
 	}

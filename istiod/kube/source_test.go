@@ -52,18 +52,12 @@ func newCluster(t *testing.T, objects ...runtime.Object) *cluster {
 			core = append(core, o)
 		}
 	}
-	kinds := map[schema.GroupVersionResource]string{
-		policies: "AuthorizationPolicyList", peers: "PeerAuthenticationList",
-		policies.GroupResource().WithVersion("v1beta1"): "AuthorizationPolicyList", peers.GroupResource().WithVersion("v1beta1"): "PeerAuthenticationList",
-	}
-	for _, v := range []string{"v1", "v1beta1", "v1alpha3"} {
-		kinds[entries.GroupResource().WithVersion(v)], kinds[machines.GroupResource().WithVersion(v)] = "ServiceEntryList", "WorkloadEntryList"
+	kinds := make(map[schema.GroupVersionResource]string)
+	for r, kind := range kube.Custom() {
+		kinds[r] = kind.String() + "List"
 	}
 	for _, r := range kube.Unread() {
 		kinds[r] = "ThingList"
-		if strings.HasSuffix(r.Resource, "routes") {
-			kinds[r] = "HTTPRouteList"
-		}
 	}
 	return &cluster{
 		t: t, kube: fake.NewClientset(core...), index: index.New(translate.Config{}), batches: make(chan []index.Event, 100),
@@ -297,17 +291,11 @@ func TestEntriesBecomeNouns(t *testing.T) {
 	}
 }
 
-// TestWhatIsNotHonouredIsTold: objects of other kinds have no effect, and who asks learns of it. What speaks to other
-// programs is none of it.
+// TestWhatIsNotHonouredIsTold: objects of other kinds have no effect, and who asks learns of it.
 func TestWhatIsNotHonouredIsTold(t *testing.T) {
 	t.Parallel()
-	route := func(name, parent string) *unstructured.Unstructured {
-		o := object("HTTPRoute", "shop", name, map[string]any{"parentRefs": []any{map[string]any{"kind": parent, "name": "web"}}})
-		o.SetAPIVersion("gateway.networking.k8s.io/v1")
-		return o
-	}
-	c := newCluster(t, namespace("shop", nil), route("ours", "Service"), route("theirs", "Gateway"),
-		networking("VirtualService", "shop", "split", map[string]any{"hosts": []any{"web"}}))
+	c := newCluster(t, namespace("shop", nil), networking("Sidecar", "shop", "less", map[string]any{}),
+		object("RequestAuthentication", "shop", "token", map[string]any{}))
 	c.start()
 	told := func(want ...string) {
 		t.Helper()
@@ -331,10 +319,70 @@ func TestWhatIsNotHonouredIsTold(t *testing.T) {
 			}
 		}
 	}
-	told("httproutes.gateway.networking.k8s.io shop/ours", "virtualservices.networking.istio.io shop/split")
-	virtual := entries.GroupVersion().WithResource("virtualservices")
-	if err := c.dynamic.Resource(virtual).Namespace("shop").Delete(t.Context(), "split", metav1.DeleteOptions{}); err != nil {
+	told("requestauthentications.security.istio.io shop/token", "sidecars.networking.istio.io shop/less")
+	sidecars := entries.GroupVersion().WithResource("sidecars")
+	if err := c.dynamic.Resource(sidecars).Namespace("shop").Delete(t.Context(), "less", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	told("httproutes.gateway.networking.k8s.io shop/ours")
+	told("requestauthentications.security.istio.io shop/token")
+}
+
+func gatewayAPI(kind, namespace, name string, spec map[string]any) *unstructured.Unstructured {
+	o := object(kind, namespace, name, spec)
+	o.SetAPIVersion("gateway.networking.k8s.io/v1")
+	return o
+}
+
+// TestKindsOfRoutesAreRead: of every kind of L7 configuration objects come, trimmed, and routes of gateways do not.
+func TestKindsOfRoutesAreRead(t *testing.T) {
+	t.Parallel()
+	parent := func(kind string) map[string]any {
+		return map[string]any{"parentRefs": []any{map[string]any{"group": "", "kind": kind, "name": "web"}}, "rules": []any{map[string]any{}}}
+	}
+	policy := gatewayAPI("XBackendTrafficPolicy", "shop", "budget", map[string]any{"targetRefs": []any{}})
+	policy.SetAPIVersion("gateway.networking.x-k8s.io/v1alpha1")
+	route := gatewayAPI("HTTPRoute", "shop", "ours", parent("Service"))
+	route.SetAnnotations(map[string]string{"kubectl.kubernetes.io/last-applied-configuration": "big", "some": "thing"})
+	class := gatewayAPI("GatewayClass", "", "istio-waypoint", map[string]any{"controllerName": "istio.io/mesh-controller"})
+	objects := []runtime.Object{
+		route, gatewayAPI("HTTPRoute", "shop", "theirs", parent("Gateway")), gatewayAPI("GRPCRoute", "shop", "ours", parent("ServiceEntry")),
+		gatewayAPI("TCPRoute", "shop", "ours", parent("Service")), gatewayAPI("TLSRoute", "shop", "ours", parent("Service")),
+		gatewayAPI("TLSRoute", "shop", "theirs", parent("Gateway")), class,
+		gatewayAPI("ReferenceGrant", "shop", "all", map[string]any{"from": []any{}, "to": []any{}}),
+		gatewayAPI("BackendTLSPolicy", "shop", "tls", map[string]any{"validation": map[string]any{"hostname": "x"}}), policy,
+		networking("VirtualService", "shop", "split", map[string]any{"hosts": []any{"web"}}),
+		networking("DestinationRule", "shop", "rule", map[string]any{"host": "web"}),
+	}
+	c := newCluster(t, objects...)
+	gateway := gatewayAPI("Gateway", "shop", "waypoint", map[string]any{"gatewayClassName": "istio-waypoint", "listeners": []any{}})
+	gateways := schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "gateways"} // a plural the client cannot guess
+	if _, err := c.dynamic.Resource(gateways).Namespace("shop").Create(t.Context(), gateway, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	source := kube.New(kube.Config{Clients: kube.Clients{Kube: c.kube, Dynamic: c.dynamic}})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var got []string
+	if err := source.Run(ctx, func(events []index.Event) {
+		defer cancel()
+		for _, ev := range events {
+			if ev.Object == nil {
+				continue
+			}
+			got = append(got, ev.Kind.String()+" "+ev.Name.String())
+			m, err := meta.Accessor(ev.Object)
+			if err != nil || m.GetName() != ev.Name.Name || m.GetGeneration() != 3 || m.GetAnnotations()["kubectl.kubernetes.io/last-applied-configuration"] != "" {
+				t.Errorf("%v: %v: %+v", err, ev.Name, ev.Object)
+			}
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(got)
+	want := []string{"BackendTLSPolicy shop/tls", "DestinationRule shop/rule", "GRPCRoute shop/ours", "Gateway shop/waypoint",
+		"GatewayClass /istio-waypoint", "HTTPRoute shop/ours", "ReferenceGrant shop/all", "TCPRoute shop/ours", "TLSRoute shop/ours",
+		"VirtualService shop/split", "XBackendTrafficPolicy shop/budget"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("events (-want +got):\n%s", diff)
+	}
 }

@@ -223,6 +223,30 @@ func trimWorkloadEntry(o runtime.Object) (runtime.Object, error) {
 	return we, understand(s.Spec, &we.Spec)
 }
 
+func trimVirtualService(o runtime.Object) (runtime.Object, error) {
+	if vs, ok := o.(*networkingv1.VirtualService); ok {
+		return vs, nil
+	}
+	s, err := readIstio(o)
+	if err != nil {
+		return nil, err
+	}
+	vs := &networkingv1.VirtualService{ObjectMeta: s.Metadata}
+	return vs, understand(s.Spec, &vs.Spec)
+}
+
+func trimDestinationRule(o runtime.Object) (runtime.Object, error) {
+	if dr, ok := o.(*networkingv1.DestinationRule); ok {
+		return dr, nil
+	}
+	s, err := readIstio(o)
+	if err != nil {
+		return nil, err
+	}
+	dr := &networkingv1.DestinationRule{ObjectMeta: s.Metadata}
+	return dr, understand(s.Spec, &dr.Spec)
+}
+
 // understand reads a spec of which nothing may be passed over.
 func understand(spec json.RawMessage, into proto.Message) error {
 	unknown, err := decode(spec, into)

@@ -2,8 +2,6 @@ package kube
 
 import (
 	"cmp"
-	"slices"
-	"strings"
 	"sync"
 
 	"go.uber.org/zap"
@@ -20,60 +18,33 @@ import (
 type unreadKind struct {
 	group    apiGroup
 	resource string
-	meant    func(o map[string]any) bool // whether it speaks to this mesh; nil: it does
 }
 
 var (
 	telemetryKinds  = apiGroup{"telemetry.istio.io", []string{"v1", "v1alpha1"}}
 	extensionKinds  = apiGroup{"extensions.istio.io", []string{"v1alpha1"}}
-	gatewayAPI      = apiGroup{"gateway.networking.k8s.io", []string{"v1", "v1beta1"}}
-	gatewayAPINew   = apiGroup{"gateway.networking.k8s.io", []string{"v1", "v1alpha3", "v1alpha2"}}
 	networkingAlpha = apiGroup{"networking.istio.io", []string{"v1alpha3"}}
 	networkingBeta  = apiGroup{"networking.istio.io", []string{"v1beta1"}}
 )
 
 var unreadKinds = []unreadKind{
-	{networkingKinds, "virtualservices", nil},
-	{networkingKinds, "destinationrules", nil},
-	{networkingKinds, "gateways", nil},
-	{networkingKinds, "sidecars", nil},
-	{networkingKinds, "workloadgroups", nil},
-	{networkingAlpha, "envoyfilters", nil},
-	{networkingBeta, "proxyconfigs", nil},
-	{securityKinds, "requestauthentications", nil},
-	{telemetryKinds, "telemetries", nil},
-	{extensionKinds, "wasmplugins", nil},
-	{gatewayAPI, "gateways", isOurGateway},
-	{gatewayAPI, "httproutes", isMeshRoute},
-	{gatewayAPI, "grpcroutes", isMeshRoute},
-	{gatewayAPINew, "tlsroutes", isMeshRoute},
-	{gatewayAPINew, "tcproutes", isMeshRoute},
+	{networkingKinds, "gateways"},
+	{networkingKinds, "sidecars"},
+	{networkingKinds, "workloadgroups"},
+	{networkingAlpha, "envoyfilters"},
+	{networkingBeta, "proxyconfigs"},
+	{securityKinds, "requestauthentications"},
+	{telemetryKinds, "telemetries"},
+	{extensionKinds, "wasmplugins"},
 }
 
 // Unread are the kinds that are looked at without being honoured, in every version.
 func Unread() []schema.GroupVersionResource {
 	var all []schema.GroupVersionResource
 	for _, k := range unreadKinds {
-		for _, v := range k.group.versions {
-			all = append(all, schema.GroupVersionResource{Group: k.group.name, Version: v, Resource: k.resource})
-		}
+		all = append(all, k.group.resources(k.resource)...)
 	}
 	return all
-}
-
-// isOurGateway: other classes are other programs' business.
-func isOurGateway(o map[string]any) bool {
-	class, _, _ := unstructured.NestedString(o, "spec", "gatewayClassName") //nolint:errcheck // not a string: not ours
-	return class == "istio" || strings.HasPrefix(class, "istio-")
-}
-
-// isMeshRoute: a route speaks to the mesh when one of its parents is a service; those of gateways speak to whoever runs them.
-func isMeshRoute(o map[string]any) bool {
-	parents, _, _ := unstructured.NestedSlice(o, "spec", "parentRefs") //nolint:errcheck // not a list: no parents
-	return slices.ContainsFunc(parents, func(p any) bool {
-		ref, _ := p.(map[string]any)
-		return ref["kind"] == "Service" || ref["kind"] == "ServiceEntry"
-	})
 }
 
 // unread keeps the names of such objects.
@@ -90,8 +61,8 @@ func (s *Source) makeUnread() []*feed {
 	for i, k := range unreadKinds {
 		resource := k.resource + "." + k.group.name
 		feeds[i] = (&feed{
-			name: resource, client: s.cfg.Clients.Dynamic, versions: s.istio(k.group, k.resource), optional: true, slow: true,
-			trim: k.trim, take: func(changes []change) { s.unread.take(resource, changes) },
+			name: resource, client: s.cfg.Clients.Dynamic, versions: s.versions(k.group, k.resource), optional: true, slow: true,
+			trim: trimAll, take: func(changes []change) { s.unread.take(resource, changes) },
 		}).init(s.log)
 	}
 	return feeds
@@ -101,13 +72,12 @@ func (s *Source) makeUnread() []*feed {
 type seen struct {
 	metav1.TypeMeta
 	metav1.ObjectMeta
-	meant bool
 }
 
 // DeepCopyObject implements runtime.Object.
 func (o *seen) DeepCopyObject() runtime.Object { c := *o; return &c }
 
-func (k unreadKind) trim(o runtime.Object) (runtime.Object, error) {
+func trimAll(o runtime.Object) (runtime.Object, error) {
 	if s, ok := o.(*seen); ok {
 		return s, nil
 	}
@@ -115,7 +85,7 @@ func (k unreadKind) trim(o runtime.Object) (runtime.Object, error) {
 	if !ok {
 		return nil, unexpected(o)
 	}
-	return &seen{ObjectMeta: metav1.ObjectMeta{Name: u.GetName(), Namespace: u.GetNamespace()}, meant: k.meant == nil || k.meant(u.Object)}, nil
+	return &seen{ObjectMeta: metav1.ObjectMeta{Name: u.GetName(), Namespace: u.GetNamespace()}}, nil
 }
 
 func (n *unread) take(resource string, changes []change) {
@@ -123,7 +93,7 @@ func (n *unread) take(resource string, changes []change) {
 	defer n.mu.Unlock()
 	before := len(n.have[resource])
 	for _, c := range changes {
-		if o, ok := c.object.(*seen); ok && o.meant {
+		if c.object != nil {
 			if n.have[resource] == nil {
 				n.have[resource] = make(map[translate.Name]struct{})
 			}

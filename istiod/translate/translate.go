@@ -15,6 +15,8 @@ import (
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	gatewayxv1alpha1 "sigs.k8s.io/gateway-api/apisx/v1alpha1"
 
 	"github.com/mistnet/mistnet/internal/mesh"
 )
@@ -82,6 +84,42 @@ type Objects struct {
 	PeerAuthentications   map[Name]*securityv1.PeerAuthentication
 	ServiceEntries        map[Name]*ServiceEntry
 	WorkloadEntries       map[Name]*networkingv1.WorkloadEntry
+
+	VirtualServices        map[Name]*networkingv1.VirtualService
+	DestinationRules       map[Name]*networkingv1.DestinationRule
+	HTTPRoutes             map[Name]*gatewayv1.HTTPRoute
+	GRPCRoutes             map[Name]*gatewayv1.GRPCRoute
+	TCPRoutes              map[Name]*gatewayv1.TCPRoute
+	TLSRoutes              map[Name]*gatewayv1.TLSRoute
+	Gateways               map[Name]*gatewayv1.Gateway
+	GatewayClasses         map[string]*gatewayv1.GatewayClass
+	ReferenceGrants        map[Name]*gatewayv1.ReferenceGrant
+	BackendTLSPolicies     map[Name]*gatewayv1.BackendTLSPolicy
+	BackendTrafficPolicies map[Name]*gatewayxv1alpha1.XBackendTrafficPolicy
+}
+
+// NewObjects returns no objects, in maps that take them.
+func NewObjects() Objects {
+	return Objects{
+		Namespaces: make(map[string]*corev1.Namespace), Nodes: make(map[string]*corev1.Node),
+		Pods: make(map[Name]*corev1.Pod), Services: make(map[Name]*corev1.Service),
+		EndpointSlices:         make(map[Name]*discoveryv1.EndpointSlice),
+		AuthorizationPolicies:  make(map[Name]*securityv1.AuthorizationPolicy),
+		PeerAuthentications:    make(map[Name]*securityv1.PeerAuthentication),
+		ServiceEntries:         make(map[Name]*ServiceEntry),
+		WorkloadEntries:        make(map[Name]*networkingv1.WorkloadEntry),
+		VirtualServices:        make(map[Name]*networkingv1.VirtualService),
+		DestinationRules:       make(map[Name]*networkingv1.DestinationRule),
+		HTTPRoutes:             make(map[Name]*gatewayv1.HTTPRoute),
+		GRPCRoutes:             make(map[Name]*gatewayv1.GRPCRoute),
+		TCPRoutes:              make(map[Name]*gatewayv1.TCPRoute),
+		TLSRoutes:              make(map[Name]*gatewayv1.TLSRoute),
+		Gateways:               make(map[Name]*gatewayv1.Gateway),
+		GatewayClasses:         make(map[string]*gatewayv1.GatewayClass),
+		ReferenceGrants:        make(map[Name]*gatewayv1.ReferenceGrant),
+		BackendTLSPolicies:     make(map[Name]*gatewayv1.BackendTLSPolicy),
+		BackendTrafficPolicies: make(map[Name]*gatewayxv1alpha1.XBackendTrafficPolicy),
+	}
 }
 
 // Nouns is everything a mesh is, each by its key.
@@ -89,15 +127,22 @@ type Nouns struct {
 	Workloads map[string]*mesh.Workload
 	Services  map[string]*mesh.Service
 	Policies  map[string]*mesh.Policy
+	Routes    map[string]*mesh.Route
+	Traffic   map[string]*mesh.TrafficPolicy
 	Statuses  map[string]*Status
+}
+
+// NewNouns returns no nouns, in maps that take them.
+func NewNouns() Nouns {
+	return Nouns{
+		Workloads: make(map[string]*mesh.Workload), Services: make(map[string]*mesh.Service), Policies: make(map[string]*mesh.Policy),
+		Routes: make(map[string]*mesh.Route), Traffic: make(map[string]*mesh.TrafficPolicy), Statuses: make(map[string]*Status),
+	}
 }
 
 // All translates everything at once, in the plainest way: it is what package index is tested against.
 func All(cfg Config, o Objects) Nouns {
-	n := Nouns{
-		Workloads: make(map[string]*mesh.Workload), Services: make(map[string]*mesh.Service),
-		Policies: make(map[string]*mesh.Policy), Statuses: make(map[string]*Status),
-	}
+	n := NewNouns()
 	status := func(s *Status) {
 		if s != nil {
 			n.Statuses[s.Key()] = s

@@ -17,6 +17,8 @@ import (
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	gatewayxv1alpha1 "sigs.k8s.io/gateway-api/apisx/v1alpha1"
 
 	"github.com/mistnet/mistnet/internal/authz"
 	"github.com/mistnet/mistnet/internal/mesh"
@@ -84,6 +86,8 @@ func onWire(t *testing.T, n translate.Nouns) {
 			t.Errorf("service %s changed on the wire: %v\n%s", s.Key(), err, diff)
 		}
 	}
+	overTheWire(t, n.Routes, wds.EncodeRoute, wds.DecodeRoute)
+	overTheWire(t, n.Traffic, wds.EncodeTrafficPolicy, wds.DecodeTrafficPolicy)
 	for _, p := range n.Policies {
 		p = translate.Enforceable(p)
 		body, err := wds.EncodePolicy(p)
@@ -97,6 +101,22 @@ func onWire(t *testing.T, n translate.Nouns) {
 		}
 		if _, err := authz.Compile([]*mesh.Policy{p}); err != nil {
 			t.Errorf("compile: %v", err)
+		}
+	}
+}
+
+// overTheWire encodes and decodes every noun of a map, and compares.
+func overTheWire[V any](t *testing.T, nouns map[string]*V, encode func(*V) ([]byte, error), decode func([]byte) (*V, error)) {
+	t.Helper()
+	for key, noun := range nouns {
+		body, err := encode(noun)
+		if err != nil {
+			t.Errorf("encode: %v", err)
+			continue
+		}
+		back, err := decode(body)
+		if diff := cmp.Diff(noun, back, cmp.Comparer(sameAddr), cmpopts.EquateEmpty()); diff != "" || err != nil {
+			t.Errorf("%s changed on the wire: %v\n%s", key, err, diff)
 		}
 	}
 }
@@ -118,15 +138,7 @@ func load(t *testing.T, file string) translate.Objects {
 }
 
 func collect(objects []yamldir.Object) translate.Objects {
-	o := translate.Objects{
-		Namespaces: make(map[string]*corev1.Namespace), Nodes: make(map[string]*corev1.Node),
-		Pods: make(map[translate.Name]*corev1.Pod), Services: make(map[translate.Name]*corev1.Service),
-		EndpointSlices:        make(map[translate.Name]*discoveryv1.EndpointSlice),
-		AuthorizationPolicies: make(map[translate.Name]*securityv1.AuthorizationPolicy),
-		PeerAuthentications:   make(map[translate.Name]*securityv1.PeerAuthentication),
-		ServiceEntries:        make(map[translate.Name]*translate.ServiceEntry),
-		WorkloadEntries:       make(map[translate.Name]*networkingv1.WorkloadEntry),
-	}
+	o := translate.NewObjects()
 	for _, obj := range objects {
 		name := translate.Name{Namespace: obj.Key.Namespace, Name: obj.Key.Name}
 		switch v := obj.Value.(type) {
@@ -148,6 +160,28 @@ func collect(objects []yamldir.Object) translate.Objects {
 			o.ServiceEntries[name] = v
 		case *networkingv1.WorkloadEntry:
 			o.WorkloadEntries[name] = v
+		case *networkingv1.VirtualService:
+			o.VirtualServices[name] = v
+		case *networkingv1.DestinationRule:
+			o.DestinationRules[name] = v
+		case *gatewayv1.HTTPRoute:
+			o.HTTPRoutes[name] = v
+		case *gatewayv1.GRPCRoute:
+			o.GRPCRoutes[name] = v
+		case *gatewayv1.TCPRoute:
+			o.TCPRoutes[name] = v
+		case *gatewayv1.TLSRoute:
+			o.TLSRoutes[name] = v
+		case *gatewayv1.Gateway:
+			o.Gateways[name] = v
+		case *gatewayv1.GatewayClass:
+			o.GatewayClasses[name.Name] = v
+		case *gatewayv1.ReferenceGrant:
+			o.ReferenceGrants[name] = v
+		case *gatewayv1.BackendTLSPolicy:
+			o.BackendTLSPolicies[name] = v
+		case *gatewayxv1alpha1.XBackendTrafficPolicy:
+			o.BackendTrafficPolicies[name] = v
 		}
 	}
 	return o
@@ -159,6 +193,8 @@ func dump(n translate.Nouns) string {
 	section(&b, "workload", n.Workloads)
 	section(&b, "service", n.Services)
 	section(&b, "policy", n.Policies)
+	section(&b, "traffic", n.Traffic)
+	section(&b, "route", n.Routes)
 	section(&b, "status", n.Statuses)
 	return b.String()
 }
