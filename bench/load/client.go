@@ -17,7 +17,11 @@ const grace = 10 * time.Second
 
 // Run carries out one order. What goes wrong is in Report.Error, so that an agent can always answer.
 func Run(ctx context.Context, o Order) Report {
-	ctx, cancel := context.WithTimeout(ctx, o.Warm+o.Slice+grace)
+	limit := o.Warm + o.Slice + grace
+	if o.Kind == Idle {
+		limit += 2 * grace // thousands of connections take a while
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	r, err := run(ctx, o)
 	if err != nil {
@@ -36,6 +40,8 @@ func run(ctx context.Context, o Order) (Report, error) {
 		return runEcho(ctx, o)
 	case Connect:
 		return runConnect(ctx, o)
+	case HTTP1, Paced, HTTP2, GRPC, Idle:
+		return runHTTP(ctx, o)
 	}
 	return Report{}, fmt.Errorf("unknown kind of slice %q", o.Kind)
 }

@@ -105,6 +105,40 @@ func Family(all []Process, roots []int) map[int]time.Duration {
 	return got
 }
 
+// ParseMemory reads the bytes of anonymous memory out of the text of /proc/PID/smaps_rollup (proc(5)).
+func ParseMemory(text string) (int64, error) {
+	for line := range strings.Lines(text) {
+		f := strings.Fields(line)
+		if len(f) != 3 || f[0] != "Pss_Anon:" || f[2] != "kB" {
+			continue
+		}
+		n, err := strconv.ParseInt(f[1], 10, 64)
+		return n << 10, err
+	}
+	return 0, errors.New("/proc/PID/smaps_rollup: no Pss_Anon in it")
+}
+
+// readMemory sums the anonymous memory of roots and all their descendants.
+func readMemory(roots []int) (int64, error) {
+	family, err := readFamily(roots)
+	if err != nil {
+		return 0, err
+	}
+	var sum int64
+	for pid := range family {
+		text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/smaps_rollup")
+		if err != nil {
+			return 0, err
+		}
+		n, err := ParseMemory(string(text))
+		if err != nil {
+			return 0, err
+		}
+		sum += n
+	}
+	return sum, nil
+}
+
 func readSystem() (System, error) {
 	text, err := os.ReadFile("/proc/stat")
 	if err != nil {

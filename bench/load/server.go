@@ -49,6 +49,8 @@ func serveConn(c net.Conn) error {
 		}
 		_, err := c.Read(mode[:]) // the client's reset
 		return err
+	case 'G', 'P':
+		return serveHTTP(c, mode[0])
 	}
 	return fmt.Errorf("unknown mode %q", mode[0])
 }
