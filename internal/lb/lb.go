@@ -3,6 +3,9 @@
 // It hides how a service's load-balancing settings rank endpoints. It knows nothing of waypoints, tunnels or retries, and
 // keeps no state between picks. It is pure: randomness comes in as a Picker. Pick allocates nothing.
 //
+// Pick is for one connection, by what the service says. A Set is for many requests, by what a traffic policy says too: the
+// algorithm, which localities come first, who is out because it failed and who is still warming up.
+//
 // Where a client is to keep to one endpoint, it is the one whose name makes the highest number together with the client's
 // (rendezvous hashing, weighted by capacity): the same from every proxy and after a restart, for as long as that endpoint
 // may be used; when one comes or goes, only clients that end up there, or were there, are moved.
@@ -24,6 +27,9 @@ type Request struct {
 	Endpoints []mesh.Endpoint // all of the service's, as Snapshot.Endpoints gives them
 	From      *mesh.Workload  // the client
 	Dst       netip.AddrPort  // the original destination: its port is the service's, its family the one preferred
+
+	// Labels narrow the endpoints to those that carry all of them: a subset.
+	Labels map[string]string
 
 	// Waypoint says that the service is a waypoint: an endpoint with an application tunnel is then reached on Dst's port
 	// even if the service does not name that port.
@@ -157,6 +163,11 @@ func uniform(a, b string) float64 {
 // rank says how near an endpoint is, or why it cannot take the connection.
 func (r *Request) rank(ep *mesh.Endpoint) (int, Error) {
 	w := ep.Workload
+	for k, v := range r.Labels {
+		if have, ok := w.Labels[k]; !ok || have != v {
+			return 0, NoEndpoints
+		}
+	}
 	if !w.Healthy && !r.Service.LB.AllowUnready {
 		return 0, NoHealthyEndpoints
 	}
