@@ -1,13 +1,16 @@
 package cni_test
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -29,7 +32,7 @@ func (n *node) manyPods(count int) {
 }
 
 // A pod's start waits for every program the agent runs.
-func TestAddStartsFewPrograms(t *testing.T) {
+func TestAddStartsNoProgram(t *testing.T) {
 	t.Parallel()
 	for mode, native := range modes {
 		t.Run(mode, func(t *testing.T) {
@@ -54,25 +57,21 @@ func TestAddStartsFewPrograms(t *testing.T) {
 			z, _ := n.ztunnel()
 			z.expect("synced []")
 			s := newSandbox(t)
-			_ = os.Remove(log)
+			if err := os.Remove(log); err != nil {
+				t.Fatalf("the agent did not run programs through the test's: %v", err)
+			}
 			n.add(s.event("shop", "web-0", "u-0", "c-0"))
 			n.redirection("shop/web-0", "enabled")
-			want := map[string]string{"iptables": "ip6tables-restore iptables-restore", "nftables": "nft"}[mode]
-			b, err := os.ReadFile(log)
-			if err != nil {
-				t.Fatal(err)
-			}
-			got := strings.Fields(string(b))
-			slices.Sort(got)
-			if strings.Join(got, " ") != want {
-				t.Errorf("ADD ran %q, want %q", got, want)
+			if b, err := os.ReadFile(log); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("ADD ran %q, want none (%v)", b, err)
 			}
 		})
 	}
 }
 
 // BenchmarkAdd is what the runtime waits for besides its own work: the agent's part of ADD, with a ztunnel that answers at
-// once. Its percentiles are what docs/operations.md promises, on a machine that does nothing else.
+// once. Its percentiles are those in docs/benchmarks.md, on a machine that does nothing else; the processors' time, of the
+// agent and the programs it runs, depends less on what others do.
 func BenchmarkAdd(b *testing.B) {
 	for mode, native := range modes {
 		b.Run(mode, func(b *testing.B) {
@@ -84,15 +83,17 @@ func BenchmarkAdd(b *testing.B) {
 			z, _ := n.ztunnel()
 			z.expect("synced []")
 			var took []time.Duration
+			var worked time.Duration
 			for i := 0; b.Loop(); i++ {
 				s := newSandbox(b)
 				ev := s.event("shop", fmt.Sprintf("web-%d", i%pods), fmt.Sprintf("u-%d", i%pods), fmt.Sprintf("c-%d", i))
 				b.StartTimer()
-				began := time.Now()
+				began, before := time.Now(), processors(b)
 				if code, text := n.ask(http.MethodPost, plugin.PathAdd, ev); code != http.StatusOK {
 					b.Fatal(code, text)
 				}
 				took = append(took, time.Since(began))
+				worked += processors(b) - before
 				b.StopTimer()
 				n.ask(http.MethodPost, plugin.PathDel, ev)
 				s.destroy()
@@ -101,10 +102,25 @@ func BenchmarkAdd(b *testing.B) {
 				}
 				b.StartTimer()
 			}
+			b.ReportMetric(float64(worked.Microseconds())/1000/float64(len(took)), "cpu-ms")
 			slices.Sort(took)
 			for name, p := range map[string]int{"p50-ms": 50, "p90-ms": 90, "p99-ms": 99} {
 				b.ReportMetric(float64(took[(len(took)-1)*p/100].Microseconds())/1000, name)
 			}
 		})
 	}
+}
+
+// processors is the time they have worked for this process and the programs it has waited for.
+func processors(b *testing.B) time.Duration {
+	b.Helper()
+	var sum time.Duration
+	for _, who := range []int{syscall.RUSAGE_SELF, syscall.RUSAGE_CHILDREN} {
+		var u syscall.Rusage
+		if err := syscall.Getrusage(who, &u); err != nil {
+			b.Fatal(err)
+		}
+		sum += time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	}
+	return sum
 }

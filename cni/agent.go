@@ -72,6 +72,9 @@ func New(c Config, env *daemon.Env) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := redirect.Learn(rules.InPod(rules.Options{DNS: c.Policy.DNS})); err != nil {
+		return nil, err
+	}
 	log := env.Log.Named("cni")
 	mode, why := redirect.Mode()
 	log.Info("redirecting with", zap.String("mode", string(mode)), zap.String("reason", why))

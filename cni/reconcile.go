@@ -59,7 +59,7 @@ type reconciler struct {
 	sweeps      []func()      // what else is looked at from time to time
 
 	start chan *pod     // new pods, to run, which owns the workers
-	slots chan struct{} // one place for each change of rules at a time: each is a process or some
+	slots chan struct{} // one place for each change of rules at a time: some of them take processes
 
 	mu   sync.Mutex
 	pods map[podKey]*pod

@@ -146,8 +146,6 @@ func NFT(tables []Table) string {
 	return b.String()
 }
 
-// NFTRelease is a script that ends redirection and leaves what connections that were redirected need: the table, without
-// which the kernel forgets about them, and marks.
-func NFTRelease() string {
-	return fmt.Sprintf("flush chain inet %[1]s %s\nflush chain inet %[1]s %s\n", TableNAT, nftPrerouting, nftOutput)
-}
+// NFTRedirection returns the chains of TableNAT that redirect. Emptying them ends redirection and leaves what connections that
+// were redirected need: the table, without which the kernel forgets about them, and marks.
+func NFTRedirection() []string { return []string{nftPrerouting, nftOutput} }

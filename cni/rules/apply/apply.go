@@ -70,7 +70,7 @@ func wrap(what string, err error) error {
 type sight struct {
 	ipv6     bool
 	iptables bool     // there are tables that iptables made, of either kind
-	nft      bool     // there are tables of ours that nft made
+	ours     []string // names of tables of ours that nft made
 	others   []string // tables that nft made, as "family name"
 	changed  bool     // routes were added
 }
@@ -90,8 +90,8 @@ func lookHere() (s sight, err error) {
 	for _, t := range have {
 		family, name, _ := strings.Cut(t, " ")
 		switch {
-		case family == "inet" && isOurs(name):
-			s.nft = true
+		case nftOurs(family, name):
+			s.ours = append(s.ours, name)
 		case isIPTables(family, name):
 			s.iptables = true
 		default:
@@ -120,23 +120,25 @@ func isIPTables(family, table string) bool {
 
 // begin looks at a namespace and puts the routes there.
 func begin(ns Namespace, routes []rules.Route) (s sight, err error) {
-	err = ns.Do(func() error {
-		if s, err = lookHere(); err != nil {
-			return err
-		}
-		for _, r := range routes {
-			if r.IPv6 && !s.ipv6 {
-				continue
-			}
-			did, err := addRoute(r)
-			s.changed = s.changed || did
-			if err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	err = ns.Do(func() error { s, err = beginHere(routes); return err })
 	return s, err
+}
+
+func beginHere(routes []rules.Route) (s sight, err error) {
+	if s, err = lookHere(); err != nil {
+		return s, err
+	}
+	for _, r := range routes {
+		if r.IPv6 && !s.ipv6 {
+			continue
+		}
+		did, err := addRoute(r)
+		s.changed = s.changed || did
+		if err != nil {
+			return s, err
+		}
+	}
+	return s, nil
 }
 
 func removeRoutes(ns Namespace, routes []rules.Route) error {

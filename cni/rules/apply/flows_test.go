@@ -218,5 +218,10 @@ func redirectors(t *testing.T) map[string]apply.Redirector {
 		t.Fatal(err)
 	}
 	out["nftables"] = nft
+	copies := redirection(t, apply.Config{Mode: apply.ModeIPTables})
+	if err := copies.Learn(rules.InPod(rules.Options{}), rules.InPod(rules.Options{Joined: true})); err != nil {
+		t.Fatal(err)
+	}
+	out["iptables, copied"] = copies
 	return out
 }

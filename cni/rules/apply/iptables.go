@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,6 +23,7 @@ const lockSeconds = 5
 // program, and each table at once.
 type IPTables struct {
 	v4, v6 family
+	copies []copied
 }
 
 // family is the programs of one address family.
@@ -90,17 +92,73 @@ func (t *IPTables) families(rs rules.Ruleset, ipv6 bool) []familyRules {
 // notice a second Apply.
 //
 // The routes are there before the first rule, and each table changes at once, redirections last. In a namespace that has
-// no rules at all this takes one program for each family, else two. After an error the namespace may hold a part of the
+// no rules at all this takes no program when the rule set was learned, and else one for each family; in others two. After an error the namespace may hold a part of the
 // rules: call Apply again, or Remove.
 //
 // A namespace without IPv6 in its kernel gets the IPv4 part; one where IPv6 is switched off gets all rules, lest an
 // application that switches it on again escapes.
 func (t *IPTables) Apply(ns Namespace, rs rules.Ruleset) (changed bool, err error) {
 	seen, err := begin(ns, rs.Routes)
-	if err == nil {
+	switch {
+	case err != nil:
+	case t.copy(ns, seen, rs):
+		changed = true
+	default:
 		changed, err = ensure(ns, seen, t.families(rs, seen.ipv6))
 	}
 	return changed || seen.changed, wrap("apply redirection rules", err)
+}
+
+// copied is what the programs make of a rule set in an empty namespace.
+type copied struct {
+	of   rules.Ruleset
+	ipv6 bool
+	made recorded
+}
+
+// learn has the programs make rule sets in a namespace for that: Apply then copies what they made into namespaces that hold
+// nothing yet, without a program. It is for the programs to judge, which must find in a copy what they would have made. What
+// cannot be copied, such as all that legacy ones make, is left to them. Learn is not called at the same time as others.
+func (t *IPTables) learn(sets ...rules.Ruleset) error {
+	for _, rs := range sets {
+		if slices.ContainsFunc(t.copies, func(c copied) bool { return reflect.DeepEqual(c.of, rs) }) {
+			continue
+		}
+		c := copied{of: rs}
+		err := scratch(func() (err error) {
+			c.ipv6 = hasIPv6()
+			for _, f := range t.families(rs, c.ipv6) {
+				if _, err := f.ensure(false); err != nil {
+					return err
+				}
+			}
+			c.made, err = record(isIPTables)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("try rules out: %w", err)
+		}
+		judged := scratch(func() error {
+			if err := commit(c.made.changes(nil)); err != nil {
+				return err
+			}
+			return t.verify(rs, c.ipv6)
+		})
+		if judged == nil {
+			t.copies = append(t.copies, c)
+		}
+	}
+	return nil
+}
+
+// copy makes a namespace without tables hold what the programs make of the rule set, both families at once, and reports
+// whether it did. If not, nothing has changed.
+func (t *IPTables) copy(ns Namespace, seen sight, rs rules.Ruleset) bool {
+	i := slices.IndexFunc(t.copies, func(c copied) bool { return c.ipv6 == seen.ipv6 && reflect.DeepEqual(c.of, rs) })
+	if i < 0 || seen.iptables {
+		return false
+	}
+	return ns.Do(func() error { return commit(t.copies[i].made.changes(nil)) }) == nil
 }
 
 // Release ends redirection, of new connections: those that were redirected go on, in both directions, until Remove.
@@ -139,17 +197,25 @@ func (t *IPTables) Verify(ns Namespace, rs rules.Ruleset) error {
 		return wrap("verify redirection rules", err)
 	}
 	return wrap("verify redirection rules", ns.Do(func() error {
-		for _, f := range t.families(rs, seen.ipv6) {
-			have, err := f.ipt.read()
-			if err != nil {
-				return err
-			}
-			if err := have.verify(f); err != nil {
-				return err
-			}
+		if err := t.verify(rs, seen.ipv6); err != nil {
+			return err
 		}
 		return verifyRoutes(rs.Routes, seen.ipv6)
 	}))
+}
+
+// verify is called on a thread inside the namespace.
+func (t *IPTables) verify(rs rules.Ruleset, ipv6 bool) error {
+	for _, f := range t.families(rs, ipv6) {
+		have, err := f.ipt.read()
+		if err != nil {
+			return err
+		}
+		if err := have.verify(f); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // ensure makes every family right, both at a time.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -226,34 +227,135 @@ func counted(t *testing.T, names ...string) (first string, starts func() int) {
 
 // A pod waits for every one of these programs when it starts.
 func TestFewProgramsAreStarted(t *testing.T) {
-	iptables, ran := counted(t, "iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore")
-	nft, nftRan := counted(t, "nft")
-	for _, c := range []struct {
+	iptables := func(kind string) (string, func() int) {
+		return counted(t, "iptables-"+kind, "iptables-"+kind+"-save", "iptables-"+kind+"-restore",
+			"ip6tables-"+kind, "ip6tables-"+kind+"-save", "ip6tables-"+kind+"-restore")
+	}
+	for name, c := range map[string]struct {
 		mode                 apply.Mode
-		starts               func() int
+		programs             func() (string, func() int)
 		fresh, again, remove int
 	}{
-		{apply.ModeIPTables, ran, 2, 2, 4},    // one for each family; a look at each; a look and a change
-		{apply.ModeNFTables, nftRan, 1, 3, 1}, // the first look takes two to learn how rules are printed
+		"iptables":        {apply.ModeIPTables, func() (string, func() int) { return iptables("nft") }, 0, 2, 4},    // a look at each family; a look and a change
+		"legacy iptables": {apply.ModeIPTables, func() (string, func() int) { return iptables("legacy") }, 2, 2, 4}, // which cannot be copied
+		"nftables":        {apply.ModeNFTables, func() (string, func() int) { return counted(t, "nft") }, 0, 0, 0},
 	} {
-		t.Run(string(c.mode), func(t *testing.T) {
-			ns, _ := sandbox(t)
-			r := redirection(t, apply.Config{Mode: c.mode, IPTables: iptables, NFT: nft})
-			c.starts()
+		t.Run(name, func(t *testing.T) {
+			ns, path := sandbox(t)
+			program, starts := c.programs()
+			config := apply.Config{Mode: c.mode, IPTables: program}
+			if c.mode == apply.ModeNFTables {
+				config = apply.Config{Mode: c.mode, NFT: program}
+			}
+			r := redirection(t, config)
 			rs := rules.InPod(rules.Options{DNS: true})
+			if err := r.Learn(rs); err != nil {
+				t.Fatal(err)
+			}
+			starts()
 			for step, want := range []int{c.fresh, c.again} {
-				if _, err := r.Apply(ns, rs); err != nil {
-					t.Fatal(err)
+				if changed, err := r.Apply(ns, rs); err != nil || changed != (step == 0) {
+					t.Fatalf("Apply %d = %v, %v", step+1, changed, err)
 				}
-				if got := c.starts(); got != want {
+				if got := starts(); got != want {
 					t.Errorf("Apply %d started %d programs, want %d", step+1, got, want)
 				}
+			}
+			if got := everything(t, path); !strings.Contains(got, "15053") {
+				t.Errorf("the namespace holds\n%s", got)
 			}
 			if err := r.Remove(ns, rs); err != nil {
 				t.Fatal(err)
 			}
-			if got := c.starts(); got != c.remove {
+			if got := starts(); got != c.remove {
 				t.Errorf("Remove started %d programs, want %d", got, c.remove)
+			}
+		})
+	}
+}
+
+// listed is everything packet filters of a namespace hold, as the programs print it, table by table: their order means nothing.
+func listed(t *testing.T, path string) []string {
+	t.Helper()
+	in := func(args ...string) string { return run(t, append([]string{"ip", "netns", "exec", path}, args...)...) }
+	var out []string
+	for _, program := range []string{"iptables-nft-save", "ip6tables-nft-save"} {
+		for _, table := range []string{"raw", "mangle", "nat"} {
+			for line := range strings.Lines(in(program, "-t", table)) {
+				if !strings.HasPrefix(line, "#") { // dates
+					out = append(out, program+" "+line)
+				}
+			}
+		}
+	}
+	tables := slices.Sorted(strings.Lines(in("nft", "list", "tables")))
+	for _, table := range tables {
+		out = append(out, strings.Split(in(append([]string{"nft", "list"}, strings.Fields(table)...)...), "\n")...)
+	}
+	return out
+}
+
+// What is copied into namespaces must be what the programs make of the same rules, whoever looks.
+func TestCopiesAreWhatProgramsMake(t *testing.T) {
+	for name, o := range map[string]rules.Options{
+		"default": {}, "dns": {DNS: true}, "joined": {Joined: true, DNS: true}, "ingress": {Ingress: true},
+		"virtual": {VirtualInterfaces: []string{"tap0", "br-vm"}},
+		"probes":  {ProbeIPv4: netip.MustParseAddr("169.254.1.1"), ProbeIPv6: netip.MustParseAddr("fd00::7")},
+	} {
+		rs := rules.InPod(o)
+		t.Run("iptables/"+name, func(t *testing.T) {
+			var made []string
+			t.Run("made", func(t *testing.T) {
+				ns, path := sandbox(t)
+				if _, err := redirection(t, apply.Config{Mode: apply.ModeIPTables, IPTables: "iptables-nft"}).Apply(ns, rs); err != nil {
+					t.Fatal(err)
+				}
+				made = listed(t, path)
+			})
+			copied, path := sandbox(t)
+			program, starts := counted(t, "iptables-nft", "iptables-nft-save", "iptables-nft-restore",
+				"ip6tables-nft", "ip6tables-nft-save", "ip6tables-nft-restore")
+			r := redirection(t, apply.Config{Mode: apply.ModeIPTables, IPTables: program})
+			if err := r.Learn(rs); err != nil {
+				t.Fatal(err)
+			}
+			starts()
+			if _, err := r.Apply(copied, rs); err != nil {
+				t.Fatal(err)
+			}
+			if n := starts(); n > 0 {
+				t.Errorf("%d programs were started: nothing was copied", n)
+			}
+			if !strings.Contains(strings.Join(made, "\n"), ":15001") {
+				t.Errorf("no redirection was made: %q", made)
+			}
+			if d := cmp.Diff(made, listed(t, path)); d != "" {
+				t.Errorf("the copy differs (-made +copied):\n%s", d)
+			}
+		})
+		t.Run("nftables/"+name, func(t *testing.T) {
+			var made []string
+			t.Run("made", func(t *testing.T) {
+				_, path := sandbox(t)
+				script := filepath.Join(t.TempDir(), "script")
+				if err := os.WriteFile(script, []byte(rules.NFT(rs.Tables)), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				run(t, "ip", "netns", "exec", path, "nft", "-f", script)
+				made = listed(t, path)
+			})
+			copied, path := sandbox(t)
+			r := redirection(t, apply.Config{Mode: apply.ModeNFTables})
+			for _, former := range []rules.Options{{DNS: true, Joined: true}, {Ingress: true}, o} {
+				if _, err := r.Apply(copied, rules.InPod(former)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if !strings.Contains(strings.Join(made, "\n"), ":15001") {
+				t.Errorf("no redirection was made: %q", made)
+			}
+			if d := cmp.Diff(made, listed(t, path)); d != "" {
+				t.Errorf("the copy differs (-made +copied):\n%s", d)
 			}
 		})
 	}

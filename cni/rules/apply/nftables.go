@@ -1,28 +1,26 @@
 package apply
 
 import (
-	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
-	"strings"
 	"sync"
 
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/mistnet/mistnet/cni/rules"
 )
 
-// NFTables applies rules with nft: one program for both families, and everything at once.
+// NFTables applies rules with nf_tables: both families and everything at once. Nft makes each set of rules once, in a namespace
+// of its own; what the kernel then holds is copied into those of pods, without a program.
 type NFTables struct {
 	nft program
 
 	mu     sync.Mutex
-	models map[string]listing // how nft prints scripts, by script
+	models map[string]recorded // what nft makes of scripts, by script
 }
 
 // NewNFTables finds the program; path is a name or a path, "" means "nft".
@@ -34,29 +32,41 @@ func NewNFTables(path string) (*NFTables, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find nft (is the package nftables installed?): %w", err)
 	}
-	return &NFTables{nft: program{found, filepath.Base(found)}, models: make(map[string]listing)}, nil
+	return &NFTables{nft: program{found, filepath.Base(found)}, models: make(map[string]recorded)}, nil
 }
 
-// Apply does what IPTables.Apply does. In a namespace without tables of ours it takes one program.
+// Apply does what IPTables.Apply does, but all at once: after an error only routes may be there.
 func (t *NFTables) Apply(ns Namespace, rs rules.Ruleset) (changed bool, err error) {
-	seen, err := begin(ns, rs.Routes)
-	if err == nil {
-		script := rules.NFT(rs.Tables)
-		if !seen.nft || t.compare(ns, script) != nil {
-			seen.changed = true
-			err = ns.Do(func() error { return t.run(script) })
-		}
+	want, err := t.model(rs)
+	if err != nil {
+		return false, wrap("apply redirection rules", err)
 	}
-	return seen.changed, wrap("apply redirection rules", err)
+	err = ns.Do(func() error {
+		seen, err := beginHere(rs.Routes)
+		changed = seen.changed
+		if err != nil {
+			return err
+		}
+		if len(seen.ours) > 0 {
+			have, err := record(nftOurs)
+			if err != nil || want.compare(have) == nil {
+				return err
+			}
+		}
+		changed = true
+		return commit(want.changes(seen.ours))
+	})
+	return changed, wrap("apply redirection rules", err)
 }
 
 // Release does what IPTables.Release does.
 func (t *NFTables) Release(ns Namespace) error {
-	seen, err := look(ns)
-	if err == nil && seen.nft {
-		err = ns.Do(func() error { return t.run(rules.NFTRelease()) })
-	}
-	return wrap("end redirection", err)
+	return wrap("end redirection", t.change(ns, func(ours []string) []message {
+		if len(ours) == 0 {
+			return nil
+		}
+		return release()
+	}))
 }
 
 // Remove does what IPTables.Remove does.
@@ -65,111 +75,84 @@ func (t *NFTables) Remove(ns Namespace, rs rules.Ruleset) error {
 }
 
 // clear takes our tables away.
-func (t *NFTables) clear(ns Namespace) error {
-	seen, err := look(ns)
-	if err == nil && seen.nft {
-		err = ns.Do(func() error { return t.run(rules.NFT(nil)) })
-	}
-	return err
+func (t *NFTables) clear(ns Namespace) error { return t.change(ns, recorded{}.changes) }
+
+// change makes the changes that those of our tables need which are there.
+func (t *NFTables) change(ns Namespace, to func(ours []string) []message) error {
+	return ns.Do(func() error {
+		seen, err := lookHere()
+		if err == nil {
+			err = commit(to(seen.ours))
+		}
+		return err
+	})
 }
 
 // Verify does what IPTables.Verify does.
 func (t *NFTables) Verify(ns Namespace, rs rules.Ruleset) error {
-	err := t.compare(ns, rules.NFT(rs.Tables))
+	want, err := t.model(rs)
 	if err == nil {
-		err = ns.Do(func() error { return verifyRoutes(rs.Routes, hasIPv6()) })
+		err = ns.Do(func() error {
+			have, err := record(nftOurs)
+			return cmp.Or(err, want.compare(have), verifyRoutes(rs.Routes, hasIPv6()))
+		})
 	}
 	return wrap("verify redirection rules", err)
 }
 
+// nftOurs are the tables that nft makes for us.
+func nftOurs(family, table string) bool { return family == "inet" && isOurs(table) }
+
 func (t *NFTables) run(script string) error { return t.nft.run(script, "-f", "-") }
 
-// listing is the rules of our tables as nft prints them, by table and chain.
-type listing map[string][]string
-
-// compare returns how the namespace differs from one in which the script alone was run.
-func (t *NFTables) compare(ns Namespace, script string) error {
-	want, err := t.model(script)
-	if err != nil {
-		return err
-	}
-	var have listing
-	if err := ns.Do(func() error { have, err = t.list(); return err }); err != nil {
-		return err
-	}
-	for _, chain := range sortedKeys(want) {
-		if lines, ok := have[chain]; !ok {
-			return fmt.Errorf("there is no %s", chain)
-		} else if !slices.Equal(lines, want[chain]) {
-			return fmt.Errorf("%s holds other rules", chain)
-		}
-	}
-	for _, chain := range sortedKeys(have) {
-		if _, ok := want[chain]; !ok {
-			return fmt.Errorf("there is a %s too many", chain)
+// learn makes models of rule sets, which the first pod of each else waits for.
+func (t *NFTables) learn(sets ...rules.Ruleset) error {
+	for _, rs := range sets {
+		if _, err := t.model(rs); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// model runs the script in a namespace made for that, and lists what it made. Every version of nft prints rules in its own
-// way, which is compared with itself.
-func (t *NFTables) model(script string) (listing, error) {
+// model has nft make the rule set in a namespace for that, and records it. That the kernel takes the record for what it gave
+// it for is tried there too.
+func (t *NFTables) model(rs rules.Ruleset) (recorded, error) {
+	script := rules.NFT(rs.Tables)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if m, ok := t.models[script]; ok {
 		return m, nil
 	}
-	var m listing
+	var m recorded
 	err := scratch(func() (err error) {
-		if err = t.run(script); err == nil {
-			m, err = t.list()
+		if err = t.run(script); err != nil {
+			return err
 		}
-		return err
+		if m, err = record(nftOurs); err != nil {
+			return err
+		}
+		seen, err := lookHere()
+		if err != nil {
+			return err
+		}
+		if m.hasSets() {
+			return errors.New("rules of pods refer to sets, which are not copied")
+		}
+		if err := commit(m.changes(seen.ours)); err != nil {
+			return err
+		}
+		copied, err := record(nftOurs)
+		if err != nil {
+			return err
+		}
+		return wrap("what the kernel tells of rules is not what makes them", m.compare(copied))
 	})
 	if err != nil {
 		return nil, fmt.Errorf("try rules out: %w", err)
 	}
 	t.models[script] = m
 	return m, nil
-}
-
-// list lists our tables in the namespace of the calling thread. Members of sets are left out.
-func (t *NFTables) list() (listing, error) {
-	cmd := t.nft.command("-t", "list", "ruleset", "inet")
-	var problem bytes.Buffer
-	cmd.Stderr = &problem
-	out, err := cmd.Output()
-	if err != nil {
-		return nil, fmt.Errorf("%s list: %w: %s", t.nft.name, err, bytes.TrimSpace(problem.Bytes()))
-	}
-	l, table, block := listing{}, "", ""
-	for line := range strings.Lines(string(out)) {
-		words := strings.Fields(line)
-		switch {
-		case len(words) == 0:
-		case words[0] == "table" && len(words) > 2:
-			table, block = words[2], ""
-		case !isOurs(table):
-		case words[len(words)-1] == "{" && block == "":
-			block = strings.Join(words[:len(words)-1], " ") + " of table " + table
-			l[block] = []string{}
-		case words[0] == "}":
-			block = ""
-		case block != "":
-			l[block] = append(l[block], strings.Join(words, " "))
-		}
-	}
-	return l, nil
-}
-
-func sortedKeys(l listing) []string {
-	keys := make([]string, 0, len(l))
-	for k := range l {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
 }
 
 // scratch runs fn in a network namespace of its own.
@@ -189,27 +172,24 @@ func scratch(fn func() error) error {
 // nftTables lists the tables of the calling thread's namespace, as "family name": those that nft made, and those of the
 // kind of iptables that uses nf_tables. A kernel without nf_tables has none.
 func nftTables() ([]string, error) {
-	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETTABLE, unix.NLM_F_DUMP)
-	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC, Version: nl.NFNETLINK_V0})
-	answers, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+	var out []string
+	err := dump(unix.NFT_MSG_GETTABLE, func(family uint8, of attributes) {
+		out = append(out, familyName(family)+" "+of.name(unix.NFTA_TABLE_NAME))
+	})
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, fmt.Errorf("list tables of nftables: %w", err)
+	return out, err
+}
+
+func familyName(family uint8) string {
+	switch family {
+	case unix.NFPROTO_IPV4:
+		return "ip"
+	case unix.NFPROTO_IPV6:
+		return "ip6"
+	case unix.NFPROTO_INET:
+		return "inet"
 	}
-	families := map[byte]string{unix.NFPROTO_IPV4: "ip", unix.NFPROTO_IPV6: "ip6", unix.NFPROTO_INET: "inet"}
-	var out []string
-	for _, b := range answers {
-		attrs, err := nl.ParseRouteAttr(b[nl.SizeofNfgenmsg:])
-		if err != nil {
-			return nil, fmt.Errorf("list tables of nftables: %w", err)
-		}
-		for _, a := range attrs {
-			if a.Attr.Type == unix.NFTA_TABLE_NAME {
-				out = append(out, families[b[0]]+" "+strings.TrimRight(string(a.Value), "\x00"))
-			}
-		}
-	}
-	return out, nil
+	return ""
 }

@@ -69,10 +69,10 @@ func (r *Redirection) Mode() (mode Mode, why string) { return r.mode, r.why }
 func (r *Redirection) detect(host Namespace, noIPT, noNFT error) error {
 	try := rules.InPod(rules.Options{DNS: true})
 	if noNFT == nil {
-		_, noNFT = r.nft.model(rules.NFT(try.Tables))
+		noNFT = r.nft.learn(try)
 	}
 	if noIPT == nil {
-		noIPT = r.ipt.try(try)
+		noIPT = r.ipt.learn(try)
 	}
 	seen, err := look(host)
 	native := slices.ContainsFunc(seen.others, func(t string) bool { return t == "ip kube-proxy" || t == "ip6 kube-proxy" })
@@ -91,16 +91,13 @@ func (r *Redirection) detect(host Namespace, noIPT, noNFT error) error {
 	return nil
 }
 
-// try runs the rules in a namespace made for that.
-func (t *IPTables) try(rs rules.Ruleset) error {
-	return scratch(func() error {
-		for _, f := range t.families(rs, hasIPv6()) {
-			if _, err := f.ensure(false); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+// Learn tries out rule sets that pods are to hold, in a namespace made for that: Apply then needs no program to put them where
+// there is nothing yet. It is called before the others.
+func (r *Redirection) Learn(sets ...rules.Ruleset) error {
+	if r.mode == ModeNFTables {
+		return r.nft.learn(sets...)
+	}
+	return r.ipt.learn(sets...)
 }
 
 func (r *Redirection) current() Redirector {
@@ -113,7 +110,7 @@ func (r *Redirection) current() Redirector {
 // dropOther takes the other mode's rules away, redirections and all, but no routes: both modes have the same.
 func (r *Redirection) dropOther(ns Namespace, seen sight) (changed bool, err error) {
 	switch {
-	case r.mode == ModeIPTables && seen.nft && r.nft != nil:
+	case r.mode == ModeIPTables && len(seen.ours) > 0 && r.nft != nil:
 		return true, r.nft.clear(ns)
 	case r.mode == ModeNFTables && seen.iptables && r.ipt != nil:
 		return ensure(ns, seen, r.ipt.families(rules.Ruleset{}, seen.ipv6))
