@@ -99,6 +99,7 @@ func (x *Index) refreshHost(h host) {
 	case se != nil:
 		svc = translate.EntryService(se, x.objects.Namespaces[h.namespace], h.name)
 	}
+	x.declare(h.key(), svc)
 	x.putService(h.key(), svc)
 }
 

@@ -167,6 +167,7 @@ type Index struct {
 	labels   map[pair]set[name] // pods by each of their labels
 	bySelect map[pair]set[name] // services by one pair of their selectors
 	entries  entries
+	traffic  traffic
 	byPolicy map[pair]set[name]             // policies by one pair of theirs; the root's have no namespace
 	onNode   map[string]set[name]           // pods by node
 	inSpace  map[string]set[name]           // pods by namespace
@@ -206,8 +207,8 @@ func New(cfg translate.Config) *Index {
 	return &Index{
 		cfg:     cfg.WithDefaults(),
 		objects: translate.NewObjects(), nouns: translate.NewNouns(),
-		entries: newEntries(),
-		labels:  make(map[pair]set[name]), bySelect: make(map[pair]set[name]), byPolicy: make(map[pair]set[name]),
+		entries: newEntries(), traffic: newTraffic(),
+		labels: make(map[pair]set[name]), bySelect: make(map[pair]set[name]), byPolicy: make(map[pair]set[name]),
 		onNode: make(map[string]set[name]), inSpace: make(map[string]set[name]), services: make(map[string]set[name]),
 		slices: make(map[name]set[name]), named: make(map[name]set[name]),
 		authn: make(map[string]map[name]*peerAuthn), runs: make(map[account]int), listed: make(map[name][]string),

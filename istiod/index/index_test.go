@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"strconv"
 	"testing"
@@ -51,7 +52,8 @@ func (w *world) labels() map[string]string {
 func (w *world) event() index.Event {
 	ev := index.Event{
 		Kind: pick(w, index.Namespace, index.Node, index.Pod, index.Pod, index.Pod, index.Service, index.EndpointSlice,
-			index.AuthorizationPolicy, index.PeerAuthentication, index.ServiceEntry, index.WorkloadEntry),
+			index.AuthorizationPolicy, index.PeerAuthentication, index.ServiceEntry, index.WorkloadEntry,
+			index.DestinationRule, index.DestinationRule, index.BackendTLSPolicy, index.XBackendTrafficPolicy),
 		Name: translate.Name{Namespace: pick(w, "one", "two", "istio-system"), Name: "x" + strconv.Itoa(w.IntN(5))},
 	}
 	meta := metav1.ObjectMeta{Namespace: ev.Name.Namespace, Name: ev.Name.Name, Labels: w.labels()}
@@ -83,6 +85,12 @@ func (w *world) event() index.Event {
 		set(&ev, w.objects.ServiceEntries, ev.Name, w.serviceEntry(meta), gone)
 	case index.WorkloadEntry:
 		set(&ev, w.objects.WorkloadEntries, ev.Name, w.workloadEntry(meta), gone)
+	case index.DestinationRule:
+		set(&ev, w.objects.DestinationRules, ev.Name, w.destinationRule(meta), gone)
+	case index.BackendTLSPolicy:
+		set(&ev, w.objects.BackendTLSPolicies, ev.Name, w.tlsPolicy(meta), gone)
+	case index.XBackendTrafficPolicy:
+		set(&ev, w.objects.BackendTrafficPolicies, ev.Name, w.backendPolicy(meta), gone)
 	default:
 	}
 	return ev
@@ -227,10 +235,10 @@ func TestApplyEqualsADifferenceOfAll(t *testing.T) {
 				}
 				got := x.Apply(events...)
 				after := translate.All(cfg, w.objects)
-				if diff := cmp.Diff(difference(before, after), got, cmp.Comparer(same)); diff != "" {
+				if diff := cmp.Diff(difference(before, after), got, same); diff != "" {
 					t.Fatalf("Apply(%v) (-difference of All, +Apply):\n%s", events, diff)
 				}
-				if diff := cmp.Diff(after, x.Nouns(), cmp.Comparer(same)); diff != "" {
+				if diff := cmp.Diff(after, x.Nouns(), same); diff != "" {
 					t.Fatalf("nouns (-All, +index):\n%s", diff)
 				}
 				checkRuns(t, x, w.objects)
@@ -240,7 +248,10 @@ func TestApplyEqualsADifferenceOfAll(t *testing.T) {
 	}
 }
 
-func same(a, b fmt.Stringer) bool { return a.String() == b.String() }
+// same compares netip's values, which cmp must not look into.
+var same = cmp.Options{
+	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
+}
 
 func checkRuns(t *testing.T, x *index.Index, o translate.Objects) {
 	t.Helper()
@@ -281,7 +292,7 @@ func diff[V any](kind index.NounKind, before, after map[string]*V, change func(*
 	slices.Sort(keys)
 	var changes []index.Change
 	for _, k := range keys {
-		if cmp.Equal(before[k], after[k], cmp.Comparer(same)) {
+		if cmp.Equal(before[k], after[k], same) {
 			continue
 		}
 		c := change(after[k])

@@ -26,6 +26,7 @@ func (x *Index) refresh() {
 	for h := range x.dirty.hosts {
 		x.refreshHost(h)
 	}
+	x.refreshTraffic()
 	for n := range x.dirty.slices {
 		x.refreshSlice(n)
 	}

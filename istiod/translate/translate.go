@@ -68,6 +68,8 @@ const (
 	Invalid StatusReason = "Invalid"
 	// Ignored: the object is understood and has no effect where it stands.
 	Ignored StatusReason = "Ignored"
+	// Conflicted: an older object has said the same already, and counts.
+	Conflicted StatusReason = "Conflicted"
 )
 
 // Key names what the status is about: Kind namespace/name.
@@ -172,6 +174,7 @@ func All(cfg Config, o Objects) Nouns {
 			n.Workloads[w.UID] = w
 		}
 	}
+	o.traffic(cfg, n, status)
 	for _, we := range o.WorkloadEntries {
 		w, s := WorkloadEntry(cfg, o.entryInput(cfg, we))
 		status(s)
@@ -211,6 +214,70 @@ func All(cfg Config, o Objects) Nouns {
 		}
 	}
 	return n
+}
+
+// traffic adds how services are talked to. All services must be there.
+func (o Objects) traffic(cfg Config, n Nouns, status func(*Status)) {
+	targets := make(map[Target][]TrafficInput)
+	covered := make(map[*DestinationRule]bool)
+	for _, svc := range n.Services {
+		in := o.trafficInput(cfg, svc)
+		targets[TargetOf(svc)] = append(targets[TargetOf(svc)], in)
+		for _, dr := range in.Rules {
+			covered[dr] = true
+		}
+		for _, p := range TrafficPolicies(cfg, in) {
+			n.Traffic[p.Key()] = p
+		}
+	}
+	for _, dr := range o.DestinationRules {
+		var siblings []*DestinationRule
+		for _, other := range o.DestinationRules {
+			if other != dr && other.Namespace == dr.Namespace && RuleHost(cfg, other) == RuleHost(cfg, dr) {
+				siblings = append(siblings, other)
+			}
+		}
+		status(DestinationRuleStatus(cfg, dr, siblings, covered[dr]))
+	}
+	meant := func(ts []Target) (services []TrafficInput) {
+		for _, t := range ts {
+			services = append(services, targets[t]...)
+		}
+		slices.SortFunc(services, func(a, b TrafficInput) int { return cmp.Compare(a.Service.Key(), b.Service.Key()) })
+		return services
+	}
+	for _, p := range o.BackendTLSPolicies {
+		status(BackendTLSStatus(cfg, p, slices.Collect(maps.Values(o.BackendTLSPolicies)), meant(TLSPolicyTargets(p))))
+	}
+	for _, p := range o.BackendTrafficPolicies {
+		status(BackendTrafficStatus(cfg, p, slices.Collect(maps.Values(o.BackendTrafficPolicies)), meant(TrafficPolicyTargets(p))))
+	}
+}
+
+func (o Objects) trafficInput(cfg Config, svc *mesh.Service) TrafficInput {
+	t := TargetOf(svc)
+	var in TrafficInput
+	if t.Kind == targetService {
+		in = NewTrafficInput(svc, o.Services[t.Name], nil)
+	} else {
+		in = NewTrafficInput(svc, nil, o.ServiceEntries[t.Name])
+	}
+	for _, dr := range o.DestinationRules {
+		if Covers(cfg, dr, svc) {
+			in.Rules = append(in.Rules, dr)
+		}
+	}
+	for _, p := range o.BackendTLSPolicies {
+		if slices.Contains(TLSPolicyTargets(p), t) {
+			in.TLS = append(in.TLS, p)
+		}
+	}
+	for _, p := range o.BackendTrafficPolicies {
+		if slices.Contains(TrafficPolicyTargets(p), t) {
+			in.Backends = append(in.Backends, p)
+		}
+	}
+	return in
 }
 
 func (o Objects) podInput(cfg Config, pod *corev1.Pod) PodInput {

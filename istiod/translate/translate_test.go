@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -71,7 +72,7 @@ func onWire(t *testing.T, n translate.Nouns) {
 			t.Errorf("decode: %v", err)
 			continue
 		}
-		if diff := cmp.Diff(w, back.Workload, cmp.Comparer(sameAddr)); diff != "" {
+		if diff := cmp.Diff(w, back.Workload, sameAddrs); diff != "" {
 			t.Errorf("workload %s changed on the wire:\n%s", w.UID, diff)
 		}
 	}
@@ -82,7 +83,7 @@ func onWire(t *testing.T, n translate.Nouns) {
 			continue
 		}
 		back, err := wds.DecodeAddress(body)
-		if diff := cmp.Diff(s, back.Service, cmp.Comparer(sameAddr)); diff != "" || err != nil {
+		if diff := cmp.Diff(s, back.Service, sameAddrs); diff != "" || err != nil {
 			t.Errorf("service %s changed on the wire: %v\n%s", s.Key(), err, diff)
 		}
 	}
@@ -96,7 +97,7 @@ func onWire(t *testing.T, n translate.Nouns) {
 			continue
 		}
 		back, err := wds.DecodePolicy(body)
-		if diff := cmp.Diff(p, back, cmp.Comparer(sameAddr), cmpopts.EquateEmpty()); diff != "" || err != nil {
+		if diff := cmp.Diff(p, back, sameAddrs, cmpopts.EquateEmpty()); diff != "" || err != nil {
 			t.Errorf("policy %s changed on the wire: %v\n%s", p.Key(), err, diff)
 		}
 		if _, err := authz.Compile([]*mesh.Policy{p}); err != nil {
@@ -115,13 +116,16 @@ func overTheWire[V any](t *testing.T, nouns map[string]*V, encode func(*V) ([]by
 			continue
 		}
 		back, err := decode(body)
-		if diff := cmp.Diff(noun, back, cmp.Comparer(sameAddr), cmpopts.EquateEmpty()); diff != "" || err != nil {
+		if diff := cmp.Diff(noun, back, sameAddrs, cmpopts.EquateEmpty()); diff != "" || err != nil {
 			t.Errorf("%s changed on the wire: %v\n%s", key, err, diff)
 		}
 	}
 }
 
-func sameAddr(a, b fmt.Stringer) bool { return a.String() == b.String() }
+// sameAddrs compares netip's values, which cmp must not look into.
+var sameAddrs = cmp.Options{
+	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
+}
 
 // load reads a file into objects; the test fails on any that is refused.
 func load(t *testing.T, file string) translate.Objects {
@@ -209,6 +213,12 @@ func section[V any](b *strings.Builder, what string, m map[string]*V) {
 func write(b *strings.Builder, v reflect.Value, indent string) {
 	for i := range v.NumField() {
 		f, name := v.Field(i), v.Type().Field(i).Name
+		if f.Kind() == reflect.Pointer && !f.IsNil() {
+			if f = f.Elem(); f.IsZero() {
+				fmt.Fprintf(b, "%s%s: zero\n", indent, name) // which is not nothing
+				continue
+			}
+		}
 		switch {
 		case f.IsZero():
 		case f.Kind() == reflect.Slice:

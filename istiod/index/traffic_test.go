@@ -1,0 +1,125 @@
+package index_test
+
+import (
+	"strconv"
+	"testing"
+
+	networkingapi "istio.io/api/networking/v1alpha3"
+	typeapi "istio.io/api/type/v1beta1"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	gatewayxv1alpha1 "sigs.k8s.io/gateway-api/apisx/v1alpha1"
+
+	"github.com/mistnet/mistnet/istiod/index"
+	"github.com/mistnet/mistnet/istiod/translate"
+)
+
+func (w *world) destinationRule(meta metav1.ObjectMeta) *networkingv1.DestinationRule {
+	meta.CreationTimestamp = metav1.Unix(int64(w.IntN(3)), 0)
+	o := &networkingv1.DestinationRule{ObjectMeta: meta}
+	o.Spec.Host = pick(w, "x1", "x2", "x1.one.svc.cluster.local", "a.example", "*.example", "*.one.svc.cluster.local", "*.cluster.local", "*", "")
+	o.Spec.ExportTo = pick(w, nil, nil, []string{"."}, []string{"*"}, []string{"~"}, []string{"one"}, []string{".", "two"})
+	if w.often() {
+		o.Spec.TrafficPolicy = &networkingapi.TrafficPolicy{ConnectionPool: &networkingapi.ConnectionPoolSettings{
+			Tcp: &networkingapi.ConnectionPoolSettings_TCPSettings{MaxConnections: int32(w.IntN(4) - 1)}}}
+		if w.IntN(4) == 0 {
+			o.Spec.TrafficPolicy.Tls = &networkingapi.ClientTLSSettings{Mode: networkingapi.ClientTLSSettings_TLSmode(w.IntN(4))}
+		}
+		if w.IntN(4) == 0 {
+			o.Spec.TrafficPolicy.RetryBudget = &networkingapi.TrafficPolicy_RetryBudget{}
+		}
+	}
+	for range w.IntN(3) {
+		o.Spec.Subsets = append(o.Spec.Subsets, &networkingapi.Subset{Name: pick(w, "v1", "v2", ""), Labels: w.labels()})
+	}
+	if w.IntN(8) == 0 {
+		o.Spec.WorkloadSelector = &typeapi.WorkloadSelector{MatchLabels: w.labels()}
+	}
+	return o
+}
+
+func (w *world) targetRef() gatewayv1.LocalPolicyTargetReference {
+	ref := gatewayv1.LocalPolicyTargetReference{Kind: "Service", Name: gatewayv1.ObjectName("x" + strconv.Itoa(w.IntN(5)))}
+	switch w.IntN(4) {
+	case 0:
+		ref.Group, ref.Kind = "networking.istio.io", "ServiceEntry"
+	case 1:
+		ref.Kind = pick[gatewayv1.Kind](w, "Service", "Pod")
+	}
+	return ref
+}
+
+func (w *world) tlsPolicy(meta metav1.ObjectMeta) *translate.BackendTLSPolicy {
+	meta.CreationTimestamp = metav1.Unix(int64(w.IntN(3)), 0)
+	o := &translate.BackendTLSPolicy{ObjectMeta: meta}
+	for range w.IntN(3) {
+		ref := gatewayv1.LocalPolicyTargetReferenceWithSectionName{LocalPolicyTargetReference: w.targetRef()}
+		if w.IntN(3) == 0 {
+			section := pick[gatewayv1.SectionName](w, "p", "http", "q")
+			ref.SectionName = &section
+		}
+		o.Spec.TargetRefs = append(o.Spec.TargetRefs, ref)
+	}
+	o.Spec.Validation.Hostname = pick[gatewayv1.PreciseHostname](w, "a", "b", "c", "")
+	system := gatewayv1.WellKnownCACertificatesSystem
+	o.Spec.Validation.WellKnownCACertificates = &system
+	return o
+}
+
+func (w *world) backendPolicy(meta metav1.ObjectMeta) *translate.BackendTrafficPolicy {
+	meta.CreationTimestamp = metav1.Unix(int64(w.IntN(3)), 0)
+	o := &translate.BackendTrafficPolicy{ObjectMeta: meta}
+	for range w.IntN(3) {
+		o.Spec.TargetRefs = append(o.Spec.TargetRefs, w.targetRef())
+	}
+	if w.often() {
+		percent := w.IntN(100)
+		o.Spec.RetryConstraint = &gatewayxv1alpha1.RetryConstraint{Budget: &gatewayxv1alpha1.BudgetDetails{Percent: &percent}}
+	}
+	if w.often() {
+		name := pick(w, "sid", "a b")
+		kind := pick(w, gatewayv1.CookieBasedSessionPersistence, gatewayv1.HeaderBasedSessionPersistence)
+		o.Spec.SessionPersistence = &gatewayv1.SessionPersistence{SessionName: &name, Type: &kind}
+	}
+	return o
+}
+
+// BenchmarkDestinationRuleEvent: one rule about one service costs no more when there are more of both.
+func BenchmarkDestinationRuleEvent(b *testing.B) {
+	for _, services := range []int{100, 10_000} {
+		b.Run(strconv.Itoa(services), func(b *testing.B) {
+			x, w := index.New(translate.Config{}), newWorld(1)
+			rule := func(i int) *networkingv1.DestinationRule {
+				dr := w.destinationRule(metav1.ObjectMeta{Namespace: "shop", Name: "d" + strconv.Itoa(i)})
+				dr.Spec.Host, dr.Spec.ExportTo, dr.Spec.WorkloadSelector = "s"+strconv.Itoa(i), nil, nil
+				dr.Spec.TrafficPolicy = &networkingapi.TrafficPolicy{ConnectionPool: &networkingapi.ConnectionPoolSettings{
+					Tcp: &networkingapi.ConnectionPoolSettings_TCPSettings{MaxConnections: int32(1 + i%2)}}}
+				return dr
+			}
+			apply := func(kind index.Kind, name string, svc *corev1.Service, dr *networkingv1.DestinationRule) []index.Change {
+				ev := index.Event{Kind: kind, Name: translate.Name{Namespace: "shop", Name: name}}
+				if svc != nil {
+					ev.Object = svc
+				} else {
+					ev.Object = dr
+				}
+				return x.Apply(ev)
+			}
+			for i := range services {
+				s := w.service(metav1.ObjectMeta{Namespace: "shop", Name: "s" + strconv.Itoa(i)})
+				s.Spec.Type, s.Spec.ClusterIP = corev1.ServiceTypeClusterIP, "10.96.0.1"
+				apply(index.Service, s.Name, s, nil)
+				apply(index.DestinationRule, "d"+strconv.Itoa(i), nil, rule(i))
+			}
+			one := [2]*networkingv1.DestinationRule{rule(1), rule(1)}
+			one[1].Spec.TrafficPolicy.ConnectionPool.Tcp.MaxConnections = 99
+			for i := 0; b.Loop(); i++ {
+				if got := apply(index.DestinationRule, "d1", nil, one[(i+1)%2]); len(got) == 0 {
+					b.Fatal("nothing changed")
+				}
+			}
+		})
+	}
+}
