@@ -24,11 +24,7 @@ func bugReportCommand(out io.Writer) *cobra.Command {
 		Use: "bug-report", Args: cobra.NoArgs,
 		Short: "Collect objects, state and logs of the mesh into an archive, without secrets",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			charts, err := m.load()
-			if err != nil {
-				return err
-			}
-			c, err := cluster.Connect(o)
+			charts, c, err := m.open(o)
 			if err != nil {
 				return err
 			}

@@ -24,11 +24,7 @@ func checkCommand(out io.Writer) *cobra.Command {
 		Use: "check", Args: cobra.NoArgs,
 		Short: "Say whether the mesh works, or with --pre whether it would",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			charts, err := m.load()
-			if err != nil {
-				return err
-			}
-			c, err := cluster.Connect(o)
+			charts, c, err := m.open(o)
 			if err != nil {
 				return err
 			}

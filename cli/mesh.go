@@ -38,13 +38,19 @@ func (m *meshFlags) load() (*install.Charts, error) {
 	return install.LoadCharts(files)
 }
 
-// installer connects to the cluster and makes an Installer of the flags.
-func (m *meshFlags) installer(o cluster.Options, in install.Installer) (*install.Installer, error) {
+// open loads the charts and connects to the cluster.
+func (m *meshFlags) open(o cluster.Options) (*install.Charts, *cluster.Cluster, error) {
 	charts, err := m.load()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	c, err := cluster.Connect(o)
+	return charts, c, err
+}
+
+// installer connects to the cluster and makes an Installer of the flags.
+func (m *meshFlags) installer(o cluster.Options, in install.Installer) (*install.Installer, error) {
+	charts, c, err := m.open(o)
 	if err != nil {
 		return nil, err
 	}
