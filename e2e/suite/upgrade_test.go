@@ -74,7 +74,7 @@ func TestUpgrade(t *testing.T) {
 				sent, failed := s.load(w.name)
 				if failed > 0 {
 					logs, _ := cluster.Kubectl(t.Context(), "-n", s.name, "logs", w.name)
-					t.Errorf("%s: %d of %d connections failed\n%s", w.name, failed, sent, failures(logs))
+					t.Errorf("%s: %d of %d connections failed\n%s", w.name, failed, sent, complaints(logs))
 				}
 			}
 			drain := drains()
@@ -84,17 +84,6 @@ func TestUpgrade(t *testing.T) {
 			}
 		})
 	}
-}
-
-// failures are the lines of a load that tell of one, the first few.
-func failures(logs string) string {
-	var lines []string
-	for line := range strings.Lines(logs) {
-		if !strings.HasPrefix(line, "sent ") && len(lines) < 20 {
-			lines = append(lines, line)
-		}
-	}
-	return strings.Join(lines, "")
 }
 
 // drain is when the first ztunnel was told to end, and the time it then had.
