@@ -125,6 +125,12 @@ func (n *node) start() (stop func()) {
 	if n.config != nil {
 		n.config(&cfg)
 	}
+	return n.run(cfg, env)
+}
+
+// run runs an agent until stop is called, or the test ends. It returns when the agent is ready.
+func (n *node) run(cfg cni.Config, env *daemon.Env) (stop func()) {
+	n.t.Helper()
 	a, err := cni.New(cfg, env)
 	if err != nil {
 		n.t.Fatal(err)

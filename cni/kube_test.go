@@ -1,7 +1,6 @@
 package cni_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -9,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -94,25 +92,7 @@ func (c *cluster) launch() (stop func()) {
 	if c.config != nil {
 		c.config(&cfg)
 	}
-	a, err := cni.New(cfg, env)
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- a.Run(ctx) }()
-	stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-done; err != nil {
-			c.t.Errorf("Run = %v, want nil", err)
-		}
-	})
-	c.t.Cleanup(stop)
-	c.eventually("the agent is there", func() bool {
-		code, _ := c.ask(http.MethodGet, plugin.PathStatus, nil)
-		return code == http.StatusOK
-	})
-	return stop
+	return c.run(cfg, env)
 }
 
 // announces waits until the API server's pod has the annotation, "" for none.
