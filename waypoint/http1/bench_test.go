@@ -125,16 +125,7 @@ func TestOneWritePerMessage(t *testing.T) {
 		if _, err := s.ReadRequest(); err != nil {
 			t.Fatal(err)
 		}
-		x := s.Exchange(http1.NewClientConn(upstream, http1.Config{}))
-		if err := x.Send(nil); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := x.Receive(); err != nil {
-			t.Fatal(err)
-		}
-		if err := x.Respond(nil); err != nil {
-			t.Fatal(err)
-		}
+		carry(t, s, upstream)
 		if down.writes != c.writes || upstream.writes != c.writes {
 			t.Errorf("%s: %d writes to the client, %d to the upstream, want %d", c.name, down.writes, upstream.writes, c.writes)
 		}
@@ -184,16 +175,7 @@ func TestBulkIsWrittenAsItIsRead(t *testing.T) {
 		if _, err := s.ReadRequest(); err != nil {
 			t.Fatal(err)
 		}
-		x := s.Exchange(http1.NewClientConn(&wire{in: []byte(sent)}, http1.Config{}))
-		if err := x.Send(nil); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := x.Receive(); err != nil {
-			t.Fatal(err)
-		}
-		if err := x.Respond(nil); err != nil {
-			t.Fatal(err)
-		}
+		carry(t, s, &wire{in: []byte(sent)})
 		resp, err := http.ReadResponse(bufio.NewReader(&down.out), nil)
 		if err != nil {
 			t.Fatal(err)

@@ -71,16 +71,7 @@ func TestRetryAfterAnUpstreamThatCloses(t *testing.T) {
 		if s.Answered() || !q.Body.Rewind() {
 			t.Fatalf("%q cannot be tried again", sent)
 		}
-		x = s.Exchange(http1.NewClientConn(alive, http1.Config{}))
-		if err := x.Send(nil); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := x.Receive(); err != nil {
-			t.Fatal(err)
-		}
-		if err := x.Respond(nil); err != nil {
-			t.Fatal(err)
-		}
+		carry(t, s, alive)
 		if a, b := dead.out.String(), alive.out.String(); a != b || !strings.HasPrefix(down.out.String(), "HTTP/1.1 200 OK\r\n") {
 			t.Errorf("%q went as %q, then as %q, answered by %q", sent, a, b, down.out.String())
 		}

@@ -16,6 +16,21 @@ import (
 	"github.com/mistnet/mistnet/waypoint/http1"
 )
 
+// carry takes the request that s has read to an upstream, and its response back.
+func carry(t *testing.T, s *http1.ServerConn, up net.Conn) {
+	t.Helper()
+	x := s.Exchange(http1.NewClientConn(up, http1.Config{}))
+	if err := x.Send(nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := x.Receive(); err != nil {
+		t.Fatal(err)
+	}
+	if err := x.Respond(nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // wire is a connection whose peer sends what it is given, step bytes at a time, and then ends.
 type wire struct {
 	in     []byte

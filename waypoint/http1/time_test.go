@@ -194,43 +194,41 @@ func upstreamThat(t *testing.T, act func(net.Conn), cfg http1.Config) (client ne
 	return client, reasons
 }
 
-func TestAResponseThatStandsStill(t *testing.T) {
+func TestAnUpstreamThatStandsStill(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		stuck := make(chan struct{})
-		client, reasons := upstreamThat(t, func(conn net.Conn) {
-			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")
-			<-stuck
-		}, clock)
-		go func() { _, _ = io.WriteString(client, "GET / HTTP/1.1\r\nHost: a\r\n\r\n") }()
-		begin := time.Now()
-		if got, complete := response(client); got != "200 hello" || complete {
-			t.Errorf("got %s, complete: %v, want it cut", got, complete)
-		}
-		if got, d := <-reasons, time.Since(begin); got != "504 upstream timeout" || d != 60*time.Second {
-			t.Errorf("ended after %v with %s, want an upstream timeout after two windows", d, got)
-		}
-		close(stuck)
-	})
-}
-
-func TestAnUpstreamThatReadsNothing(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		stuck := make(chan struct{})
-		client, reasons := upstreamThat(t, func(net.Conn) { <-stuck }, clock)
-		go func() {
-			_, _ = io.WriteString(client, "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 100000\r\n\r\n"+strings.Repeat("x", 100000))
-		}()
-		begin := time.Now()
-		if got, complete := response(client); !strings.HasPrefix(got, "504 ") || !complete {
-			t.Errorf("client got %s, %v, want 504", got, complete)
-		}
-		if got, d := <-reasons, time.Since(begin); got != "504 upstream timeout" || d != 40*time.Second {
-			t.Errorf("ended after %v with %s, want the timeout of a write", d, got)
-		}
-		close(stuck)
-	})
+	for _, c := range []struct {
+		name, sent, answer string
+		got                string
+		complete           bool
+		after              time.Duration
+	}{
+		{"in its response", "GET / HTTP/1.1\r\nHost: a\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello",
+			"200 hello", false, 60 * time.Second}, // two windows
+		{"while it is sent a body", "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 100000\r\n\r\n" + strings.Repeat("x", 100000), "",
+			"504 504 upstream timeout\n", true, 40 * time.Second}, // a write
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				stuck := make(chan struct{})
+				client, reasons := upstreamThat(t, func(conn net.Conn) {
+					if c.answer != "" {
+						_, _ = io.WriteString(conn, c.answer)
+					}
+					<-stuck
+				}, clock)
+				go func() { _, _ = io.WriteString(client, c.sent) }()
+				begin := time.Now()
+				if got, complete := response(client); got != c.got || complete != c.complete {
+					t.Errorf("got %s, complete: %v, want %s, %v", got, complete, c.got, c.complete)
+				}
+				if got, d := <-reasons, time.Since(begin); got != "504 upstream timeout" || d != c.after {
+					t.Errorf("ended after %v with %s, want an upstream timeout after %v", d, got, c.after)
+				}
+				close(stuck)
+			})
+		})
+	}
 }
 
 func TestDeadlineOfAnExchange(t *testing.T) {
