@@ -46,8 +46,9 @@ func (cs *conns) track(ctx context.Context, c *conn) context.Context {
 	return ctx
 }
 
-// release forgets c and, in the same moment, moves its byte counts to the totals: a scrape sees them exactly once.
-func (cs *conns) release(c *conn) {
+// release forgets c and, in the same moment, moves its byte counts to the totals, and has its end counted: a scrape sees all of
+// it exactly once.
+func (cs *conns) release(c *conn, count func()) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	delete(cs.live, c)
@@ -55,6 +56,7 @@ func (cs *conns) release(c *conn) {
 	if c.series != nil {
 		c.series.add(c.record)
 	}
+	count()
 }
 
 // each calls f for every live connection; totals do not move meanwhile.

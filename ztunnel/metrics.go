@@ -109,9 +109,8 @@ func (m *connMetrics) series(l labels) *series {
 }
 
 // closed counts the end of a connection: closed if it had been opened, failed if it was refused or never came to be.
-func (m *connMetrics) closed(cs *conns, r *record, f flag) {
-	cs.mu.Lock()
-	defer cs.mu.Unlock()
+// The caller holds the lock of conns.
+func (m *connMetrics) closed(r *record, f flag) {
 	if r.series != nil {
 		r.series.closed++
 	}

@@ -135,8 +135,8 @@ func (r *reporter) open(c *conn) {
 
 // close ends a connection: it is forgotten, counted and told of. err says why it failed; nil is a normal end.
 func (r *reporter) close(c *conn, err error) {
-	r.conns.release(c)
-	r.metrics.closed(r.conns, c.record, flagOf(err))
+	f := flagOf(err)
+	r.conns.release(c, func() { r.metrics.closed(c.record, f) })
 	if !r.enabled {
 		return
 	}
