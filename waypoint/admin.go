@@ -1,56 +1,13 @@
 package waypoint
 
 import (
-	"encoding/json"
-	"fmt"
 	"maps"
-	"net/http"
 	"slices"
-
-	"go.uber.org/zap"
 
 	"github.com/mistnet/mistnet/internal/daemon"
 	"github.com/mistnet/mistnet/internal/identity"
 	"github.com/mistnet/mistnet/internal/mesh"
 )
-
-func (w *Waypoint) adminPages() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /{$}", func(rw http.ResponseWriter, _ *http.Request) {
-		fmt.Fprint(rw, "waypoint ", w.cfg.Namespace, "/", w.cfg.Gateway, "\n\n"+
-			"GET  /config_dump           everything this waypoint knows\n"+
-			"POST /logging?level=debug   change the log level; without a query, show it\n"+
-			"POST /quitquitquit          drain and stop\n"+
-			"GET  /debug/pprof/          Go profiles\n")
-	})
-	mux.HandleFunc("GET /config_dump", func(rw http.ResponseWriter, _ *http.Request) {
-		rw.Header().Set("Content-Type", "application/json")
-		enc := json.NewEncoder(rw)
-		enc.SetIndent("", "  ")
-		if err := enc.Encode(w.dump()); err != nil {
-			w.log.Debug("config dump was not read to its end", zap.Error(err))
-		}
-	})
-	mux.HandleFunc("POST /logging", w.changeLogging)
-	mux.HandleFunc("POST /quitquitquit", func(rw http.ResponseWriter, _ *http.Request) {
-		fmt.Fprintln(rw, "shutdown now")
-		w.quit()
-	})
-	daemon.HandlePprof(mux)
-	return mux
-}
-
-func (w *Waypoint) changeLogging(rw http.ResponseWriter, r *http.Request) {
-	if level := r.URL.Query().Get("level"); level != "" {
-		l, err := zap.ParseAtomicLevel(level)
-		if err != nil {
-			http.Error(rw, fmt.Sprintf("level %q: want debug, info, warn or error", level), http.StatusBadRequest)
-			return
-		}
-		w.env.Level.SetLevel(l.Level())
-	}
-	fmt.Fprintf(rw, "current log level is %s\n", w.env.Level)
-}
 
 // dump is what /config_dump shows.
 type dump struct {

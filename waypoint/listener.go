@@ -29,7 +29,7 @@ func (w *Waypoint) serve(ctx, running context.Context) error {
 		return fmt.Errorf("open the tunnel listener (-listen-addr): %w", err)
 	}
 	select {
-	case <-w.xds.Synced():
+	case <-w.istiod.XDS.Synced():
 		w.env.Ready.Done(taskState)
 	case <-ctx.Done():
 		return ln.Close()

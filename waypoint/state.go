@@ -12,6 +12,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/mistnet/mistnet/internal/controlplane"
 	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/internal/wds"
 	"github.com/mistnet/mistnet/internal/xds"
@@ -71,17 +72,9 @@ func (s *state) apply(_ context.Context, u xds.Update) []xds.Rejection {
 
 // applyMesh takes workloads, services and policies.
 func (v *view) applyMesh(u xds.Update) []xds.Rejection {
-	named := make([]wds.Named, len(u.Upserts))
-	for i, r := range u.Upserts {
-		named[i] = wds.Named{Name: r.Name, Body: r.Body}
-	}
-	delta, faults := wds.Delta(v.Snapshot, u.TypeURL, named, u.Removes)
+	delta, rejected := controlplane.Delta(wds.Delta, v.Snapshot, u)
 	if !delta.IsEmpty() {
 		v.Snapshot = v.Apply(delta)
-	}
-	var rejected []xds.Rejection
-	for name, err := range faults {
-		rejected = append(rejected, xds.Rejection{Name: name, Err: err})
 	}
 	return rejected
 }

@@ -17,6 +17,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/mistnet/mistnet/internal/controlplane"
 	"github.com/mistnet/mistnet/internal/daemon"
 	"github.com/mistnet/mistnet/internal/hbone"
 	"github.com/mistnet/mistnet/internal/identity"
@@ -60,7 +61,7 @@ func newFixture(t *testing.T) *fixture {
 	}
 	cs := newConns()
 	p := &proxy{
-		cfg: &Config{TrustDomain: "cluster.local", KeepSource: true, ResponseDetail: true}, log: zap.NewNop(),
+		cfg: &Config{Config: controlplane.Config{TrustDomain: "cluster.local"}, KeepSource: true, ResponseDetail: true}, log: zap.NewNop(),
 		state: newState(zap.NewNop()), ids: identity.NewManager(identity.ManagerConfig{CA: f.ca}), conns: cs,
 		rep: &reporter{access: log.Named("access"), enabled: true, metrics: newConnMetrics(cs), conns: cs},
 	}

@@ -186,3 +186,53 @@ func buildInfo(component, tag string) prometheus.Collector {
 	g.Set(1)
 	return g
 }
+
+// xdsMetrics are the metrics of the connection to istiod.
+type xdsMetrics struct {
+	messages, bytes *prometheus.CounterVec
+	ended           *prometheus.CounterVec
+}
+
+func newXDSMetrics() *xdsMetrics {
+	counter := func(name, help, label string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: "istio_xds_" + name, Help: help}, []string{label})
+	}
+	return &xdsMetrics{
+		messages: counter("message_total", "xDS responses received.", "url"),
+		bytes:    counter("message_bytes_total", "Bytes of xDS responses received.", "url"),
+		ended:    counter("connection_terminations_total", "xDS streams that ended.", "reason"),
+	}
+}
+
+func (m *xdsMetrics) message(typeURL string, bytes int) {
+	m.messages.WithLabelValues(typeURL).Inc()
+	m.bytes.WithLabelValues(typeURL).Add(float64(bytes))
+}
+
+func (m *xdsMetrics) disconnect(err error) {
+	reason := "Error"
+	if err == nil {
+		reason = "Complete"
+	}
+	m.ended.WithLabelValues(reason).Inc()
+}
+
+// Describe implements prometheus.Collector.
+func (m *xdsMetrics) Describe(ch chan<- *prometheus.Desc) {
+	for _, c := range []prometheus.Collector{m.messages, m.bytes, m.ended} {
+		c.Describe(ch)
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (m *xdsMetrics) Collect(ch chan<- prometheus.Metric) {
+	for _, c := range []prometheus.Collector{m.messages, m.bytes, m.ended} {
+		c.Collect(ch)
+	}
+}
+
+func podCount(ps *pods) prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "workload_manager_active_proxy_count", Help: "Pods this ztunnel serves.",
+	}, func() float64 { return float64(len(ps.list())) })
+}

@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"github.com/mistnet/mistnet/internal/controlplane"
 	"github.com/mistnet/mistnet/internal/identity"
 	"github.com/mistnet/mistnet/internal/linux"
 	"github.com/mistnet/mistnet/internal/mesh"
@@ -37,7 +38,7 @@ func uncertified(t *testing.T) (ps *pods, ready *int) {
 	t.Cleanup(func() { cancel(); <-ran })
 	ready = new(int)
 	ps = &pods{
-		proxy: &proxy{cfg: &Config{TrustDomain: "cluster.local"}, log: zap.NewNop(), ids: ids, conns: newConns()},
+		proxy: &proxy{cfg: &Config{Config: controlplane.Config{TrustDomain: "cluster.local"}}, log: zap.NewNop(), ids: ids, conns: newConns()},
 		pods:  make(map[string]*pod), complete: func() { *ready++ },
 	}
 	ps.connected()

@@ -9,6 +9,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/mistnet/mistnet/internal/authz"
+	"github.com/mistnet/mistnet/internal/controlplane"
 	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/internal/wds"
 	"github.com/mistnet/mistnet/internal/xds"
@@ -71,15 +72,7 @@ func (s *state) apply(_ context.Context, u xds.Update) []xds.Rejection {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	old := s.load()
-	named := make([]wds.Named, len(u.Upserts))
-	for i, r := range u.Upserts {
-		named[i] = wds.Named{Name: r.Name, Body: r.Body}
-	}
-	delta, faults := wds.DeltaL4(old.Snapshot, u.TypeURL, named, u.Removes)
-	var rejected []xds.Rejection
-	for name, err := range faults {
-		rejected = append(rejected, xds.Rejection{Name: name, Err: err})
-	}
+	delta, rejected := controlplane.Delta(wds.DeltaL4, old.Snapshot, u)
 	if delta.IsEmpty() {
 		return rejected
 	}

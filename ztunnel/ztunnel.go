@@ -8,23 +8,19 @@ package ztunnel
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
-	"net"
 	"os"
 	"strings"
 	"sync/atomic"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/mistnet/mistnet/internal/controlplane"
 	"github.com/mistnet/mistnet/internal/daemon"
 	"github.com/mistnet/mistnet/internal/identity"
 	"github.com/mistnet/mistnet/internal/linux"
 	"github.com/mistnet/mistnet/internal/mesh"
-	"github.com/mistnet/mistnet/internal/xds"
 	"github.com/mistnet/mistnet/internal/zds"
 )
 
@@ -41,12 +37,10 @@ type Ztunnel struct {
 	env    *daemon.Env
 	log    *zap.Logger
 	state  *state
+	istiod *controlplane.Client
 	ids    *identity.Manager
-	ca     *identity.CAClient
-	roots  *identity.RootFile // of the authority: the one read last
 	conns  *conns
 	pods   *pods
-	xds    *xds.Client
 	zds    *zds.Client
 	quit   context.CancelFunc
 	xdsMet *xdsMetrics
@@ -61,34 +55,16 @@ func New(cfg *Config, env *daemon.Env) (*Ztunnel, error) {
 	z := &Ztunnel{cfg: cfg, env: env, log: env.Log, conns: newConns(), xdsMet: newXDSMetrics()}
 	z.state = newState(env.Log.Named("state"))
 	z.state.changed = z.conns.recheck
-	xdsTarget, xdsTLS, err := z.controlPlane(cfg.XDSAddress, cfg.XDSRootCA, cfg.XDSHostname)
-	if err != nil {
-		return nil, fmt.Errorf("xDS client: %w", err)
-	}
-	caTarget, caTLS, err := z.controlPlane(cfg.CAAddress, cfg.CARootCA, cfg.CAHostname)
-	if err != nil {
-		return nil, fmt.Errorf("CA client: %w", err)
-	}
-	z.ca, err = identity.NewCAClient(identity.CAClientConfig{
-		Target: caTarget, TLS: caTLS, Token: z.token, ClusterID: cfg.ClusterID,
+	client, err := controlplane.New(&cfg.Config, controlplane.Options{
+		Node: nodeOf(cfg), Apply: z.state.apply, Log: env.Log,
+		// Policies first: a workload should not be known before what guards it.
+		Types:     []string{mesh.TypeAuthorization, mesh.TypeAddress},
+		OnMessage: z.heard, OnDisconnect: z.lost,
 	})
-	if err != nil {
-		return nil, fmt.Errorf("CA client: %w", err)
-	}
-	z.ids = identity.NewManager(identity.ManagerConfig{CA: z.ca, TTL: cfg.SecretTTL, Log: env.Log.Named("identity")})
-	node, err := nodeOf(cfg)
 	if err != nil {
 		return nil, err
 	}
-	z.xds = xds.NewClient(xds.ClientConfig{
-		Target: xdsTarget, TLS: xdsTLS, Token: z.token, Metadata: map[string]string{"clusterid": cfg.ClusterID}, Node: node,
-		Subscriptions: []xds.Subscription{
-			// Policies first: a workload should not be known before what guards it.
-			{TypeURL: mesh.TypeAuthorization, Wildcard: true}, {TypeURL: mesh.TypeAddress, Wildcard: true},
-		},
-		Apply: z.state.apply, Log: env.Log.Named("xds"),
-		OnMessage: z.heard, OnDisconnect: z.lost,
-	})
+	z.istiod, z.ids = client, client.IDs
 	metrics := newConnMetrics(z.conns)
 	rep := &reporter{access: env.Log.Named("access"), enabled: cfg.AccessLog, metrics: metrics, conns: z.conns}
 	p := &proxy{cfg: cfg, log: env.Log.Named("proxy"), state: z.state, ids: z.ids, conns: z.conns, rep: rep}
@@ -110,16 +86,14 @@ func (z *Ztunnel) Run(ctx context.Context) error {
 	// The control plane clients and pages outlive ctx, so that connections can finish while the pods drain.
 	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopServing()
-	defer z.ca.Close()
 	g, gctx := errgroup.WithContext(serving)
-	if err := z.servePages(gctx, g); err != nil {
+	admin := daemon.AdminPages(z.env, daemon.Admin{Title: "ztunnel " + z.cfg.NodeName, Dump: func() any { return z.dump() }, Quit: z.quit})
+	if err := z.cfg.Serve(gctx, g, z.env, admin); err != nil {
 		stopServing()
 		_ = g.Wait()
 		return err
 	}
-	g.Go(func() error { return ignoreStop(serving, z.ids.Run(gctx)) })
-	g.Go(func() error { return ignoreStop(serving, z.xds.Run(gctx)) })
-	g.Go(func() error { z.roots.Watch(gctx, z.ids.Renew); return nil })
+	g.Go(func() error { return z.istiod.Run(gctx) })
 	g.Go(func() error {
 		defer stopServing()
 		agent, stopAgent := context.WithCancel(gctx)
@@ -133,7 +107,7 @@ func (z *Ztunnel) Run(ctx context.Context) error {
 // that is enrolled before its policies are known could be let in by their absence.
 func (z *Ztunnel) run(ctx, agent context.Context, stopAgent context.CancelFunc) error {
 	select {
-	case <-z.xds.Synced():
+	case <-z.istiod.XDS.Synced():
 		z.env.Ready.Done(taskState)
 	case <-ctx.Done():
 		return nil
@@ -151,13 +125,6 @@ func (z *Ztunnel) run(ctx, agent context.Context, stopAgent context.CancelFunc) 
 	z.env.Ready.Pending(taskProxy)
 	z.log.Info("draining", zap.Duration("grace", z.cfg.Grace))
 	z.pods.drain(z.env.Hurry)
-	return err
-}
-
-func ignoreStop(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return nil
-	}
 	return err
 }
 
@@ -183,60 +150,16 @@ func (z *Ztunnel) agentConnected(connected bool) {
 	}
 }
 
-// token reads the token anew: it is rotated behind our back.
-func (z *Ztunnel) token(context.Context) (string, error) {
-	b, err := os.ReadFile(z.cfg.TokenFile)
-	if err != nil {
-		return "", fmt.Errorf("read the token for istiod: %w", err)
-	}
-	return strings.TrimSpace(string(b)), nil
-}
-
-func (z *Ztunnel) controlPlane(address, rootFile, hostname string) (string, *tls.Config, error) {
-	target, host, err := endpoint(address)
-	if err != nil {
-		return "", nil, err
-	}
-	if hostname != "" {
-		host = hostname
-	}
-	roots, err := identity.OpenRootFile(rootFile, z.log.Named("roots"))
-	if err != nil {
-		return "", nil, err
-	}
-	z.roots = roots
-	conf, err := roots.Config(host)
-	return target, conf, err
-}
-
 // nodeOf describes this ztunnel to istiod.
-func nodeOf(cfg *Config) (*corev3.Node, error) {
-	fields := map[string]any{
-		"NAME": cfg.PodName, "NAMESPACE": cfg.PodNamespace, "INSTANCE_IPS": cfg.InstanceIP, "NODE_NAME": cfg.NodeName,
-		"CLUSTER_ID": cfg.ClusterID,
-	}
+func nodeOf(cfg *Config) controlplane.Node {
+	fields := map[string]any{"NODE_NAME": cfg.NodeName}
 	for _, kv := range os.Environ() {
 		name, value, _ := strings.Cut(kv, "=")
 		if key, ok := strings.CutPrefix(name, "ISTIO_META_"); ok {
 			fields[key] = value
 		}
 	}
-	meta, err := structpb.NewStruct(fields)
-	if err != nil {
-		return nil, fmt.Errorf("describe this node to istiod: %w", err)
+	return controlplane.Node{
+		Kind: "ztunnel", Pod: cfg.PodName, Namespace: cfg.PodNamespace, IP: cfg.InstanceIP, Metadata: fields,
 	}
-	return &corev3.Node{
-		Id: fmt.Sprintf("ztunnel~%s~%s.%s~%s.svc.%s", cfg.InstanceIP, cfg.PodName, cfg.PodNamespace, cfg.PodNamespace,
-			cfg.ClusterDomain),
-		Metadata: meta,
-	}, nil
-}
-
-// listen opens a page's address now, so that a port in use is an error at start.
-func listen(ctx context.Context, what, addr string) (net.Listener, error) {
-	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
-	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", what, err)
-	}
-	return ln, nil
 }

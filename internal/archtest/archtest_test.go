@@ -93,6 +93,7 @@ const (
 	nouns     = 10 // the vocabulary
 	verdicts  = 15 // decisions and translations over nouns alone
 	mechanics = 20 // I/O in which no policy is made
+	joints    = 25 // mechanics put together, for more than one program
 	decisions = 30 // what a program decides
 	programs  = 40
 	tops      = 50 // what puts programs together
@@ -115,6 +116,7 @@ var places = []place{
 	{"internal/zds", mechanics, false},
 	{"internal/daemon", mechanics, false},
 	{"internal/yamldir", mechanics, false},
+	{"internal/controlplane", joints, false},
 	{"ztunnel/nexthop", decisions, true},
 	{"ztunnel/dns/answer", decisions, true},
 	{"waypoint/route", decisions, true},
@@ -226,6 +228,8 @@ func TestForbiddenTellsEdgesApart(t *testing.T) {
 		{"ztunnel/nexthop", "internal/hbone", true},
 		{"cni/rules", "cni/rules/apply", true},
 		{"internal/hbone", "internal/relay", true},
+		{"internal/controlplane", "internal/xds", false},
+		{"internal/xds", "internal/controlplane", true},
 		{"internal/hbone", "ztunnel", true},
 		{"internal/authz", "internal/lb", true},
 		{"internal/mesh", "internal/wds", true},

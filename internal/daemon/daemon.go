@@ -1,7 +1,7 @@
 // Package daemon is what every long-running program of ours has in common: flags with environment fall-backs, a
 // logger, signals turned into cancellation, HTTP pages for administration, metrics and readiness, and the accept loop.
 //
-// It hides how a process is put together; it knows nothing of meshes.
+// It hides how a process is put together; of meshes it knows nothing but the ports where their programs tell of themselves.
 package daemon
 
 import (
