@@ -9,6 +9,8 @@ import (
 // Body hands out a message's body piece by piece, straight from the connection's buffer.
 type Body struct {
 	in    *reader
+	src   Source // instead of in: the body comes from elsewhere
+	sized bool   // size is declared, whatever kind is; of one that comes from elsewhere
 	role  role
 	kind  framing
 	phase phase
@@ -52,7 +54,7 @@ const (
 var errChunk = errors.New("a chunk is malformed")
 
 func (b *Body) begin(in *reader, as role, kind framing, size int64) {
-	b.in, b.role, b.kind, b.size, b.left, b.count, b.extra, b.err = in, as, kind, size, size, 0, 0, nil
+	b.in, b.src, b.role, b.kind, b.size, b.left, b.count, b.extra, b.err = in, nil, as, kind, size, size, 0, 0, nil
 	b.start, b.moves = in.r, in.moves
 	b.trailers.reset()
 	in.left.Store(size)
@@ -83,7 +85,12 @@ func (b *Body) Bytes() int64 { return b.count }
 
 // Trailers are the fields behind a chunked body once Next returned io.EOF; those that may change the meaning of what
 // was already passed on are left out (RFC 9110, 6.5.1).
-func (b *Body) Trailers() *Fields { return &b.trailers }
+func (b *Body) Trailers() *Fields {
+	if b.src != nil {
+		return b.src.Trailers()
+	}
+	return &b.trailers
+}
 
 // Done reports whether the body was read to its end.
 func (b *Body) Done() bool { return b.phase == done && b.err == nil }
@@ -92,6 +99,9 @@ func (b *Body) Done() bool { return b.phase == done && b.err == nil }
 func (b *Body) Next() ([]byte, error) {
 	if b.err != nil {
 		return nil, b.err
+	}
+	if b.src != nil {
+		return b.nextFrom()
 	}
 	p, err := b.next()
 	if errors.Is(err, errWouldWait) {
@@ -212,6 +222,9 @@ func (b *Body) Buffer(n int) (bool, error) {
 	if b.err != nil || b.kind == bodyNone || b.phase == done {
 		return b.err == nil, b.err
 	}
+	if b.src != nil {
+		return b.src.Buffer(n)
+	}
 	in, was, fresh := b.in, *b, b.start == b.in.r && b.moves == b.in.moves
 	base, whole := in.r, false
 	for {
@@ -264,6 +277,9 @@ func (b *Body) look() error {
 func (b *Body) Rewind() bool {
 	if b.kind == bodyNone {
 		return true
+	}
+	if b.src != nil {
+		return b.rewindFrom()
 	}
 	if b.err != nil || b.moves != b.in.moves {
 		return false

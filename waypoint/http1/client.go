@@ -2,6 +2,7 @@ package http1
 
 import (
 	"net"
+	"sync/atomic"
 	"time"
 )
 
@@ -13,11 +14,11 @@ type ClientConn struct {
 	in     reader
 	out    writer
 	resp   Response
-	method string // of the request on its way
-	ask    string // the upgrade it asked for
-	broken bool   // can carry no other exchange
-	busy   bool   // an exchange began that did not end
-	sent   bool   // its request was written by WriteRequest, to the end
+	method string      // of the request on its way
+	ask    string      // the upgrade it asked for
+	busy   bool        // an exchange began that did not end
+	sent   bool        // its request was written by WriteRequest, to the end
+	broken atomic.Bool // can carry no other exchange
 }
 
 // NewClientConn makes an upstream connection of conn, which it owns from now on.
@@ -32,9 +33,9 @@ func NewClientConn(conn net.Conn, cfg Config) *ClientConn {
 // upstream keeps the connection, and sent nothing beyond its response.
 func (c *ClientConn) Reusable() bool {
 	if c.sent && c.resp.Status >= 200 && c.resp.Body.Done() {
-		c.end()
+		c.End()
 	}
-	return !c.broken && !c.busy && c.in.r == c.in.w
+	return !c.broken.Load() && !c.busy && c.in.r == c.in.w
 }
 
 // SetDeadline bounds the exchange in progress, or the next one: the wait for the response and for its body. The zero
@@ -43,21 +44,22 @@ func (c *ClientConn) SetDeadline(t time.Time) { c.in.until = t }
 
 // Close closes the connection.
 func (c *ClientConn) Close() error {
-	c.broken = true
+	c.broken.Store(true)
 	return c.conn.Close()
 }
 
 // WriteRequest writes the request, edited, with its body, and waits for that: an Exchange sends while it receives.
 func (c *ClientConn) WriteRequest(q *Request, e *Edits) error {
-	if err := c.begin(q, e); err != nil {
+	if err := c.Begin(q, e); err != nil {
 		return err
 	}
-	err := c.out.body(&q.Body, q.Body.kind)
+	err := c.SendBody(&q.Body)
 	c.sent = err == nil
 	return err
 }
 
-func (c *ClientConn) begin(q *Request, e *Edits) error {
+// Begin implements Upstream.
+func (c *ClientConn) Begin(q *Request, e *Edits) error {
 	if err := c.out.requestHead(q, e); err != nil {
 		return err
 	}
@@ -66,28 +68,39 @@ func (c *ClientConn) begin(q *Request, e *Edits) error {
 	return nil
 }
 
+// SendBody implements Upstream.
+func (c *ClientConn) SendBody(b *Body) error { return c.out.body(b, b.kind) }
+
 // ReadResponse reads the next response head, be it an interim one. The response is valid until the next call.
 func (c *ClientConn) ReadResponse() (*Response, error) {
 	c.in.window = 0
 	c.in.arm(c.in.until)
 	if err := c.resp.read(&c.in, &c.cfg, c.method, c.ask); err != nil {
-		c.broken = true
+		c.broken.Store(true)
 		return nil, err
 	}
 	c.in.beginBody(c.cfg.StreamTimeout, 1)
 	return &c.resp, nil
 }
 
-// end notes that the exchange is over on both sides.
-func (c *ClientConn) end() {
+// End implements Upstream: the exchange is over on both sides.
+func (c *ClientConn) End() {
 	c.busy, c.sent = !c.resp.Body.Done(), false
-	c.broken = c.broken || c.resp.close || c.resp.Tunnel
+	if c.resp.close || c.resp.Tunnel {
+		c.broken.Store(true)
+	}
 	c.out.rest()
 	c.in.rest()
 }
 
+// Drop implements Upstream.
+func (c *ClientConn) Drop() {
+	c.out.rest()
+	c.in.drop()
+}
+
 // Raw gives the connection away after an exchange that ended in a tunnel.
 func (c *ClientConn) Raw() *RawConn {
-	c.broken = true
+	c.broken.Store(true)
 	return raw(c.conn, &c.in, &c.out)
 }

@@ -33,13 +33,16 @@ const (
 	UpstreamClosed         // the connection ended before the first byte of a response: 503
 	UpstreamCut            // the connection ended inside a response: 502
 	UpstreamTimeout        // no response, or no progress in it, in time: 504
+	UpstreamRefused        // the upstream did not look at the request: 503
+	UpstreamReset          // the upstream reset the stream before it responded: 503
 	BadEdit                // an edit that cannot be written as a header: 500
 )
 
 var reasons = [...]string{
 	"unknown", "bad request line", "bad target", "bad host", "bad field", "bad framing", "bad chunk", "bad trailer", "unknown coding",
 	"head too large", "bad expectation", "old version", "bad version", "http2 preface", "idle timeout", "head timeout", "body timeout",
-	"client closed", "upstream broken", "upstream closed", "upstream cut", "upstream timeout", "bad edit",
+	"client closed", "upstream broken", "upstream closed", "upstream cut", "upstream timeout", "upstream refused", "upstream reset",
+	"bad edit",
 }
 
 // String returns the reason as logs and metrics spell it.
@@ -74,10 +77,14 @@ func (e *Error) Client() bool { return e.Reason <= ClientClosed && e.Reason != R
 var statusOf = [...]int{
 	BadRequestLine: 400, BadTarget: 400, BadHost: 400, BadField: 400, BadFraming: 400, BadChunk: 400, BadTrailer: 400,
 	UnknownCoding: 501, HeadTooLarge: 431, BadExpect: 417, OldVersion: 426, BadVersion: 505, HeadTimeout: 408, BodyTimeout: 408,
-	UpstreamBroken: 502, UpstreamClosed: 503, UpstreamCut: 502, UpstreamTimeout: 504, BadEdit: 500,
+	UpstreamBroken: 502, UpstreamClosed: 503, UpstreamCut: 502, UpstreamTimeout: 504, UpstreamRefused: 503,
+	UpstreamReset: 503, BadEdit: 500,
 }
 
 func fail(r Reason, err error) *Error { return &Error{Status: statusOf[r], Reason: r, Err: err} }
+
+// Fail makes the engine's error of a reason, for an engine of another version of HTTP.
+func Fail(r Reason, err error) *Error { return fail(r, err) }
 
 func failf(r Reason, format string, args ...any) *Error { return fail(r, fmt.Errorf(format, args...)) }
 

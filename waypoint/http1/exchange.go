@@ -12,7 +12,7 @@ import (
 // another upstream. Who stops in between calls Abort.
 type Exchange struct {
 	down   *ServerConn
-	up     *ClientConn
+	up     Upstream
 	upload chan error // of the goroutine that sends the body; nil: none runs
 	fault  error      // what ended the upload
 	resp   *Response
@@ -29,7 +29,7 @@ const syncBytes = 32 << 10
 const stopGrace = 50 * time.Millisecond
 
 // Exchange begins an exchange of the request that was read last. It is valid until the next request is read.
-func (s *ServerConn) Exchange(up *ClientConn) *Exchange {
+func (s *ServerConn) Exchange(up Upstream) *Exchange {
 	s.x = Exchange{down: s, up: up}
 	return &s.x
 }
@@ -42,11 +42,11 @@ func (x *Exchange) Send(e *Edits) error {
 	if err != nil {
 		return err // before it costs an upstream connection
 	}
-	if err := x.up.begin(q, e); err != nil {
+	if err := x.up.Begin(q, e); err != nil {
 		return err
 	}
 	if whole && len(x.down.in.buffered()) <= syncBytes {
-		if x.fault = x.up.out.body(&q.Body, q.Body.kind); x.fault != nil && decides(x.fault) {
+		if x.fault = x.up.SendBody(&q.Body); x.fault != nil && decides(x.fault) {
 			return x.end(x.fault)
 		}
 		return nil // if it was closed, it may have responded before
@@ -58,10 +58,10 @@ func (x *Exchange) Send(e *Edits) error {
 
 // send is the upload. It owns the downstream's reader and the upstream's writer while it runs.
 func (x *Exchange) send(b *Body, done chan<- error) {
-	err := x.up.out.body(b, b.kind)
+	err := x.up.SendBody(b)
 	done <- err
 	if err != nil && decides(err) {
-		_ = x.up.conn.Close() // the upstream must see that the request is cut, and Receive return; its error is known
+		_ = x.up.Close() // the upstream must see that the request is cut, and Receive return; its error is known
 	}
 }
 
@@ -126,7 +126,7 @@ func (x *Exchange) Respond(e *Edits) error {
 		_ = x.up.Close() // it was not told all of the request
 	}
 	s.linger = s.linger || s.last && !s.req.Body.Done() && s.req.Body.kind != bodyNone
-	x.up.end()
+	x.up.End()
 	return nil
 }
 
@@ -199,7 +199,6 @@ func (x *Exchange) end(err error) error {
 	if x.fault != nil && decides(x.fault) && !errors.Is(x.fault, errStopped) {
 		err = x.fault
 	}
-	x.up.out.rest()
-	x.up.in.drop()
+	x.up.Drop()
 	return err
 }

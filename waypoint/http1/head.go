@@ -120,6 +120,9 @@ func (f *Fields) known(n name) (string, bool) {
 	return v, true
 }
 
+// Reset forgets all fields; their memory is used again.
+func (f *Fields) Reset() { f.reset() }
+
 func (f *Fields) reset() {
 	f.list = f.list[:0]
 	f.start = 0

@@ -28,7 +28,7 @@ type reader struct {
 	r, w int
 
 	moves int     // grows whenever bytes before r are lost, so that a body knows whether it can be read again
-	ahead *writer // flushed before waiting: whatever waits here may be the answer to what waits there
+	ahead Flusher // flushed before waiting: whatever waits here may be the answer to what waits there
 	still bool    // do not wait for the connection: looking ahead
 
 	deadline time.Time     // as set on the connection; zero: none
@@ -106,8 +106,8 @@ func (r *reader) fill() error {
 	if r.still {
 		return errWouldWait
 	}
-	if r.ahead != nil && len(r.ahead.buf) > 0 {
-		if err := r.ahead.flush(); err != nil {
+	if r.ahead != nil {
+		if err := r.ahead.Flush(); err != nil {
 			return err
 		}
 	}

@@ -101,10 +101,8 @@ func (w *writer) lastChunk(trailers *Fields) error {
 
 // body copies a body to its end and flushes. Whatever waits here is flushed before the body waits for more.
 func (w *writer) body(b *Body, as framing) error {
-	if b.in != nil {
-		b.in.ahead = w
-		defer func() { b.in.ahead = nil }()
-	}
+	b.Ahead(w)
+	defer b.Ahead(nil)
 	for b.kind != bodyNone {
 		p, err := b.Next()
 		if err == io.EOF {
@@ -123,7 +121,7 @@ func (w *writer) body(b *Body, as framing) error {
 		}
 	}
 	if as == bodyChunked {
-		if err := w.lastChunk(&b.trailers); err != nil {
+		if err := w.lastChunk(b.Trailers()); err != nil {
 			return err
 		}
 	}
@@ -159,6 +157,9 @@ func (w *writer) gather(p []byte) error {
 		}
 	}
 }
+
+// Flush is flush, for a body that is about to wait.
+func (w *writer) Flush() error { return w.flush() }
 
 // flush writes what waits.
 func (w *writer) flush() error {
