@@ -120,7 +120,8 @@ var places = []place{
 	{"ztunnel/nexthop", decisions, true},
 	{"ztunnel/dns/answer", decisions, true},
 	{"waypoint/route", decisions, true},
-	{"waypoint/http1", programs, false}, // an engine, and the program's own
+	{"waypoint/http1", programs, false}, // engines, and the program's own
+	{"waypoint/http2", programs, false},
 	{"istiod/translate", decisions, true},
 	{"istiod/index", decisions, true},
 	{"cni/rules", decisions, true},
@@ -272,7 +273,7 @@ type only struct {
 }
 
 var onlys = []only{
-	{"golang.org/x/net/http2", []string{"internal/hbone", "bench"}, "HTTP/2 is hidden in hbone: x/net's engine changes with Go", true},
+	{"golang.org/x/net/http2", []string{"internal/hbone", "waypoint/http2", "bench"}, "HTTP/2 is hidden in our engines: x/net's changes with Go", true},
 	{"github.com/quic-go/quic-go", []string{"internal/hbone", "waypoint", "bench"}, "QUIC carries tunnels in hbone and HTTP/3 in waypoint", true},
 	{"github.com/vishvananda/netlink", []string{"internal/linux", "internal/netlab", "cni/rules"}, "the kernel is touched in three places", true},
 	{"github.com/vishvananda/netns", []string{"internal/linux", "internal/netlab", "cni/rules"}, "the kernel is touched in three places", true},

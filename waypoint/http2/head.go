@@ -1,0 +1,299 @@
+package http2
+
+import (
+	"bytes"
+	"time"
+
+	"golang.org/x/net/http2"
+
+	"github.com/mistnet/mistnet/waypoint/http1"
+)
+
+func (c *conn) headersFrame(h frameHeader, p []byte) error {
+	p, err := unpad(h, p)
+	if err != nil {
+		return err
+	}
+	if h.flags.Has(http2.FlagHeadersPriority) {
+		if len(p) < 5 {
+			return connErrorf(http2.ErrCodeFrameSize, "HEADERS too short for its priority")
+		}
+		if on := parseFrameHeader(append(make([]byte, 5, 9), p[:4]...)).stream; on == h.stream {
+			return connErrorf(http2.ErrCodeProtocol, "stream %d depends on itself", on)
+		}
+		p = p[5:]
+	}
+	if h.flags.Has(http2.FlagHeadersEndHeaders) {
+		return c.headerBlock(h, p)
+	}
+	c.blockHeader = h
+	c.continuations = 1
+	c.block = append(c.block[:0], p...)
+	_ = c.raw.SetReadDeadline(time.Now().Add(c.cfg.HeadTimeout))
+	return nil
+}
+
+func (c *conn) continuationFrame(h frameHeader, p []byte) error {
+	if c.continuations == 0 {
+		return connErrorf(http2.ErrCodeProtocol, "CONTINUATION without HEADERS")
+	}
+	c.continuations++
+	if c.continuations > maxContinuations || len(c.block)+len(p) > maxBlockBytes {
+		return errCalm // decoding it all only to refuse it would be the peer's gain
+	}
+	c.block = append(c.block, p...)
+	if !h.flags.Has(http2.FlagContinuationEndHeaders) {
+		return nil
+	}
+	block := c.block
+	c.block, c.continuations = nil, 0
+	_ = c.raw.SetReadDeadline(time.Time{})
+	return c.headerBlock(c.blockHeader, block)
+}
+
+// headerBlock handles a complete header block.
+func (c *conn) headerBlock(h frameHeader, block []byte) error {
+	if c.server != nil {
+		return c.server.headerBlock(h, block)
+	}
+	return c.responseBlock(h, block)
+}
+
+// discard decodes a block that nobody wants, for the table's sake.
+func (c *conn) discard(block []byte) error {
+	c.sink.begin(ofNothing, nil, nil, nil)
+	return c.dec.decode(block, &c.sink)
+}
+
+// trailersOf decodes a block into a stream's trailers and ends the stream.
+func (c *conn) trailersOf(s *stream, h frameHeader, block []byte) error {
+	c.sink.begin(ofTrailers, nil, nil, &c.trailers)
+	if err := c.dec.decode(block, &c.sink); err != nil {
+		return err
+	}
+	why := c.sink.bad
+	if err := c.sink.b.EndTrailers(); err != nil && why == "" {
+		why = err.Error()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.streams[s.id] != s: // it was given up meanwhile
+	case s.gotEnd:
+		s.resetLocked(http2.ErrCodeStreamClosed, &resetError{code: http2.ErrCodeStreamClosed})
+	case !h.flags.Has(http2.FlagHeadersEndStream):
+		s.malformedLocked("trailers that are not the end")
+	case why != "":
+		s.malformedLocked(why)
+	case s.in.declared >= 0 && s.in.got != s.in.declared:
+		s.malformedLocked("a body of another length than declared")
+	default:
+		s.trailers, c.trailers = c.trailers, s.trailers
+		s.gotEndLocked()
+	}
+	return nil
+}
+
+// kind is of which head a block is.
+type kind uint8
+
+const (
+	ofNothing kind = iota
+	ofRequest
+	ofResponse
+	ofTrailers
+)
+
+// headSink judges the fields of a block (RFC 9113, 8.2 and 8.3) and makes a head of them.
+type headSink struct {
+	b    http1.Builder
+	kind kind
+	q    *http1.Request
+	p    *http1.Response
+
+	method, scheme, authority, path, status []byte // of this block; their memory is kept
+	has                                     pseudo
+	begun                                   bool // the first regular field came
+	size                                    int
+	over                                    bool   // too large
+	bad                                     string // what is malformed
+}
+
+// pseudo is a set of pseudo-header fields.
+type pseudo uint8
+
+const (
+	hasMethod pseudo = 1 << iota
+	hasScheme
+	hasAuthority
+	hasPath
+	hasStatus
+)
+
+func (s *headSink) begin(k kind, q *http1.Request, p *http1.Response, f *http1.Fields) {
+	s.kind, s.q, s.p = k, q, p
+	s.has, s.begun, s.size, s.over, s.bad = 0, false, 0, false, ""
+	if k == ofTrailers {
+		s.begun = true
+		s.b.BeginTrailers(f)
+	}
+}
+
+func (s *headSink) fault(why string) {
+	if s.bad == "" {
+		s.bad = why
+	}
+}
+
+func (s *headSink) field(name, value []byte) {
+	if s.kind == ofNothing {
+		return
+	}
+	s.size += len(name) + len(value) + entryOverhead
+	if s.over = s.over || s.size > maxHeadList; s.over || s.bad != "" {
+		return
+	}
+	if len(name) > 0 && name[0] == ':' {
+		s.pseudo(name, value)
+		return
+	}
+	if !fieldName(name) {
+		s.fault("a field name that is no token in lower case")
+		return
+	}
+	if n := len(value); n > 0 && (blank(value[0]) || blank(value[n-1])) {
+		s.fault("a field value with white space around it")
+		return
+	}
+	if !s.begun {
+		s.first()
+	}
+	switch string(name) {
+	case "connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade": // RFC 9113, 8.2.2
+		s.fault("a connection-specific field")
+		return
+	case "te":
+		if string(value) != "trailers" {
+			s.fault("a TE other than trailers")
+			return
+		}
+	case "host":
+		if s.kind == ofRequest && s.has&hasAuthority != 0 {
+			if !bytes.EqualFold(value, s.authority) { // RFC 9113, 8.3.1
+				s.fault("a Host that disagrees with :authority")
+			}
+			return
+		}
+	}
+	s.b.Field(name, value)
+}
+
+func (s *headSink) pseudo(name, value []byte) {
+	var to *[]byte
+	var bit pseudo
+	switch string(name) {
+	case ":method":
+		to, bit = &s.method, hasMethod
+	case ":scheme":
+		to, bit = &s.scheme, hasScheme
+	case ":authority":
+		to, bit = &s.authority, hasAuthority
+	case ":path":
+		to, bit = &s.path, hasPath
+	case ":status":
+		to, bit = &s.status, hasStatus
+	}
+	switch {
+	case bit == 0 || (bit == hasStatus) != (s.kind == ofResponse) || s.kind == ofTrailers:
+		s.fault("a pseudo-header field that does not belong here")
+	case s.begun:
+		s.fault("a pseudo-header field behind a regular one")
+	case s.has&bit != 0:
+		s.fault("a pseudo-header field twice")
+	default:
+		s.has |= bit
+		*to = append((*to)[:0], value...)
+	}
+}
+
+// first begins the head: all pseudo-header fields are there.
+func (s *headSink) first() {
+	s.begun = true
+	switch s.kind {
+	case ofRequest:
+		if s.has|hasAuthority != hasMethod|hasScheme|hasPath|hasAuthority || len(s.method) == 0 || len(s.path) == 0 || len(s.scheme) == 0 {
+			s.fault("pseudo-header fields are missing")
+			s.b.BeginRequest(s.q, nil, nil, nil)
+			return
+		}
+		var authority []byte
+		if s.has&hasAuthority != 0 {
+			authority = s.authority
+			if len(authority) == 0 {
+				s.fault("an empty :authority")
+			}
+		}
+		s.b.BeginRequest(s.q, s.method, s.path, authority)
+	case ofResponse:
+		n := 0
+		for _, c := range s.status {
+			if c-'0' > 9 {
+				n = 0
+				break
+			}
+			n = n*10 + int(c-'0')
+		}
+		if len(s.status) != 3 || n < 100 || n > 599 {
+			s.fault("no status")
+			n = 0
+		}
+		s.b.BeginResponse(s.p, n)
+	case ofNothing, ofTrailers:
+	}
+}
+
+// request completes a request. A malformed one is reset rather than answered.
+func (s *headSink) request(src http1.Source, over bool) error {
+	if !s.begun {
+		s.first()
+	}
+	switch {
+	case s.over:
+		return http1.Fail(http1.HeadTooLarge, connErrorf(http2.ErrCodeEnhanceYourCalm, "a header list of more than %d bytes", maxHeadList))
+	case s.bad != "":
+		return http1.Fail(http1.BadField, connErrorf(http2.ErrCodeProtocol, "%s", s.bad))
+	}
+	if err := s.b.EndRequest(s.q, src, over); err != nil {
+		return err
+	}
+	if string(s.scheme) == "https" {
+		s.q.Scheme = "https"
+	}
+	return nil
+}
+
+// response completes a response to a request of that method.
+func (s *headSink) response(method string, src http1.Source, over bool) error {
+	if !s.begun {
+		s.first()
+	}
+	switch {
+	case s.over:
+		return http1.Fail(http1.UpstreamBroken, connErrorf(http2.ErrCodeEnhanceYourCalm, "a header list of more than %d bytes", maxHeadList))
+	case s.bad != "":
+		return http1.Fail(http1.UpstreamBroken, connErrorf(http2.ErrCodeProtocol, "%s", s.bad))
+	}
+	return s.b.EndResponse(s.p, method, src, over)
+}
+
+func blank(c byte) bool { return c == ' ' || c == '\t' }
+
+// fieldName reports whether a name is a token without capital letters (RFC 9113, 8.2.1).
+func fieldName(name []byte) bool {
+	for _, c := range name {
+		if c <= ' ' || c >= 0x7f || c-'A' < 26 || bytes.IndexByte([]byte(`"(),/:;<=>?@[\]{}`), c) >= 0 {
+			return false
+		}
+	}
+	return len(name) > 0
+}
