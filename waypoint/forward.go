@@ -25,6 +25,7 @@ type plan struct {
 	host    string
 
 	tls      *mesh.UpstreamTLS
+	http2    bool // to the endpoint
 	pool     *mesh.ConnectionPool
 	cluster  *cluster // nil: nothing is bounded or watched
 	outliers *mesh.OutlierDetection
@@ -68,7 +69,11 @@ func (s *session) admitted(ctx context.Context, p *plan) *reply {
 		ctx, cancel = context.WithDeadline(ctx, p.whole)
 		defer cancel()
 	}
-	switch err := p.cluster.enter(ctx, p.pool); {
+	pool := p.pool
+	if p.http2 { // one connection carries all
+		pool = &mesh.ConnectionPool{MaxRequests: pool.MaxRequests}
+	}
+	switch err := p.cluster.enter(ctx, pool); {
 	case err == nil:
 		s.held = p.cluster
 		return nil
@@ -113,6 +118,7 @@ func (s *session) plan(p *plan, b *route.Backend) *reply {
 		if p.direct = v.Workload(s.to.uid); p.direct == nil {
 			return &replyNoUpstream
 		}
+		p.http2 = s.http2(s.to.app, nil)
 		return nil
 	}
 	svc := v.Service(key)
@@ -125,6 +131,8 @@ func (s *session) plan(p *plan, b *route.Backend) *reply {
 		return s.noCluster()
 	}
 	p.connect, p.balance, p.tls = timeoutOf(&settings), s.balance(v, svc, port), originated(&settings)
+	sp, _ := svc.Port(port)
+	p.http2 = s.http2(sp.App, settings.Pool)
 	if h := hashOf(settings.Balancer); h != nil {
 		if key := s.hashKey(h); key != "" {
 			sticks(&p.balance, key)
@@ -212,13 +220,13 @@ func (s *session) exchange(ctx context.Context, p *plan, to pick) (*upstream, ro
 		if err != nil {
 			return s.unconnected(err, until, whole)
 		}
-		s.busy.Store(&up.conn)
+		s.busy.Store(up)
 		if ctx.Err() != nil {
-			up.Close()
+			up.hangUp()
 		}
 		up.SetDeadline(until)
 		sent := time.Now()
-		x := s.conn.Exchange(up.ClientConn)
+		x := s.exchangeWith(up)
 		s.requestEdits(p, until)
 		var resp *http1.Response
 		if err = x.Send(&s.edits); err == nil {
@@ -228,7 +236,8 @@ func (s *session) exchange(ctx context.Context, p *plan, to pick) (*upstream, ro
 			s.busy.Store(nil)
 			up.Close()
 			e := asError(err)
-			if up.reused && e.Reason == http1.UpstreamClosed && idempotent(s.q.Method) && ctx.Err() == nil && s.q.Body.Rewind() {
+			stale := up.reused && e.Reason == http1.UpstreamClosed && idempotent(s.q.Method) || up.reused && !fresh && e.Reason == http1.UpstreamRefused
+			if stale && ctx.Err() == nil && s.q.Body.Rewind() {
 				continue
 			}
 			return s.failed(e, whole)
@@ -238,7 +247,7 @@ func (s *session) exchange(ctx context.Context, p *plan, to pick) (*upstream, ro
 }
 
 func (s *session) connect(ctx context.Context, p *plan, to pick, fresh bool, until time.Time) (*upstream, error) {
-	if !fresh {
+	if !fresh && !p.http2 {
 		if up := s.up.kept(to.endpoint, !idempotent(s.q.Method)); up != nil {
 			return up, nil
 		}
@@ -249,6 +258,9 @@ func (s *session) connect(ctx context.Context, p *plan, to pick, fresh bool, unt
 	}
 	ctx, cancel := context.WithDeadline(ctx, limit)
 	defer cancel()
+	if p.http2 {
+		return s.up.stream(ctx, to, s.header(), p.pool, p.connect)
+	}
 	return s.up.connect(ctx, to, s.header())
 }
 
@@ -294,17 +306,24 @@ func (s *session) failed(e *http1.Error, whole bool) (*upstream, route.Outcome, 
 	case http1.UpstreamBroken:
 		outcome.Reset = route.ResetProtocol
 		return nil, outcome, &replyProtocol
+	case http1.UpstreamRefused:
+		outcome.Reset = route.ResetRefusedStream
+		return nil, outcome, &replyRefused
+	case http1.UpstreamReset:
+		outcome.Reset = route.ResetStream
+		return nil, outcome, &replyReset
 	}
 	outcome.Reset = route.ResetConnection
 	return nil, outcome, &replyClosed
 }
 
 // respond passes the response on, unless another try is to be made instead.
-func (s *session) respond(p *plan, x *http1.Exchange, up *upstream, resp *http1.Response, sent time.Time) (*upstream, route.Outcome, *reply) {
+func (s *session) respond(p *plan, x exchange, up *upstream, resp *http1.Response, sent time.Time) (*upstream, route.Outcome, *reply) {
 	if o := outcomeOf(resp); s.log.attempts <= s.rule.Retry.Attempts && s.rule.Retry.Retriable(o) && p.hasTime() && x.Repeatable() {
 		status := resp.Status
 		x.Abort()
 		s.busy.Store(nil)
+		up.Close()
 		return nil, o, &reply{status, "", "URX", "via_upstream"}
 	}
 	up.SetDeadline(p.whole)
@@ -314,6 +333,7 @@ func (s *session) respond(p *plan, x *http1.Exchange, up *upstream, resp *http1.
 	err := x.Respond(&s.edits)
 	s.busy.Store(nil)
 	s.log.sent = resp.Body.Bytes()
+	s.noteGRPC(resp)
 	switch {
 	case err != nil:
 		up.Close()
@@ -340,7 +360,7 @@ func asError(err error) *http1.Error {
 // cut records that a response broke off. What can still be answered, is.
 func (s *session) cut(e *http1.Error) {
 	switch {
-	case !s.conn.Answered():
+	case !s.down.Answered():
 		s.answer(reply{e.Status, "", "UPE", e.Error()})
 	case e.Client():
 		s.log.fail("DC", "downstream_remote_disconnect")
@@ -419,4 +439,18 @@ func (s *session) responseEdits(p *plan, took time.Duration) {
 	s.corsHeaders()
 	p.backend.Response.Apply(editor{e})
 	s.rule.Response.Apply(editor{e})
+}
+
+// http2 reports whether the request goes out by HTTP/2: as the port's protocol says, as the client came where that is not
+// known, or as the traffic policy wants. A switch to another protocol is one of HTTP/1.1's.
+func (s *session) http2(app mesh.AppProtocol, pool *mesh.ConnectionPool) bool {
+	switch {
+	case s.q.Upgrade != "" || s.q.Method == "CONNECT":
+		return false
+	case pool != nil && pool.UseClientProtocol, app == mesh.AppUnknown && (pool == nil || pool.Upgrade != mesh.H2UpgradeAlways):
+		return s.stream != nil
+	case app == mesh.AppHTTP2, app == mesh.AppGRPC:
+		return true
+	}
+	return pool != nil && pool.Upgrade == mesh.H2UpgradeAlways
 }

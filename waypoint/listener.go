@@ -144,7 +144,7 @@ func (w *Waypoint) connect(ctx context.Context, r *hbone.Request) {
 
 // serveOpen serves a connection that was taken and may be HTTP. reset ends it with an error that the client sees.
 func (t *tunnel) serveOpen(ctx context.Context, s relay.Conn, reset func()) {
-	if t.to.app == mesh.AppHTTP1 {
+	if t.to.app != mesh.AppUnknown {
 		t.serveHTTP(ctx, s)
 		return
 	}
@@ -225,10 +225,10 @@ func (p *peeked) Reset() error {
 	return p.Close()
 }
 
-// methods are how an HTTP/1.1 connection begins.
-var methods = [...]string{"GET ", "HEAD ", "POST ", "PUT ", "DELETE ", "OPTIONS ", "PATCH ", "TRACE ", "CONNECT "}
+// methods are how an HTTP connection begins; the last is HTTP/2's.
+var methods = [...]string{"GET ", "HEAD ", "POST ", "PUT ", "DELETE ", "OPTIONS ", "PATCH ", "TRACE ", "CONNECT ", "PRI * HTTP/2.0\r\n"}
 
-// sniff waits for enough of a connection to tell whether it is HTTP/1.1. Who says nothing for so long speaks after its
+// sniff waits for enough of a connection to tell whether it is HTTP. Who says nothing for so long speaks after its
 // server, and that is not HTTP.
 func sniff(conn relay.Conn, silence time.Duration) (relay.Conn, bool, error) {
 	_ = conn.SetReadDeadline(time.Now().Add(silence))
@@ -252,7 +252,7 @@ func sniff(conn relay.Conn, silence time.Duration) (relay.Conn, bool, error) {
 	}
 }
 
-// looksHTTP reports whether a connection that begins with head is HTTP/1.1, and whether more of it would change nothing.
+// looksHTTP reports whether a connection that begins with head is HTTP, and whether more of it would change nothing.
 func looksHTTP(head []byte) (is, certain bool) {
 	for _, m := range methods {
 		n := min(len(m), len(head))
@@ -266,26 +266,32 @@ func looksHTTP(head []byte) (is, certain bool) {
 // sessions are the HTTP connections being served.
 type sessions struct {
 	mu      sync.Mutex
-	all     map[*session]struct{}
+	all     map[endable]struct{}
 	winding bool
 }
 
-func (ss *sessions) add(s *session) {
+// endable is an HTTP connection of either version.
+type endable interface {
+	Wind()  // ends with the next exchange that ends, or in as orderly a way
+	Drain() // takes no more
+}
+
+func (ss *sessions) add(c endable) {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
 	if ss.all == nil {
-		ss.all = make(map[*session]struct{})
+		ss.all = make(map[endable]struct{})
 	}
-	ss.all[s] = struct{}{}
+	ss.all[c] = struct{}{}
 	if ss.winding {
-		s.conn.Wind()
+		c.Wind()
 	}
 }
 
-func (ss *sessions) remove(s *session) {
+func (ss *sessions) remove(c endable) {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
-	delete(ss.all, s)
+	delete(ss.all, c)
 }
 
 // wind makes every connection, there and to come, end with its next exchange.
@@ -293,8 +299,8 @@ func (ss *sessions) wind() {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
 	ss.winding = true
-	for s := range ss.all {
-		s.conn.Wind()
+	for c := range ss.all {
+		c.Wind()
 	}
 }
 
@@ -302,7 +308,7 @@ func (ss *sessions) wind() {
 func (ss *sessions) drain() {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
-	for s := range ss.all {
-		s.conn.Drain()
+	for c := range ss.all {
+		c.Drain()
 	}
 }

@@ -47,11 +47,14 @@ func labelsOf(r *record) labels {
 	protocol, code := "tcp", ""
 	if r.http {
 		protocol, code = "http", strconv.Itoa(r.status)
+		if r.grpc {
+			protocol = "grpc"
+		}
 	}
 	return labels{
 		"waypoint", s.workload, s.service, s.revision, s.namespace, or(r.client.id.String()), s.service, s.revision, s.cluster,
 		d.workload, d.namespace, principal, d.service, d.revision, service, d.service, d.revision, serviceName, serviceNamespace,
-		d.cluster, protocol, r.flags, "mutual_tls", code, "",
+		d.cluster, protocol, r.flags, "mutual_tls", code, r.grpcStatus,
 	}
 }
 
@@ -111,6 +114,8 @@ type series struct {
 // seriesCache is the series a session used last: most of its requests end alike.
 type seriesCache struct {
 	status   int
+	grpc     bool
+	grpcCode string
 	flags    string
 	service  *mesh.Service
 	workload *mesh.Workload
@@ -164,8 +169,9 @@ func (m *metrics) seriesLocked(l labels, http bool) *series {
 
 // request counts one that is over.
 func (m *metrics) request(r *record, c *seriesCache, took time.Duration) {
-	if c.series == nil || c.status != r.status || c.flags != r.flags || c.service != r.service || c.workload != r.workload {
-		*c = seriesCache{r.status, r.flags, r.service, r.workload, m.series(labelsOf(r), true)}
+	if c.series == nil || c.status != r.status || c.grpc != r.grpc || c.grpcCode != r.grpcStatus || c.flags != r.flags ||
+		c.service != r.service || c.workload != r.workload {
+		*c = seriesCache{r.status, r.grpc, r.grpcStatus, r.flags, r.service, r.workload, m.series(labelsOf(r), true)}
 	}
 	s := c.series
 	s.requests.Add(1)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/mistnet/mistnet/internal/hbone"
+	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/waypoint/http1"
 	"github.com/mistnet/mistnet/waypoint/route"
 )
@@ -33,6 +34,8 @@ type mirrored struct {
 	text   []byte // as it goes over the wire
 	to     pick
 	header hbone.Header
+	http2  bool
+	pool   *mesh.ConnectionPool
 }
 
 func newMirrors(up *upstreams) *mirrors {
@@ -65,13 +68,11 @@ func (m *mirrors) send(ctx context.Context, c mirrored) {
 	if err != nil {
 		return
 	}
-	up := m.up.kept(c.to.endpoint, false)
-	if up == nil {
-		if up, err = m.up.connect(ctx, c.to, c.header); err != nil {
-			return
-		}
+	up, err := m.connect(ctx, c)
+	if err != nil {
+		return
 	}
-	stop := context.AfterFunc(ctx, func() { _ = up.conn.Close() })
+	stop := context.AfterFunc(ctx, up.hangUp)
 	c.to.endpoint.active.Add(1)
 	err = discard(up, q)
 	c.to.endpoint.active.Add(-1)
@@ -82,13 +83,27 @@ func (m *mirrors) send(ctx context.Context, c mirrored) {
 	m.up.put(up)
 }
 
+func (m *mirrors) connect(ctx context.Context, c mirrored) (*upstream, error) {
+	if c.http2 {
+		return m.up.stream(ctx, c.to, c.header, c.pool, connectTimeout)
+	}
+	if up := m.up.kept(c.to.endpoint, false); up != nil {
+		return up, nil
+	}
+	return m.up.connect(ctx, c.to, c.header)
+}
+
 // discard sends a request and reads its response.
 func discard(up *upstream, q *http1.Request) error {
-	if err := up.WriteRequest(q, nil); err != nil {
+	far := up.far()
+	if err := far.Begin(q, nil); err != nil {
+		return err
+	}
+	if err := far.SendBody(&q.Body); err != nil {
 		return err
 	}
 	for {
-		resp, err := up.ReadResponse()
+		resp, err := far.ReadResponse()
 		if err != nil {
 			return err
 		}
@@ -99,6 +114,7 @@ func discard(up *upstream, q *http1.Request) error {
 			_, err = resp.Body.Next()
 		}
 		if err == io.EOF {
+			far.End()
 			return nil
 		}
 		return err
@@ -117,7 +133,7 @@ func (s *session) mirror(p *plan) {
 			if !list[i].Hit(rand.Uint32()) {
 				continue
 			}
-			to, ok := s.mirrorTo(&list[i])
+			c, ok := s.mirrorTo(&list[i])
 			if !ok {
 				continue
 			}
@@ -126,8 +142,9 @@ func (s *session) mirror(p *plan) {
 					return
 				}
 			}
+			c.text, c.header = text, s.header()
 			select {
-			case s.mirrors.queue <- mirrored{text, to, s.header()}:
+			case s.mirrors.queue <- c:
 			default:
 			}
 		}
@@ -135,7 +152,7 @@ func (s *session) mirror(p *plan) {
 }
 
 // mirrorTo picks who gets a copy.
-func (s *session) mirrorTo(m *route.Mirror) (pick, bool) {
+func (s *session) mirrorTo(m *route.Mirror) (mirrored, bool) {
 	key, port := s.to.service, s.to.port
 	if m.Ref.Hostname != "" {
 		key = m.Ref.Service()
@@ -145,15 +162,16 @@ func (s *session) mirrorTo(m *route.Mirror) (pick, bool) {
 	}
 	svc := s.view.Service(key)
 	if svc == nil {
-		return pick{}, false
+		return mirrored{}, false
 	}
 	settings, ok := s.view.settings(svc, s.cfg.Namespace, m.Ref.Subset, port)
 	if !ok {
-		return pick{}, false
+		return mirrored{}, false
 	}
 	balance := s.balance(s.view, svc, port)
 	to, err := s.up.choose(&balance, originated(&settings), nil)
-	return to, err == nil
+	sp, _ := svc.Port(port)
+	return mirrored{to: to, http2: s.http2(sp.App, settings.Pool), pool: settings.Pool}, err == nil
 }
 
 // copied is the request as it will go out, or nil.

@@ -27,16 +27,23 @@ func originated(s *mesh.TrafficSettings) *mesh.UpstreamTLS {
 func known(t *mesh.UpstreamTLS) bool { return t == nil || t.Credential == "" && t.CRL == "" }
 
 // originate shakes hands on conn, which it owns: it is closed when that fails.
-func originate(ctx context.Context, conn relay.Conn, t *mesh.UpstreamTLS, hostname string) (relay.Conn, error) {
+func originate(ctx context.Context, conn relay.Conn, t *mesh.UpstreamTLS, hostname, protocol string) (relay.Conn, error) {
 	cfg, err := originConfig(t, hostname)
 	if err != nil {
 		_ = conn.Close()
 		return nil, err
 	}
+	if protocol != "" {
+		cfg.NextProtos = []string{protocol}
+	}
 	c := tls.Client(conn, cfg)
 	if err := c.HandshakeContext(ctx); err != nil {
 		_ = conn.Close()
 		return nil, fmt.Errorf("shake hands with the application: %w", err)
+	}
+	if got := c.ConnectionState().NegotiatedProtocol; got != protocol && protocol != "" {
+		_ = conn.Close()
+		return nil, fmt.Errorf("shake hands with the application: it does not speak %s", protocol)
 	}
 	return c, nil
 }

@@ -8,7 +8,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -18,13 +17,16 @@ import (
 	"github.com/mistnet/mistnet/internal/authz"
 	"github.com/mistnet/mistnet/internal/relay"
 	"github.com/mistnet/mistnet/waypoint/http1"
+	"github.com/mistnet/mistnet/waypoint/http2"
 	"github.com/mistnet/mistnet/waypoint/route"
 )
 
-// session is one HTTP/1.1 connection of a client: a request after the other.
+// session serves a request after the other: those of an HTTP/1.1 connection, or of a worker of an HTTP/2 one.
 type session struct {
 	*tunnel
-	conn *http1.ServerConn
+	down   downstream
+	conn   *http1.ServerConn   // is down; nil: stream is
+	stream *http2.ServerStream // of the request being served
 
 	// Of the request being served.
 	view   *view
@@ -40,26 +42,50 @@ type session struct {
 	held   *cluster // that counts the request; nil: none does
 	cookie string   // to set; "": none
 
-	busy  atomic.Pointer[net.Conn] // of the upstream that is waited for
+	busy  atomic.Pointer[upstream] // that is waited for
 	cache seriesCache
+}
+
+// downstream is the client's side of a request.
+type downstream interface {
+	Answered() bool
+	Reply(status int, body string, e *http1.Edits) error
+	ReplyError(err error, e *http1.Edits) error
+}
+
+// exchange carries the request to an upstream and its response back; http1.Exchange says how.
+type exchange interface {
+	Send(e *http1.Edits) error
+	Receive() (*http1.Response, error)
+	Respond(e *http1.Edits) error
+	Repeatable() bool
+	Abort()
+}
+
+func (s *session) exchangeWith(up *upstream) exchange {
+	if s.stream != nil {
+		return s.stream.Exchange(up.far())
+	}
+	return s.conn.Exchange(up.far())
 }
 
 // serveHTTP serves requests until the connection ends.
 func (t *tunnel) serveHTTP(ctx context.Context, conn relay.Conn) {
 	s := &session{tunnel: t, conn: http1.NewServerConn(conn, http1.Config{HTTP10: t.cfg.HTTP10})}
+	s.down = s.conn
 	defer s.conn.Close()
-	t.sessions.add(s)
-	defer t.sessions.remove(s)
+	t.sessions.add(s.conn)
+	defer t.sessions.remove(s.conn)
 	// A client that is gone ends the wait for its response.
-	stop := context.AfterFunc(ctx, func() {
-		if up := s.busy.Load(); up != nil {
-			_ = (*up).Close()
-		}
-	})
+	stop := context.AfterFunc(ctx, s.hangUp)
 	defer stop()
-	for {
+	for first := true; ; first = false {
 		q, err := s.conn.ReadRequest()
 		if err == io.EOF {
+			return
+		}
+		if first && err != nil && asError(err).Reason == http1.Preface {
+			t.serveHTTP2(s.conn.Raw())
 			return
 		}
 		s.begin(q)
@@ -81,27 +107,62 @@ func (t *tunnel) serveHTTP(ctx context.Context, conn relay.Conn) {
 	}
 }
 
+// serveHTTP2 serves requests that come by HTTP/2 until the connection ends: each by a worker, whose session is used again.
+func (t *tunnel) serveHTTP2(conn net.Conn) {
+	c := http2.NewServerConn(conn, http2.Config{})
+	t.sessions.add(c)
+	defer t.sessions.remove(c)
+	err := c.Serve(func() func(*http2.ServerStream) {
+		s := &session{tunnel: t}
+		hangUp := s.hangUp
+		return func(st *http2.ServerStream) { s.serveStream(st, hangUp) }
+	})
+	if err != nil {
+		t.Waypoint.log.Debug("connection ended", zap.Stringer("src.addr", t.client.addr), zap.Stringer("dst.addr", t.to.addr), zap.Error(err))
+	}
+}
+
+func (s *session) serveStream(st *http2.ServerStream, hangUp func()) {
+	q, err := st.Request()
+	s.down, s.stream = st, st
+	s.begin(q)
+	if err != nil {
+		s.unread(err)
+		return
+	}
+	st.OnGone(hangUp)
+	s.serve(st)
+	s.finish()
+}
+
+// hangUp ends the wait for an upstream: the client is gone.
+func (s *session) hangUp() {
+	if up := s.busy.Load(); up != nil {
+		up.hangUp()
+	}
+}
+
 // begin starts the record of a request; q is nil when it could not be read.
 func (s *session) begin(q *http1.Request) {
 	s.q, s.rule, s.at, s.cors, s.tried = q, nil, route.Matched{}, route.CORSDecision{}, s.tried[:0]
-	s.cookie = ""
+	s.req, s.cookie = route.Request{}, ""
 	s.view = s.state.load()
-	s.log = record{start: time.Now(), client: &s.client, to: &s.to, http: true, flags: "-"}
+	s.log = record{start: time.Now(), client: &s.client, to: &s.to, http: true, protocol: "HTTP/1.1", flags: "-"}
+	if s.stream != nil {
+		s.log.protocol = "HTTP/2"
+	}
 }
 
 // unread answers what is no request.
 func (s *session) unread(err error) {
 	e, ok := errors.AsType[*http1.Error](err)
 	if !ok || e.Status == 0 {
-		if ok && e.Reason == http1.Preface {
-			s.rep.unserved(s.tunnel, "HTTP/2 is not spoken on this port")
-		}
 		return
 	}
 	s.log.status, s.log.flags, s.log.details = e.Status, "DPE", e.Error()
 	s.edits.Reset()
 	s.edits.Set("server", serverName)
-	_ = s.conn.ReplyError(err, &s.edits)
+	_ = s.down.ReplyError(err, &s.edits)
 	s.finish()
 }
 
@@ -127,6 +188,9 @@ var (
 	replyClosed     = reply{503, resetPrefix + "connection termination", "UC",
 		"upstream_reset_before_response_started{connection_termination}"}
 	replyOverflow = reply{503, resetPrefix + "overflow", "UO", "upstream_reset_before_response_started{overflow}"}
+	replyReset    = reply{503, resetPrefix + "remote reset", "UR", "upstream_reset_before_response_started{remote_reset}"}
+	replyRefused  = reply{503, resetPrefix + "remote refused stream reset", "UR",
+		"upstream_reset_before_response_started{remote_refused_stream_reset}"}
 	replyProtocol = reply{502, resetPrefix + "protocol error", "UPE",
 		"upstream_reset_before_response_started{protocol_error}"}
 )
@@ -207,6 +271,7 @@ func (s *session) describe() {
 	}
 	s.log.method, s.log.target, s.log.authority = q.Method, q.Target, q.Authority
 	s.log.userAgent, _ = q.Value("user-agent")
+	s.log.grpc = s.req.GRPC
 	if s.log.requestID, ok = q.Value("x-request-id"); !ok {
 		s.log.requestID = newRequestID()
 	}
@@ -229,15 +294,13 @@ func (s *session) fault(ctx context.Context) bool {
 	if f.Delay > 0 {
 		flags = "DI,FI"
 	}
+	r := reply{int(f.HTTPStatus), "fault filter abort", flags, "fault_filter_abort"}
 	if f.GRPC {
 		s.edits.Reset()
-		s.edits.Set("content-type", "application/grpc")
-		s.edits.Set("grpc-status", strconv.Itoa(int(f.GRPCStatus)))
-		s.edits.Set("grpc-message", "fault filter abort")
-		s.send(reply{int(f.HTTPStatus), "", flags, "fault_filter_abort"})
+		s.sendGRPC(r, f.GRPCStatus)
 		return true
 	}
-	s.answer(reply{int(f.HTTPStatus), "fault filter abort", flags, "fault_filter_abort"})
+	s.answer(r)
 	return true
 }
 
@@ -269,6 +332,15 @@ func (s *session) answer(r reply) *upstream {
 
 // send replies with the edits made so far.
 func (s *session) send(r reply) {
+	if s.req.GRPC && r.status != 0 {
+		s.sendGRPC(r, grpcStatus(r.status))
+		return
+	}
+	s.reply(r)
+}
+
+// reply replies as to any client.
+func (s *session) reply(r reply) {
 	s.log.status, s.log.details = r.status, r.details
 	if r.flags != "-" {
 		s.log.flags = r.flags
@@ -282,7 +354,7 @@ func (s *session) send(r reply) {
 		s.edits.Set("x-envoy-overloaded", "true")
 	}
 	s.corsHeaders()
-	if err := s.conn.Reply(r.status, r.body, &s.edits); err != nil {
+	if err := s.down.Reply(r.status, r.body, &s.edits); err != nil {
 		s.log.fail("DC", "downstream_remote_disconnect")
 	}
 }

@@ -22,6 +22,7 @@ type record struct {
 	to     *destination
 	http   bool
 
+	protocol                  string // of HTTP: its version
 	method, target, authority string
 	userAgent, requestID      string
 
@@ -36,6 +37,8 @@ type record struct {
 	upstreamTime time.Duration
 
 	status         int    // of HTTP; 0: no response
+	grpc           bool   // the request is one of gRPC
+	grpcStatus     string // "": none was told
 	flags, details string // Envoy's response flags and code details
 	received, sent int64  // bytes of the bodies
 	bytes          relay.Counters
@@ -60,13 +63,14 @@ func (r *record) fields(took time.Duration) []zap.Field {
 	}
 	protocol := "TCP"
 	if r.http {
-		protocol = "HTTP/1.1"
+		protocol = r.protocol
 		str("method", r.method)
 		str("path", r.target)
 	}
 	str("protocol", protocol)
 	if r.http {
 		f = append(f, zap.Int("response_code", r.status))
+		str("grpc_status", r.grpcStatus)
 	}
 	str("response_flags", r.flags)
 	str("response_code_details", r.details)

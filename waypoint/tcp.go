@@ -42,7 +42,7 @@ func (t *tunnel) serveTCP(ctx context.Context, accept func() (relay.Conn, error)
 	}
 	c.endpoint.active.Add(1)
 	defer c.endpoint.active.Add(-1)
-	conn, err := t.up.dial(dialling, c.pick, t.header())
+	conn, err := t.up.dial(dialling, c.pick, t.header(), "")
 	if d := c.settings.Outliers; d != nil && c.workload != nil && ctx.Err() == nil {
 		result := result{status: 200}
 		if err != nil {

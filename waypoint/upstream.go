@@ -22,6 +22,7 @@ import (
 	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/internal/relay"
 	"github.com/mistnet/mistnet/waypoint/http1"
+	"github.com/mistnet/mistnet/waypoint/http2"
 )
 
 const (
@@ -38,9 +39,14 @@ type upstreams struct {
 	pool *hbone.Pool
 	log  *zap.Logger
 
+	ctx    context.Context // ends dials of shared connections
+	cancel context.CancelFunc
+	work   sync.WaitGroup // of shared connections
+
 	mu        sync.Mutex
 	endpoints map[endpointKey]*endpoint
 	clusters  map[clusterKey]*cluster
+	closed    bool
 }
 
 // endpointKey is one port of one endpoint, and how it is reached. A workload that comes back as another, or at another
@@ -55,20 +61,59 @@ type endpointKey struct {
 	name string            // it is to have then
 }
 
-// endpoint is one of them. mu of upstreams guards idle.
+// endpoint is one of them. mu of upstreams guards idle and shared.
 type endpoint struct {
 	key    endpointKey
 	active atomic.Int64 // requests and connections under way
 	idle   []*upstream  // the one used last at the end
+	shared shared
 }
 
-// upstream is an HTTP/1.1 connection to an endpoint.
+// upstream is an HTTP/1.1 connection to an endpoint, or one stream of a connection that others use, too.
 type upstream struct {
 	*http1.ClientConn
 	conn   net.Conn
 	to     *endpoint
 	reused bool
 	since  time.Time // idle
+
+	stream *http2.ClientStream // instead of ClientConn and conn
+	use    uint32              // of the stream
+}
+
+// far is what an exchange sends to.
+func (up *upstream) far() http1.Upstream {
+	if up.stream != nil {
+		return up.stream
+	}
+	return up.ClientConn
+}
+
+// SetDeadline bounds the exchange; zero takes the bound away.
+func (up *upstream) SetDeadline(t time.Time) {
+	if up.stream != nil {
+		up.stream.SetDeadline(t)
+		return
+	}
+	up.ClientConn.SetDeadline(t)
+}
+
+// Close ends what is there. Nothing of it is looked at any more.
+func (up *upstream) Close() {
+	if up.stream != nil {
+		up.stream.Free()
+		return
+	}
+	_ = up.ClientConn.Close()
+}
+
+// hangUp makes whoever waits for the upstream return. Safe to call at any time from any goroutine.
+func (up *upstream) hangUp() {
+	if up.stream != nil {
+		up.stream.Cancel(up.use)
+		return
+	}
+	_ = up.conn.Close()
 }
 
 // pick is where a try goes.
@@ -81,6 +126,7 @@ type pick struct {
 func newUpstreams(cfg *Config, ids *identity.Manager, log *zap.Logger) *upstreams {
 	u := &upstreams{id: cfg.identity, ids: ids, log: log, endpoints: make(map[endpointKey]*endpoint),
 		clusters: make(map[clusterKey]*cluster)}
+	u.ctx, u.cancel = context.WithCancel(context.Background())
 	u.pool = hbone.NewPool(hbone.PoolConfig{
 		Dial: func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
 			return (&net.Dialer{Timeout: connectTimeout}).DialContext(ctx, "tcp", addr.String())
@@ -203,7 +249,7 @@ func (u *upstreams) kept(e *endpoint, once bool) *upstream {
 
 // connect makes a connection for requests.
 func (u *upstreams) connect(ctx context.Context, p pick, h hbone.Header) (*upstream, error) {
-	conn, err := u.dial(ctx, p, h)
+	conn, err := u.dial(ctx, p, h, "")
 	if err != nil {
 		return nil, err
 	}
@@ -225,7 +271,7 @@ func (u *upstreams) take(e *endpoint) *upstream {
 
 // put keeps a connection for the next request, if it can carry one.
 func (u *upstreams) put(up *upstream) {
-	if up.Reusable() {
+	if up.stream == nil && up.Reusable() {
 		up.SetDeadline(time.Time{})
 		up.reused = true
 		up.since = time.Now()
@@ -240,11 +286,11 @@ func (u *upstreams) put(up *upstream) {
 	up.Close()
 }
 
-// dial connects to an endpoint.
-func (u *upstreams) dial(ctx context.Context, p pick, h hbone.Header) (relay.Conn, error) {
+// dial connects to an endpoint. protocol is what is to be agreed on in TLS that is begun with the application; "": nothing.
+func (u *upstreams) dial(ctx context.Context, p pick, h hbone.Header, protocol string) (relay.Conn, error) {
 	conn, err := u.reach(ctx, p, h)
 	if t := p.endpoint.key.tls; t != nil && err == nil {
-		return originate(ctx, conn, t, p.endpoint.key.name)
+		return originate(ctx, conn, t, p.endpoint.key.name, protocol)
 	}
 	return conn, err
 }
@@ -309,8 +355,14 @@ func (u *upstreams) run(ctx context.Context) {
 		case now := <-tick.C:
 			u.sweep(now.Add(-idleTimeout))
 		case <-ctx.Done():
+			u.cancel()
+			u.mu.Lock()
+			u.closed = true
+			u.mu.Unlock()
 			u.sweep(time.Now().Add(time.Hour))
 			_ = u.pool.Close()
+			u.closeShared()
+			u.work.Wait()
 			return
 		}
 	}
@@ -319,6 +371,7 @@ func (u *upstreams) run(ctx context.Context) {
 // sweep closes what has been idle since before then, and forgets endpoints that nothing is left of.
 func (u *upstreams) sweep(then time.Time) {
 	var old []*upstream
+	var unused []*http2.ClientConn
 	u.mu.Lock()
 	for key, e := range u.endpoints {
 		n := 0
@@ -327,12 +380,16 @@ func (u *upstreams) sweep(then time.Time) {
 		}
 		old = append(old, e.idle[:n]...)
 		e.idle = append(e.idle[:0:0], e.idle[n:]...)
-		if len(e.idle) == 0 && e.active.Load() == 0 {
+		unused = append(unused, e.shared.unused(then)...)
+		if len(e.idle)+len(e.shared.conns) == 0 && e.shared.dial == nil && e.active.Load() == 0 {
 			delete(u.endpoints, key) // who picked it just now keeps it to himself
 		}
 	}
 	u.mu.Unlock()
 	for _, up := range old {
 		up.Close()
+	}
+	for _, c := range unused {
+		c.Retire()
 	}
 }

@@ -1,0 +1,144 @@
+package waypoint
+
+import (
+	"context"
+	"net"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/mistnet/mistnet/internal/hbone"
+	"github.com/mistnet/mistnet/internal/mesh"
+	"github.com/mistnet/mistnet/waypoint/http2"
+)
+
+// shared are the HTTP/2 connections to an endpoint, each of which carries many requests. mu of upstreams guards it.
+type shared struct {
+	conns []*http2.ClientConn
+	dial  *dialing // nil: nobody is dialling
+}
+
+// dialing is one attempt to connect, which everybody who needs the endpoint waits for.
+type dialing struct {
+	done chan struct{}
+	err  error
+}
+
+// http2Config is what a pool's settings say of HTTP/2.
+func http2Config(p *mesh.ConnectionPool) http2.Config {
+	if p == nil {
+		return http2.Config{}
+	}
+	return http2.Config{
+		MaxStreams: int(p.MaxStreams), MaxRequests: int(p.MaxPerConnection),
+		PingInterval: p.HTTP2PingInterval, PingTimeout: p.HTTP2PingTimeout,
+	}
+}
+
+// stream opens a stream to an endpoint, on a connection with room or a new one.
+func (u *upstreams) stream(ctx context.Context, to pick, h hbone.Header, pool *mesh.ConnectionPool, within time.Duration) (*upstream, error) {
+	for reused := true; ; reused = false {
+		st, d, err := u.streamOr(ctx, to, h, pool, within)
+		if err != nil {
+			return nil, err
+		}
+		if st != nil {
+			return &upstream{stream: st, use: st.Use(), to: to.endpoint, reused: reused}, nil
+		}
+		select {
+		case <-d.done:
+			if d.err != nil {
+				return nil, d.err
+			}
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// streamOr opens a stream on a connection that is there, or returns the attempt to wait for.
+func (u *upstreams) streamOr(ctx context.Context, to pick, h hbone.Header, pool *mesh.ConnectionPool, within time.Duration) (*http2.ClientStream, *dialing, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if there := u.endpoints[to.endpoint.key]; there != nil {
+		to.endpoint = there
+	} else {
+		u.endpoints[to.endpoint.key] = to.endpoint // it was forgotten meanwhile
+	}
+	s := &to.endpoint.shared
+	for _, c := range s.conns {
+		if st := c.Open(); st != nil {
+			return st, nil, nil
+		}
+	}
+	if u.closed {
+		return nil, nil, net.ErrClosed
+	}
+	if s.dial == nil {
+		d := &dialing{done: make(chan struct{})}
+		s.dial = d
+		// The attempt outlives a caller who gives up: others may be waiting for it too.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), within)
+		stop := context.AfterFunc(u.ctx, cancel)
+		u.work.Go(func() {
+			defer cancel()
+			defer stop()
+			u.share(ctx, to, h, http2Config(pool), d)
+		})
+	}
+	return nil, s.dial, nil
+}
+
+// share connects, and then serves the connection until it ends.
+func (u *upstreams) share(ctx context.Context, to pick, h hbone.Header, cfg http2.Config, d *dialing) {
+	conn, err := u.dial(ctx, to, h, "h2")
+	var c *http2.ClientConn
+	s := &to.endpoint.shared
+	u.mu.Lock()
+	s.dial, d.err = nil, err
+	if err == nil {
+		c = http2.NewClientConn(conn, cfg)
+		s.conns = append(s.conns, c)
+	}
+	closed := u.closed
+	u.mu.Unlock()
+	close(d.done)
+	if err != nil {
+		return
+	}
+	if closed {
+		c.Close()
+	}
+	if err := c.Run(); err != nil {
+		u.log.Debug("connection ended", zap.Stringer("dst.addr", to.endpoint.key.addr), zap.Error(err))
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if i := slices.Index(s.conns, c); i >= 0 {
+		s.conns = slices.Delete(s.conns, i, i+1)
+	}
+}
+
+// unused are the connections without a stream since before then. mu of upstreams is held.
+func (s *shared) unused(then time.Time) (old []*http2.ClientConn) {
+	for _, c := range s.conns {
+		if since, idle := c.Idle(); idle && since.Before(then) {
+			old = append(old, c)
+		}
+	}
+	return old
+}
+
+// closeShared closes every shared connection, busy or not.
+func (u *upstreams) closeShared() {
+	var all []*http2.ClientConn
+	u.mu.Lock()
+	for _, e := range u.endpoints {
+		all = append(all, e.shared.conns...)
+	}
+	u.mu.Unlock()
+	for _, c := range all {
+		c.Close()
+	}
+}
