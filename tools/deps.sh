@@ -12,7 +12,7 @@ case $1 in
   test)  needs+=(gcc:gcc /usr/include/stdlib.h:libc6-dev curl:curl openssl:openssl) ;;
   demo)  ;;
   e2e)   needs+=(runc:runc conntrack:conntrack ps:procps nsenter:util-linux openssl:openssl) ;;
-  bench) needs+=(nginx:nginx /usr/lib/nginx/modules/ngx_stream_module.so:libnginx-mod-stream haproxy:haproxy) ;;
+  bench) needs+=(nginx:nginx /usr/lib/nginx/modules/ngx_stream_module.so:libnginx-mod-stream haproxy:haproxy nghttpx:nghttp2-proxy) ;;
   *) usage ;;
 esac
 

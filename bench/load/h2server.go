@@ -1,7 +1,6 @@
 package load
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -16,8 +15,6 @@ import (
 // the message that came. It does not look at requests' headers.
 type h2Server struct {
 	*h2Conn
-	block   bytes.Buffer
-	encode  *hpack.Encoder
 	plain   []byte
 	bodies  map[uint32][]byte // of requests that have not ended
 	waiting []h2Answer        // for the connection's window
@@ -41,7 +38,6 @@ var (
 // serveH2 serves a connection of which buffered has been read.
 func serveH2(c net.Conn, buffered []byte) error {
 	s := &h2Server{h2Conn: newH2Conn(c), plain: pattern(AnswerBytes), bodies: make(map[uint32][]byte)}
-	s.encode = hpack.NewEncoder(&s.block)
 	s.w = copy(s.in, buffered)
 	for s.w < len(http2.ClientPreface) {
 		if err := s.fill(); err != nil {
@@ -118,22 +114,13 @@ func (s *h2Server) send() {
 	for ; n < len(s.waiting) && len(s.waiting[n].body) <= s.window; n++ {
 		a := s.waiting[n]
 		if !a.grpc {
-			s.headers(a.stream, plainHeaders, http2.FlagHeadersEndHeaders)
+			s.headers(a.stream, plainHeaders, 0)
 			s.data(a.stream, a.body, true)
 			continue
 		}
-		s.headers(a.stream, grpcHeaders, http2.FlagHeadersEndHeaders)
+		s.headers(a.stream, grpcHeaders, 0)
 		s.data(a.stream, a.body, false)
-		s.headers(a.stream, grpcTrailers, http2.FlagHeadersEndHeaders|http2.FlagHeadersEndStream)
+		s.headers(a.stream, grpcTrailers, http2.FlagHeadersEndStream)
 	}
 	s.waiting = append(s.waiting[:0], s.waiting[n:]...)
-}
-
-func (s *h2Server) headers(stream uint32, fields []hpack.HeaderField, flags http2.Flags) {
-	s.block.Reset()
-	for _, f := range fields {
-		_ = s.encode.WriteField(f) // a buffer takes all
-	}
-	s.frame(s.block.Len(), http2.FrameHeaders, flags, stream)
-	s.out = append(s.out, s.block.Bytes()...)
 }

@@ -29,10 +29,25 @@ type h2Conn struct {
 	out    []byte
 	window int // of the connection, for what we send
 	taken  int // received since the connection's window was last widened
+
+	block  bytes.Buffer // of headers
+	encode *hpack.Encoder
 }
 
 func newH2Conn(c net.Conn) *h2Conn {
-	return &h2Conn{conn: c, in: make([]byte, 64<<10), window: h2Window0}
+	h := &h2Conn{conn: c, in: make([]byte, 64<<10), window: h2Window0}
+	h.encode = hpack.NewEncoder(&h.block)
+	return h
+}
+
+// headers appends a HEADERS frame.
+func (c *h2Conn) headers(stream uint32, fields []hpack.HeaderField, flags http2.Flags) {
+	c.block.Reset()
+	for _, f := range fields {
+		_ = c.encode.WriteField(f) // a buffer takes all
+	}
+	c.frame(c.block.Len(), http2.FrameHeaders, flags|http2.FlagHeadersEndHeaders, stream)
+	c.out = append(c.out, c.block.Bytes()...)
 }
 
 // settings appends what either side begins with.
@@ -115,6 +130,11 @@ func (c *h2Conn) keep(h http2.FrameHeader, p []byte) (bool, error) {
 		if h.Flags&http2.FlagSettingsAck == 0 {
 			c.frame(0, http2.FrameSettings, http2.FlagSettingsAck, 0)
 		}
+		for ; len(p) >= 6; p = p[6:] {
+			if http2.SettingID(binary.BigEndian.Uint16(p)) == http2.SettingHeaderTableSize {
+				c.encode.SetMaxDynamicTableSizeLimit(binary.BigEndian.Uint32(p[2:]))
+			}
+		}
 	case http2.FramePing:
 		if h.Flags&http2.FlagPingAck == 0 {
 			c.frame(len(p), http2.FramePing, http2.FlagPingAck, 0)
@@ -153,39 +173,18 @@ func unpadded(h http2.FrameHeader, p []byte) []byte {
 	return p
 }
 
-// blocks are a header block as a connection's first one, and as any later one: then all of it is in the peer's table.
-type blocks struct{ first, later []byte }
-
-func encodeBlocks(e *hpack.Encoder, buf *bytes.Buffer, fields ...[2]string) (b blocks) {
-	for _, to := range []*[]byte{&b.first, &b.later} {
-		buf.Reset()
-		for _, f := range fields {
-			_ = e.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]}) // a buffer takes all
-		}
-		*to = bytes.Clone(buf.Bytes())
-	}
-	return b
-}
-
-// take returns the block to send next.
-func (b *blocks) take() []byte {
-	block := b.first
-	b.first = b.later
-	return block
-}
-
 // h2Client keeps requests under way on one HTTP/2 connection without TLS.
 type h2Client struct {
 	*h2Conn
-	o       Order
-	headers blocks
-	body    []byte
-	decode  *hpack.Decoder
-	nextID  uint32
-	begun   map[uint32]*call
-	got     *tally
-	end     time.Time
-	free    []*call
+	o      Order
+	fields []hpack.HeaderField
+	body   []byte
+	decode *hpack.Decoder
+	nextID uint32
+	begun  map[uint32]*call
+	got    *tally
+	end    time.Time
+	free   []*call
 }
 
 // call is a request under way.
@@ -198,15 +197,16 @@ type call struct {
 
 func newH2Client(c net.Conn, o Order) (speaker, error) {
 	h := &h2Client{h2Conn: newH2Conn(c), o: o, nextID: 1, begun: make(map[uint32]*call)}
-	var buf bytes.Buffer
-	method, more := "GET", [][2]string{{"user-agent", "bench/1.0"}, {"accept", "*/*"}}
+	method, more := "GET", []hpack.HeaderField{{Name: "user-agent", Value: "bench/1.0"}, {Name: "accept", Value: "*/*"}}
 	if o.Kind == GRPC {
 		h.body = grpcMessage(max(o.Body, 16))
-		method, more = "POST", [][2]string{{"content-type", "application/grpc"}, {"te", "trailers"}, {"user-agent", "bench/1.0"}}
+		method, more = "POST", []hpack.HeaderField{
+			{Name: "content-type", Value: "application/grpc"}, {Name: "te", Value: "trailers"}, {Name: "user-agent", Value: "bench/1.0"},
+		}
 	}
-	h.headers = encodeBlocks(hpack.NewEncoder(&buf), &buf, append([][2]string{
-		{":method", method}, {":scheme", "http"}, {":authority", o.Host}, {":path", o.Path},
-	}, more...)...)
+	h.fields = append([]hpack.HeaderField{
+		{Name: ":method", Value: method}, {Name: ":scheme", Value: "http"}, {Name: ":authority", Value: o.Host}, {Name: ":path", Value: o.Path},
+	}, more...)
 	h.decode = hpack.NewDecoder(4096, nil)
 	h.out = append(h.out, http2.ClientPreface...)
 	h.settings()
@@ -244,16 +244,12 @@ func (h *h2Client) begin() {
 	}
 	*c = call{start: time.Now()}
 	h.begun[id] = c
-	flags := http2.FlagHeadersEndHeaders
 	if h.body == nil {
-		flags |= http2.FlagHeadersEndStream
+		h.headers(id, h.fields, http2.FlagHeadersEndStream)
+		return
 	}
-	block := h.headers.take()
-	h.frame(len(block), http2.FrameHeaders, flags, id)
-	h.out = append(h.out, block...)
-	if h.body != nil {
-		h.data(id, h.body, true)
-	}
+	h.headers(id, h.fields, 0)
+	h.data(id, h.body, true)
 }
 
 // loop reads answers, and begins a request for each that came before the end, until none is under way.
@@ -302,7 +298,7 @@ func (h *h2Client) take(f http2.FrameHeader, p []byte) error {
 		c.bytes += len(p)
 		ends = f.Flags&http2.FlagDataEndStream != 0
 	case http2.FrameHeaders:
-		if err := h.fields(c, unpadded(f, p)); err != nil {
+		if err := h.read(c, unpadded(f, p)); err != nil {
 			return err
 		}
 		ends = f.Flags&http2.FlagHeadersEndStream != 0
@@ -323,8 +319,8 @@ func (h *h2Client) take(f http2.FrameHeader, p []byte) error {
 	return nil
 }
 
-// fields reads a response's header block.
-func (h *h2Client) fields(c *call, block []byte) error {
+// read takes in a response's header block.
+func (h *h2Client) read(c *call, block []byte) error {
 	h.decode.SetEmitFunc(func(f hpack.HeaderField) {
 		switch f.Name {
 		case ":status":

@@ -2,9 +2,11 @@
 // mesh, and nothing at all. It makes the network they run in, their certificates and their configuration, and starts and stops
 // their processes. It measures nothing.
 //
-// Every contender lives in the same place: a client pod and a server pod on two nodes, a proxy in each pod's network namespace,
+// At L4 every contender lives in the same place: a client pod and a server pod on two nodes, a proxy in each pod's network namespace,
 // and a REDIRECT rule in the client's that sends the application's connection to the first proxy. Only the direct contender uses
 // a port that the rule leaves alone.
+//
+// At L7 a contender is one proxy, in the namespace of the client's node, that the client is told to use; see Site.
 package peers
 
 import (
@@ -27,13 +29,14 @@ type Pod struct {
 // Env is what a contender is given to start in.
 type Env struct {
 	Client, Server Pod    // two pods of different nodes, known to no mesh
+	Node           Pod    // the client's node, where L7 proxies run
 	Dir            string // scratch folder for configuration and logs, removed at the end
 	Certs          Certs
 	Workers        int // threads each proxy process may use
 	// EchoPort is where the server pod's load server listens.
 	EchoPort uint16
-	// EnvoyBin, ZTunnelBin and OursDir name programs and may be empty. OursDir holds our own binaries.
-	EnvoyBin, ZTunnelBin, OursDir string
+	// EnvoyBin, ZTunnelBin and OursDir name programs and may be empty. OursDir holds our own binaries. Self is this program.
+	EnvoyBin, ZTunnelBin, OursDir, Self string
 }
 
 // Running is a contender that is up.
@@ -43,6 +46,8 @@ type Running struct {
 	// Addr is what the client connects to; the load server listens on the port Listen.
 	Addr   netip.AddrPort
 	Listen uint16
+	// Sites are where an L7 contender takes which traffic; one that lacks a site has no part in what goes there. nil at L4.
+	Sites map[string]Site
 	// PIDs are the proxies' processes; their descendants count as theirs.
 	PIDs []int
 	// Version and Cipher describe what runs.
@@ -52,6 +57,35 @@ type Running struct {
 	Verify func(context.Context) error
 	// Stop ends everything Start began. It may be called once.
 	Stop func() error
+}
+
+// The sites of L7 contenders. Each has the filters of an Istio user's Envoy: authorization by one policy that allows, fault injection
+// and CORS, where the contender knows such. What they forward keeps its protocol.
+const (
+	SiteHTTP1    = "http1"    // HTTP/1.1
+	SiteHTTP2    = "http2"    // HTTP/2 without TLS, and gRPC
+	SiteRoutes   = "routes"   // HTTP/1.1, a thousand rules
+	SitePolicies = "policies" // HTTP/1.1, a hundred policies
+	SiteHBONE    = "hbone"    // HTTP/1.1 inside HBONE
+)
+
+// Site is where and how an L7 contender takes one kind of traffic.
+type Site struct {
+	Addr netip.AddrPort
+	// Path is what to ask for.
+	Path string
+	// Prelude is what a connection begins with, HBONE how it is made.
+	Prelude []byte
+	HBONE   *HBONE
+	// PIDs are the proxies' processes; nil: those of Running.
+	PIDs []int
+}
+
+// HBONE is how a client makes a tunnel.
+type HBONE struct {
+	Authority       string
+	Cert, Key, Root string // files
+	Local, Expect   string // SPIFFE URIs of both ends
 }
 
 // Contender can take part in a run.
@@ -73,10 +107,20 @@ func (Direct) Start(_ context.Context, env *Env) (*Running, error) {
 	return &Running{
 		Client: env.Client, Server: env.Server, Listen: env.EchoPort,
 		Addr:    netip.AddrPortFrom(env.Server.Addr, env.EchoPort),
+		Sites:   everywhere(netip.AddrPortFrom(env.Server.Addr, env.EchoPort)),
 		Version: "no proxy",
 		Cipher:  func(context.Context) string { return "none" },
 		Stop:    func() error { return nil },
 	}, nil
+}
+
+// everywhere is the same address for all sites; the path without a proxy knows no tunnels.
+func everywhere(addr netip.AddrPort) map[string]Site {
+	sites := make(map[string]Site)
+	for _, name := range []string{SiteHTTP1, SiteHTTP2, SiteRoutes, SitePolicies, SiteHBONE} {
+		sites[name] = Site{Addr: addr, Path: "/"}
+	}
+	return sites
 }
 
 // undoing remembers how to undo what was done.

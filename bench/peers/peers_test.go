@@ -40,6 +40,7 @@ func TestConfigurations(t *testing.T) {
 	for name, got := range map[string]string{
 		"nginx-inner.conf": peers.NginxInner(e), "nginx-outer.conf": peers.NginxOuter(e),
 		"haproxy-inner.cfg": peers.HAProxyInner(e), "haproxy-outer.cfg": peers.HAProxyOuter(e),
+		"nginx-l7.conf": peers.NginxHTTP(e), "haproxy-l7.cfg": peers.HAProxyHTTP(e),
 		"mesh.yaml": peers.MeshObjects(), "envoy-inner.yaml": peers.EnvoyInner(e), "envoy-outer.yaml": peers.EnvoyOuter(e),
 	} {
 		golden := filepath.Join("testdata", name)
@@ -74,6 +75,8 @@ func TestTheProgramsAcceptTheirConfigurations(t *testing.T) {
 		{"nginx", peers.NginxOuter(e), []string{"-e", "stderr", "-t", "-c"}},
 		{"haproxy", peers.HAProxyInner(e), []string{"-c", "-f"}},
 		{"haproxy", peers.HAProxyOuter(e), []string{"-c", "-f"}},
+		{"nginx", peers.NginxHTTP(e), []string{"-e", "stderr", "-t", "-c"}},
+		{"haproxy", peers.HAProxyHTTP(e), []string{"-c", "-f"}},
 	} {
 		bin, err := exec.LookPath(c.program)
 		if err != nil {
@@ -228,7 +231,7 @@ func TestAContenderWithoutItsProgramIsAbsent(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	e := env(t.TempDir(), fixedCerts)
 	e.OursDir = t.TempDir()
-	for _, c := range []peers.Contender{peers.Nginx{}, peers.HAProxy{}, peers.Envoy{}, peers.Rust{}, peers.Ours{}} {
+	for _, c := range []peers.Contender{peers.Nginx{}, peers.HAProxy{}, peers.Envoy{}, peers.Rust{}, peers.Ours{}, peers.NginxL7{}, peers.HAProxyL7{}, peers.NGHTTPX{}, peers.EnvoyL7{}, peers.Waypoint{}} {
 		if _, err := c.Start(t.Context(), e); !errors.Is(err, peers.ErrAbsent) {
 			t.Errorf("%s without its program: %v, want ErrAbsent", c.Name(), err)
 		}

@@ -19,6 +19,8 @@ var units = map[string]string{
 	"cpu_us":             "added CPU, µs",
 	"proxy_cpu_us":       "proxies' CPU, µs",
 	"conn_per_s":         "connections/s",
+	"req_per_s":          "requests/s",
+	"kb_per_conn":        "memory per connection, KiB",
 }
 
 // Unit is the readable name of a metric.
@@ -118,32 +120,32 @@ func number(v float64) string {
 
 func cell(s string) string { return strings.ReplaceAll(s, "|", "\\|") }
 
-// The lines between which a document holds the latest table.
-const (
-	beginMark = "<!-- bench: begin, written by bench -docs -->"
-	endMark   = "<!-- bench: end -->"
-)
-
-// Splice replaces what stands between the marks in doc with table.
-func Splice(doc []byte, table string) ([]byte, error) {
-	head, rest, ok := bytes.Cut(doc, []byte(beginMark))
-	if !ok {
-		return nil, fmt.Errorf("no line %q in the document", beginMark)
-	}
-	_, foot, ok := bytes.Cut(rest, []byte(endMark))
-	if !ok {
-		return nil, fmt.Errorf("no line %q in the document", endMark)
-	}
-	return fmt.Appendf(nil, "%s%s\n\n%s\n%s%s", head, beginMark, strings.TrimSpace(table)+"\n", endMark, foot), nil
+// marks are the lines between which a document holds the latest table of a section.
+func marks(section string) (begin, end string) {
+	return "<!-- " + section + ": begin, written by bench -docs -->", "<!-- " + section + ": end -->"
 }
 
-// UpdateDoc splices the run's tables into the document at path.
-func UpdateDoc(path string, r Run) error {
+// Splice replaces what stands between the marks of a section in doc with table.
+func Splice(doc []byte, section, table string) ([]byte, error) {
+	begin, end := marks(section)
+	head, rest, ok := bytes.Cut(doc, []byte(begin))
+	if !ok {
+		return nil, fmt.Errorf("no line %q in the document", begin)
+	}
+	_, foot, ok := bytes.Cut(rest, []byte(end))
+	if !ok {
+		return nil, fmt.Errorf("no line %q in the document", end)
+	}
+	return fmt.Appendf(nil, "%s%s\n\n%s\n%s%s", head, begin, strings.TrimSpace(table)+"\n", end, foot), nil
+}
+
+// UpdateDoc splices the run's tables into a section of the document at path.
+func UpdateDoc(path, section string, r Run) error {
 	doc, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
-	doc, err = Splice(doc, Markdown(r))
+	doc, err = Splice(doc, section, Markdown(r))
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}

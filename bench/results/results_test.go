@@ -135,18 +135,18 @@ func TestSpliceReplacesOnlyWhatIsBetweenTheMarks(t *testing.T) {
 	const begin, end = "<!-- bench: begin, written by bench -docs -->", "<!-- bench: end -->"
 	doc := "# Title\n" + begin + "\nold\n" + end + "\nfoot\n"
 	want := "# Title\n" + begin + "\n\nnew\n\n" + end + "\nfoot\n"
-	got, err := results.Splice([]byte(doc), "new\n")
+	got, err := results.Splice([]byte(doc), "bench", "new\n")
 	if err != nil || string(got) != want {
 		t.Errorf("Splice = %q, %v, want %q", got, err, want)
 	}
-	again, err := results.Splice(got, "new\n")
+	again, err := results.Splice(got, "bench", "new\n")
 	if err != nil || string(again) != want {
 		t.Errorf("Splice twice = %q, %v, want no change", again, err)
 	}
-	if _, err := results.Splice([]byte("no marks"), "x"); err == nil {
+	if _, err := results.Splice([]byte("no marks"), "bench", "x"); err == nil {
 		t.Error("Splice without marks succeeded")
 	}
-	if _, err := results.Splice([]byte(begin), "x"); err == nil {
+	if _, err := results.Splice([]byte(begin), "bench", "x"); err == nil {
 		t.Error("Splice without the end mark succeeded")
 	}
 }

@@ -81,7 +81,9 @@ func (a *agents) do(ctx context.Context, r *peers.Running, o load.Order) (load.R
 	}
 	stop := context.AfterFunc(ctx, func() { c.proc.Stop() })
 	defer stop()
-	o.Addr, o.PIDs = r.Addr.String(), r.PIDs
+	if o.Addr == "" {
+		o.Addr, o.PIDs = r.Addr.String(), r.PIDs
+	}
 	if ctx.Err() != nil {
 		return load.Report{}, context.Cause(ctx)
 	}
@@ -95,14 +97,33 @@ func (a *agents) do(ctx context.Context, r *peers.Running, o load.Order) (load.R
 	return rep, nil
 }
 
-// await probes r until a byte comes back through it.
-func (a *agents) await(outer context.Context, r *peers.Running) error {
-	ctx, cancel := context.WithTimeoutCause(outer, readyWithin, fmt.Errorf("no byte came through within %v", readyWithin))
+// aim fills in where an order goes: to r's site of that name, or with none to r.
+func aim(o load.Order, r *peers.Running, site string) load.Order {
+	s, ok := r.Sites[site]
+	if !ok {
+		return o
+	}
+	o.Addr, o.PIDs, o.Host, o.Path, o.Prelude = s.Addr.String(), r.PIDs, host, s.Path, s.Prelude
+	if s.PIDs != nil {
+		o.PIDs = s.PIDs
+	}
+	if h := s.HBONE; h != nil {
+		o.Tunnel = &load.Tunnel{Authority: h.Authority, Cert: h.Cert, Key: h.Key, Root: h.Root, Local: h.Local, Expect: h.Expect}
+	}
+	return o
+}
+
+// host is what requests name in their Host.
+const host = "one.bench.svc.cluster.local"
+
+// await sends probe through r until it succeeds.
+func (a *agents) await(outer context.Context, r *peers.Running, probe load.Order, within time.Duration) error {
+	ctx, cancel := context.WithTimeoutCause(outer, within, fmt.Errorf("no byte came through within %v", within))
 	defer cancel()
 	pause := time.NewTicker(100 * time.Millisecond)
 	defer pause.Stop()
 	for {
-		rep, err := a.do(outer, r, load.Order{Kind: load.Probe, Slice: time.Second})
+		rep, err := a.do(outer, r, probe)
 		if err != nil {
 			return err
 		}

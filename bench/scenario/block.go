@@ -27,11 +27,15 @@ const (
 type Block struct {
 	Workload string
 	Direct   [2]load.Report
+	Fresh    bool                   // of fresh processes: Direct was not run
 	Slices   map[string]load.Report // the contenders but direct
 }
 
 // Fault says why the block must not count, or "" when it may. A contender's own failure is no fault of the block.
 func (b Block) Fault(first Metric) string {
+	if b.Fresh {
+		return ""
+	}
 	for _, d := range b.Direct {
 		if f := SliceFault(d); f != "" {
 			return "direct: " + f

@@ -28,6 +28,7 @@ type Config struct {
 // entrant is a contender that came up.
 type entrant struct {
 	name string
+	site string // of an L7 contender, where a workload's traffic goes
 	run  *peers.Running
 }
 
@@ -48,8 +49,16 @@ func Run(ctx context.Context, c Config) (_ results.Run, err error) {
 			}
 		}
 	}()
+	fresh, err := c.freshBlocks(ctx, a, rng)
+	if err != nil {
+		return out, err
+	}
 	for _, p := range append([]peers.Contender{peers.Direct{}}, c.Contenders...) {
-		r, err := c.start(ctx, a, p)
+		r, notes, err := c.start(ctx, a, p)
+		for _, note := range notes {
+			fmt.Fprintln(c.Out, note)
+			out.Notes = append(out.Notes, note)
+		}
 		if err != nil {
 			if ctx.Err() != nil || p.Name() == directName {
 				return out, fmt.Errorf("start %s: %w", p.Name(), err)
@@ -60,45 +69,59 @@ func Run(ctx context.Context, c Config) (_ results.Run, err error) {
 			continue
 		}
 		fmt.Fprintf(c.Out, "up: %s (%s)\n", p.Name(), r.Version)
-		up = append(up, entrant{p.Name(), r})
+		up = append(up, entrant{p.Name(), "", r})
+	}
+	if err := c.pace(ctx, a, up, &out); err != nil {
+		return out, err
 	}
 
 	blocks, err := c.blocks(ctx, a, up, rng, deadline)
 	if err != nil {
 		return out, err
 	}
-	names := make([]string, len(up))
-	for i, e := range up {
-		names[i] = e.name
+	for _, e := range up {
 		out.Facts = append(out.Facts, results.Fact{Name: e.name, Value: e.run.Version + "; cipher: " + e.run.Cipher(ctx)})
 	}
 	for _, w := range c.Workloads {
-		rows, levels, notes := Compare(w, blocks[w.Name], c.Base, names, rng)
+		of, names := blocks[w.Name], namesOf(c.entrants(w, up))
+		if w.Fresh {
+			of, names = fresh[w.Name], c.measured(fresh[w.Name])
+		}
+		rows, levels, notes := Compare(w, of, c.Base, names, rng)
 		out.Rows = append(out.Rows, rows...)
 		out.Levels = append(out.Levels, levels...)
-		out.Notes = append(out.Notes, append(blockNotes(w, blocks[w.Name], names), notes...)...)
+		out.Notes = append(out.Notes, append(blockNotes(w, of, names), notes...)...)
 	}
 	return out, nil
 }
 
+func namesOf(up []entrant) []string {
+	names := make([]string, len(up))
+	for i, e := range up {
+		names[i] = e.name
+	}
+	return names
+}
+
 // start brings a contender up and waits for the first byte through it.
-func (c Config) start(ctx context.Context, a *agents, p peers.Contender) (*peers.Running, error) {
+func (c Config) start(ctx context.Context, a *agents, p peers.Contender) (*peers.Running, []string, error) {
 	r, err := p.Start(ctx, c.Env)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := a.serve(r); err != nil {
-		return nil, errors.Join(err, r.Stop())
+		return nil, nil, errors.Join(err, r.Stop())
 	}
-	if err := a.await(ctx, r); err != nil {
-		return nil, errors.Join(err, r.Stop())
+	notes, err := c.awaitAll(ctx, a, p.Name(), r)
+	if err != nil {
+		return nil, notes, errors.Join(err, r.Stop())
 	}
 	if r.Verify != nil {
 		if err := r.Verify(ctx); err != nil {
-			return nil, errors.Join(err, r.Stop())
+			return nil, notes, errors.Join(err, r.Stop())
 		}
 	}
-	return r, nil
+	return r, notes, nil
 }
 
 // blocks runs the workloads in turn, so that a disturbance of some seconds does not hit one of them alone.
@@ -109,8 +132,9 @@ func (c Config) blocks(ctx context.Context, a *agents, up []entrant, rng *rand.R
 	for {
 		busy := false
 		for _, w := range c.Workloads {
-			if accepted[w.Name] >= c.Profile.Blocks {
-				continue
+			part := c.entrants(w, up)
+			if accepted[w.Name] >= c.Profile.Blocks || w.Fresh || len(part) < 2 || part[0].name != directName {
+				continue // done, done elsewhere, or there is nothing to compare
 			}
 			if time.Until(deadline) < longest {
 				fmt.Fprintln(c.Out, "the time is up")
@@ -118,7 +142,7 @@ func (c Config) blocks(ctx context.Context, a *agents, up []entrant, rng *rand.R
 			}
 			busy = true
 			start := time.Now()
-			b, err := c.block(ctx, a, w, up, rng)
+			b, err := c.block(ctx, a, w, part, rng)
 			if err != nil {
 				return done, err
 			}
@@ -130,7 +154,7 @@ func (c Config) blocks(ctx context.Context, a *agents, up []entrant, rng *rand.R
 			} else {
 				accepted[w.Name]++
 			}
-			fmt.Fprintf(c.Out, "block %d of %s: %s; %s\n", len(done[w.Name]), w.Name, summary(w, b, up), verdict)
+			fmt.Fprintf(c.Out, "block %d of %s: %s; %s\n", len(done[w.Name]), w.Name, summary(w, b, part), verdict)
 		}
 		if !busy {
 			return done, nil
@@ -146,11 +170,11 @@ func (c Config) block(ctx context.Context, a *agents, w Workload, up []entrant, 
 	direct, others := up[0], append([]entrant(nil), up[1:]...)
 	rng.Shuffle(len(others), func(i, j int) { others[i], others[j] = others[j], others[i] })
 	var err error
-	if b.Direct[0], err = a.do(ctx, direct.run, order); err != nil {
+	if b.Direct[0], err = a.do(ctx, direct.run, aim(order, direct.run, direct.site)); err != nil {
 		return b, err
 	}
 	for _, e := range others {
-		rep, err := a.do(ctx, e.run, order)
+		rep, err := a.do(ctx, e.run, aim(order, e.run, e.site))
 		if err != nil {
 			return b, fmt.Errorf("%s, %s: %w", w.Name, e.name, err)
 		}
@@ -159,7 +183,7 @@ func (c Config) block(ctx context.Context, a *agents, w Workload, up []entrant, 
 		}
 		b.Slices[e.name] = rep
 	}
-	b.Direct[1], err = a.do(ctx, direct.run, order)
+	b.Direct[1], err = a.do(ctx, direct.run, aim(order, direct.run, direct.site))
 	return b, err
 }
 

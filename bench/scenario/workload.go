@@ -19,7 +19,19 @@ type Workload struct {
 	Order load.Order // without Addr, PIDs and times
 	// Metrics are what is read off a slice; the first is compared between the two direct slices of a block.
 	Metrics []Metric
+	// Site is which of an L7 contender's sites it goes to; "": an L4 workload.
+	Site string
+	// Also are further entrants: what the base does at another site, under another name.
+	Also []Also
+	// Half gives a Paced order half the rate that the slowest contender can do.
+	Half bool
+	// Fresh is measured once on each process, soon after its start, so contenders are started anew for each block. There is no
+	// direct path in such blocks.
+	Fresh bool
 }
+
+// Also is what the base does at another site.
+type Also struct{ Name, Site string }
 
 // Metric reads one number off a slice.
 type Metric struct {
@@ -73,15 +85,29 @@ type Profile struct {
 	// Blocks is how many accepted blocks of each workload are wanted; Budget ends the run earlier.
 	Blocks int
 	Budget time.Duration
+	// Fresh is how many blocks of a workload with fresh processes are run.
+	Fresh int
 }
 
-// FindProfile returns the profile of that name.
+// FindProfile returns the profile of that name for the L4 workloads.
 func FindProfile(name string) (Profile, error) {
-	profiles := []Profile{
+	return findProfile(name, []Profile{
 		{Name: "smoke", Warm: 200 * time.Millisecond, Slice: 300 * time.Millisecond, Blocks: 2, Budget: time.Minute},
 		{Name: "quick", Warm: 500 * time.Millisecond, Slice: 1300 * time.Millisecond, Blocks: 12, Budget: 5*time.Minute + 15*time.Second},
 		{Name: "full", Warm: 500 * time.Millisecond, Slice: 3 * time.Second, Blocks: 20, Budget: 40 * time.Minute},
-	}
+	})
+}
+
+// FindL7Profile returns the profile of that name for the L7 workloads, which are more and want shorter slices.
+func FindL7Profile(name string) (Profile, error) {
+	return findProfile(name, []Profile{
+		{Name: "smoke", Warm: 100 * time.Millisecond, Slice: 200 * time.Millisecond, Blocks: 1, Budget: 90 * time.Second, Fresh: 1},
+		{Name: "quick", Warm: 200 * time.Millisecond, Slice: 700 * time.Millisecond, Blocks: 12, Budget: 7*time.Minute + 45*time.Second, Fresh: fewestAllowed},
+		{Name: "full", Warm: 500 * time.Millisecond, Slice: 2 * time.Second, Blocks: 20, Budget: time.Hour, Fresh: 8},
+	})
+}
+
+func findProfile(name string, profiles []Profile) (Profile, error) {
 	for _, p := range profiles {
 		if p.Name == name {
 			return p, nil
