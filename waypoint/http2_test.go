@@ -10,10 +10,12 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/net/http2"
 
 	"github.com/mistnet/mistnet/internal/mesh"
+	"github.com/mistnet/mistnet/waypoint"
 )
 
 // client2 speaks HTTP/2 with prior knowledge through the tunnel.
@@ -50,7 +52,7 @@ func version(w http.ResponseWriter, r *http.Request) {
 // TestVersionsOfHTTP: what a client speaks, what a port is declared as, and what reaches the application.
 func TestVersionsOfHTTP(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, nil)
+	l := newLab(t, func(c *waypoint.Config) { c.SniffTimeout = 5 * time.Second })
 	l.service("plain", "10.9.0.1", mesh.AppHTTP1, app2(t, true, version))
 	l.service("two", "10.9.0.2", mesh.AppHTTP2, app2(t, true, version))
 	l.service("grpc", "10.9.0.3", mesh.AppGRPC, app2(t, true, version))
@@ -104,7 +106,7 @@ func TestVersionsOfHTTP(t *testing.T) {
 // TestHTTP2IsRoutedAndJudged: a client cannot go around rules and policies by speaking HTTP/2.
 func TestHTTP2IsRoutedAndJudged(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, nil)
+	l := newLab(t, func(c *waypoint.Config) { c.SniffTimeout = 5 * time.Second })
 	l.service("cart", "10.9.0.1", mesh.AppUnknown, app2(t, true, version))
 	l.known("cart")
 	l.routes(mesh.KindVirtualService,

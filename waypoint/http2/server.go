@@ -287,7 +287,7 @@ func (st *ServerStream) Done() <-chan struct{} {
 	defer st.c.mu.Unlock()
 	if st.doneCh == nil {
 		st.doneCh = make(chan struct{})
-		if st.err != nil {
+		if st.err != nil || st.deaf {
 			close(st.doneCh)
 		}
 	}
@@ -298,7 +298,7 @@ func (st *ServerStream) Done() <-chan struct{} {
 func (st *ServerStream) Err() error {
 	st.c.mu.Lock()
 	defer st.c.mu.Unlock()
-	if st.err != nil {
+	if st.err != nil || st.deaf {
 		return context.Canceled
 	}
 	return nil
