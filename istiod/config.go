@@ -9,6 +9,7 @@ import (
 
 	"github.com/mistnet/mistnet/internal/daemon"
 	"github.com/mistnet/mistnet/internal/mesh"
+	"github.com/mistnet/mistnet/istiod/gateway"
 )
 
 // Config is what istiod is started with. It implements daemon.Flags.
@@ -37,6 +38,13 @@ type Config struct {
 	DNSNames        []string // in istiod's own certificate
 	IPs             []string // the same
 	TrustedAccounts []string // namespace/name of accounts that may ask for the certificates of pods on their node
+
+	WaypointImage    string // of the waypoints that Gateways become; "": none are started
+	WaypointDefaults string // YAML that is merged into what they become (gateway.ParseDefaults)
+	WaypointLogLevel string // "": info
+	WaypointLogForm  string // "": plain
+	IgnoreIstio      bool   // leaves Gateways of Istio's class to Istio
+	Network          string // of this cluster's pods
 }
 
 // The sources of a mesh.
@@ -70,6 +78,12 @@ func (c *Config) Register(fs *daemon.FlagSet) {
 	fs.ListVar(&c.DNSNames, "dns-names", "DNS_NAMES", "names in istiod's certificate, besides its own in the root namespace and localhost")
 	fs.ListVar(&c.IPs, "ips", "IPS", "addresses in istiod's certificate, besides loopback")
 	fs.ListVar(&c.TrustedAccounts, "ca-trusted-node-accounts", "CA_TRUSTED_NODE_ACCOUNTS", "namespace/name of the accounts of node proxies (default ztunnel in istiod's namespace)")
+	fs.StringVar(&c.WaypointImage, "waypoint-image", "", "WAYPOINT_IMAGE", "with -source=kubernetes: image of the waypoints that Gateways become")
+	fs.StringVar(&c.WaypointDefaults, "waypoint-defaults", "", "WAYPOINT_DEFAULTS", "with -source=kubernetes: YAML of class (or \"\"), key (deployment, service, …) and object that is merged into what Gateways become")
+	fs.StringVar(&c.WaypointLogLevel, "waypoint-log-level", "info", "WAYPOINT_LOG_LEVEL", "with -source=kubernetes: what waypoints log")
+	fs.StringVar(&c.WaypointLogForm, "waypoint-log-format", "plain", "WAYPOINT_LOG_FORMAT", "with -source=kubernetes: plain or json")
+	fs.BoolVar(&c.IgnoreIstio, "ignore-istio-waypoints", false, "IGNORE_ISTIO_WAYPOINTS", "with -source=kubernetes: leave Gateways of class istio-waypoint to Istio")
+	fs.StringVar(&c.Network, "network", "", "NETWORK", "with -source=kubernetes: the network of this cluster's pods")
 }
 
 // Validate reports every fault, each naming the flag.
@@ -89,6 +103,9 @@ func (c *Config) Validate() error {
 		}
 	default:
 		errs = append(errs, fmt.Errorf("-source: %q is neither kubernetes nor files", c.Source))
+	}
+	if _, err := gateway.ParseDefaults(c.WaypointDefaults); err != nil {
+		errs = append(errs, fmt.Errorf("-waypoint-defaults: %w", err))
 	}
 	if c.CAOverlap < 0 {
 		errs = append(errs, fmt.Errorf("-ca-root-overlap: %s is negative", c.CAOverlap))

@@ -15,6 +15,7 @@ import (
 	"github.com/mistnet/mistnet/internal/daemon"
 	"github.com/mistnet/mistnet/istiod/ca"
 	"github.com/mistnet/mistnet/istiod/files"
+	"github.com/mistnet/mistnet/istiod/gateway"
 	"github.com/mistnet/mistnet/istiod/index"
 	"github.com/mistnet/mistnet/istiod/kube"
 	"github.com/mistnet/mistnet/istiod/token"
@@ -72,7 +73,13 @@ func openKubernetes(ctx context.Context, cfg Config, env *daemon.Env, o origin) 
 		return o, fmt.Errorf("%w (-kubeconfig, or run in a pod with a service account)", err)
 	}
 	k := kube.Config{Clients: clients, Mesh: o.mesh, Namespace: cmp.Or(cfg.Namespace, o.mesh.RootNamespace), Revision: cfg.Revision,
-		Identity: cfg.PodName, Log: env.Log.Named("kube")}
+		Identity: cfg.PodName, Log: env.Log.Named("kube"), Waypoints: gateway.Config{
+			Image: cfg.WaypointImage, IgnoreIstio: cfg.IgnoreIstio, Network: cfg.Network,
+			LogLevel: cfg.WaypointLogLevel, LogFormat: cfg.WaypointLogForm,
+		}}
+	if k.Waypoints.Defaults, err = gateway.ParseDefaults(cfg.WaypointDefaults); err != nil {
+		return o, fmt.Errorf("read -waypoint-defaults: %w", err)
+	}
 	o.namespace = k.Namespace
 	if k.Mesh, err = kube.ReadMesh(ctx, k); err != nil {
 		return o, err

@@ -1,10 +1,12 @@
 package manifests_test
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -14,14 +16,17 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/kubernetes/scheme"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/mistnet/mistnet/cni"
 	"github.com/mistnet/mistnet/internal/daemon"
 	"github.com/mistnet/mistnet/istiod"
+	"github.com/mistnet/mistnet/istiod/gateway"
 	"github.com/mistnet/mistnet/ztunnel"
 )
 
@@ -126,6 +131,38 @@ func TestProgramsKnowTheirArguments(t *testing.T) {
 					t.Errorf("log settings: %v", err)
 				}
 			})
+		}
+	}
+}
+
+// istiod makes waypoints of what the chart tells it.
+func TestWaypointsAreAsTheValuesSay(t *testing.T) {
+	gw := &gatewayv1.Gateway{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "waypoint", UID: "1"},
+		Spec: gatewayv1.GatewaySpec{GatewayClassName: gateway.Class}}
+	for values, want := range map[string]string{
+		"default":    "localhost/mistnet/waypoint:0.1.0-dev, memory 128Mi, user 1337, selector map[kubernetes.io/os:linux], tolerations 0, pull secrets [], autoscaler false",
+		"everything": "example.org/proxies/waypoint:9, memory 128Mi, user any, selector map[kubernetes.io/os:linux pool:mesh], tolerations 1, pull secrets [{pull}], autoscaler true",
+	} {
+		env := make(map[string]string)
+		for _, e := range podTemplate(t, objects(t, mustRender(t, "istiod", readValues(t, "testdata/istiod_"+values+".values.yaml")))).Spec.Containers[0].Env {
+			env[e.Name] = e.Value
+		}
+		defaults, err := gateway.ParseDefaults(env["WAYPOINT_DEFAULTS"])
+		if err != nil {
+			t.Fatal(err)
+		}
+		plan, err := gateway.Config{Image: env["WAYPOINT_IMAGE"], Defaults: defaults}.Plan(gw, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := podTemplate(t, plan).Spec
+		c, user, scaled := p.Containers[0], "any", slices.ContainsFunc(plan, func(u *unstructured.Unstructured) bool { return u.GetKind() == "HorizontalPodAutoscaler" })
+		if id := c.SecurityContext.RunAsUser; id != nil {
+			user = strconv.Itoa(int(*id))
+		}
+		if got := fmt.Sprintf("%s, memory %s, user %s, selector %v, tolerations %d, pull secrets %v, autoscaler %t", c.Image, c.Resources.Requests.Memory(), user,
+			p.NodeSelector, len(p.Tolerations), p.ImagePullSecrets, scaled); got != want {
+			t.Errorf("with values %s a waypoint is %s, want %s", values, got, want)
 		}
 	}
 }

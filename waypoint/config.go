@@ -1,6 +1,7 @@
 package waypoint
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -14,7 +15,8 @@ import (
 // Config is what a waypoint is told at its start.
 type Config struct {
 	// Who this waypoint is.
-	Gateway        string // the Gateway's name, which is its Service's, too
+	Gateway        string // the Gateway's name
+	Service        string // of the Gateway, in its namespace; "": Gateway
 	Namespace      string // of the Gateway
 	PodName        string
 	ServiceAccount string // "": Gateway
@@ -41,6 +43,7 @@ func (c *Config) Register(fs *daemon.FlagSet) {
 	c.Config.Register(fs)
 	c.Pages.Register(fs)
 	fs.StringVar(&c.Gateway, "gateway", "", "GATEWAY_NAME", "the Gateway this waypoint is an instance of")
+	fs.StringVar(&c.Service, "service", "", "SERVICE_NAME", "the Gateway's Service, if not named as the Gateway")
 	fs.StringVar(&c.Namespace, "namespace", "", "POD_NAMESPACE", "the namespace of the Gateway and of this pod")
 	fs.StringVar(&c.PodName, "pod-name", "", "POD_NAME", "this waypoint's own pod")
 	fs.StringVar(&c.ServiceAccount, "service-account", "", "SERVICE_ACCOUNT", "this waypoint's service account, if not named as the Gateway")
@@ -66,9 +69,8 @@ func (c *Config) Validate() error {
 			errs = append(errs, fmt.Errorf("-%s is missing", f.flag))
 		}
 	}
-	if c.ServiceAccount == "" {
-		c.ServiceAccount = c.Gateway
-	}
+	c.Service = cmp.Or(c.Service, c.Gateway)
+	c.ServiceAccount = cmp.Or(c.ServiceAccount, c.Gateway)
 	errs = append(errs, c.Config.Validate(), c.Pages.Validate(), daemon.HostPort("listen-addr", c.ListenAddr))
 	if c.ProxyAddr != "" {
 		errs = append(errs, daemon.HostPort("proxy-addr", c.ProxyAddr))
@@ -89,4 +91,4 @@ func (c *Config) identity() mesh.Identity {
 }
 
 // hostname is that of the Gateway's Service.
-func (c *Config) hostname() string { return c.Gateway + "." + c.Namespace + ".svc." + c.ClusterDomain }
+func (c *Config) hostname() string { return c.Service + "." + c.Namespace + ".svc." + c.ClusterDomain }

@@ -124,6 +124,7 @@ var places = []place{
 	{"waypoint/http2", programs, false},
 	{"istiod/translate", decisions, true},
 	{"istiod/index", decisions, true},
+	{"istiod/gateway", decisions, true},
 	{"cni/rules", decisions, true},
 	{"cni/rules/apply", programs, false},
 	{"ztunnel", programs, false},

@@ -13,6 +13,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/mistnet/mistnet/istiod/gateway"
 )
 
 // Clients speak to one API server.
@@ -65,6 +67,14 @@ func (c Config) withDefaults() Config {
 		c.Identity = cmp.Or(c.Identity, "istiod")
 	}
 	return c
+}
+
+// waypoints is what is known of the mesh besides what was said of waypoints.
+func (c Config) waypoints() gateway.Config {
+	w := c.Waypoints
+	w.Namespace, w.Revision = c.Namespace, c.Revision
+	w.ClusterID, w.ClusterDomain, w.TrustDomain = c.Mesh.ClusterID, c.Mesh.ClusterDomain, c.Mesh.TrustDomain
+	return w
 }
 
 // meshConfigMap is the name of the ConfigMap with the mesh's configuration.

@@ -20,7 +20,14 @@
 // about to expire. Secrets of the authority are looked at every few seconds rather than watched: so little is asked that a
 // watch, which can fall silent, is not worth it.
 //
-// ServiceAccounts are not read. Who calls is said by TokenReview, which fails for an account that is gone; which accounts
+// It also makes every Gateway of a waypoint's class a running waypoint (package gateway says what that is): ServiceAccount,
+// Deployment and Service, and what overlays ask for, applied again when somebody changes them and removed when the Gateway
+// does not ask for them any more. With the Gateway they go, which owns them. Of objects that run Gateways only those with the
+// label gateway.istio.io/managed are ever written; they are applied as istio.io/gateway-controller, so that this control plane
+// and Istio's can take over from each other. ConfigMaps that Gateways name as parameters, and Services of Gateways that
+// somebody else runs, are looked at every ten seconds.
+//
+// ServiceAccounts of applications are not read. Who calls is said by TokenReview, which fails for an account that is gone; which accounts
 // run on a node is said by its pods, and a pod cannot be made without its account. Nothing the data plane honours is
 // written on a ServiceAccount.
 //
@@ -42,6 +49,13 @@
 //	list watch: requestauthentications.security.istio.io
 //	list watch: telemetries.telemetry.istio.io
 //	list watch: wasmplugins.extensions.istio.io
+//	create: gatewayclasses.gateway.networking.k8s.io
+//	patch: gateways/status.gateway.networking.k8s.io gatewayclasses/status.gateway.networking.k8s.io
+//	get list watch create patch delete: serviceaccounts services
+//	get list watch create patch delete: deployments.apps
+//	get list watch create patch delete: horizontalpodautoscalers.autoscaling
+//	get list watch create patch delete: poddisruptionbudgets.policy
+//	get: configmaps
 //	patch: authorizationpolicies/status.security.istio.io
 //	patch: httproutes/status.gateway.networking.k8s.io grpcroutes/status.gateway.networking.k8s.io tlsroutes/status.gateway.networking.k8s.io tcproutes/status.gateway.networking.k8s.io
 //	create: tokenreviews.authentication.k8s.io
@@ -57,6 +71,7 @@
 //	get update: leases.coordination.k8s.io (istio-leader)
 //	create: leases.coordination.k8s.io
 //
+// What is about Gateways the chart has in a ClusterRole of its own: without it no waypoint is started, and the rest works.
 // pods/get is used only with API servers that do not tell a token's node (before 1.30); configmaps/create and
 // secrets/create cannot be limited to a name. cacerts need not be readable when it is mounted (-ca-dir).
 package kube

@@ -8,6 +8,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/dynamic"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	gatewayxv1alpha1 "sigs.k8s.io/gateway-api/apisx/v1alpha1"
 
@@ -84,9 +85,14 @@ func Custom() map[schema.GroupVersionResource]index.Kind {
 }
 
 // versions are the ways to read a kind.
-func (s *Source) versions(group apiGroup, resource string) (versions []version) {
+func (s *Source) versions(group apiGroup, resource string) []version {
+	return untyped(s.cfg.Clients.Dynamic, group, resource)
+}
+
+// untyped are the ways to read a kind without its type.
+func untyped(client dynamic.Interface, group apiGroup, resource string) (versions []version) {
 	for _, gvr := range group.resources(resource) {
-		r := s.cfg.Clients.Dynamic.Resource(gvr)
+		r := client.Resource(gvr)
 		versions = append(versions, version{
 			name:  gvr.Version,
 			list:  func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return r.List(ctx, o) },
@@ -105,12 +111,23 @@ func (s *Source) makeCustom() []*feed {
 			take = s.takePolicies
 		case index.HTTPRoute, index.GRPCRoute, index.TCPRoute, index.TLSRoute:
 			take = s.routeTaker(k.kind)
+		case index.Gateway:
+			take = both(take, s.gateways.takeGateways)
+		case index.GatewayClass:
+			take = both(take, s.gateways.takeClasses)
 		default:
 		}
 		feeds[i] = &feed{name: k.name(), client: s.cfg.Clients.Dynamic, versions: s.versions(k.group, k.resource), optional: true,
 			selected: !k.cluster, trim: k.trim, take: take}
 	}
 	return feeds
+}
+
+func both(a, b func([]change)) func([]change) {
+	return func(changes []change) {
+		a(changes)
+		b(changes)
+	}
 }
 
 // routeTaker takes routes that speak to the mesh: those of gateways speak to whoever runs them.

@@ -64,7 +64,8 @@ func (s *Source) write(ctx context.Context) {
 	var g errgroup.Group
 	g.Go(func() error { s.roots.run(ctx); return nil })
 	g.Go(func() error { s.told.run(ctx); return nil })
-	_ = g.Wait() // neither fails
+	g.Go(func() error { s.gateways.run(ctx); return nil })
+	_ = g.Wait() // none fails
 }
 
 func (s *Source) setLeads(leads bool) {

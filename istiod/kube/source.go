@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
+	"github.com/mistnet/mistnet/istiod/gateway"
 	"github.com/mistnet/mistnet/istiod/index"
 	"github.com/mistnet/mistnet/istiod/translate"
 )
@@ -20,19 +21,21 @@ import (
 type Config struct {
 	Clients   Clients
 	Mesh      translate.Config
-	Namespace string // istiod's own; "": the root namespace
-	Revision  string // of this control plane: the mesh's ConfigMap is istio-<revision>; "" or "default": istio
-	Identity  string // of this replica, among those that vie for the lease; "": its host's name
+	Namespace string         // istiod's own; "": the root namespace
+	Revision  string         // of this control plane: the mesh's ConfigMap is istio-<revision>; "" or "default": istio
+	Identity  string         // of this replica, among those that vie for the lease; "": its host's name
+	Waypoints gateway.Config // what Gateways become; names of the mesh in it are filled in
 	Log       *zap.Logger
 }
 
 // Source reads a mesh from an API server, and keeps there what only one replica may write.
 type Source struct {
-	cfg   Config
-	log   *zap.Logger
-	feeds []*feed
-	roots *roots
-	told  *statuses
+	cfg      Config
+	log      *zap.Logger
+	feeds    []*feed
+	roots    *roots
+	told     *statuses
+	gateways *waypoints
 
 	unread      unread
 	unreadFeeds []*feed
@@ -54,6 +57,7 @@ func New(cfg Config) *Source {
 	}
 	s.roots = newRoots(cfg.Clients.Kube, cfg.Log.Named("roots"))
 	s.told = newStatuses(cfg.Clients.Dynamic, cfg.Mesh, s.known, cfg.Log.Named("status"))
+	s.gateways = newWaypoints(cfg.Clients, cfg.waypoints(), s.known, cfg.Log.Named("waypoints"))
 	s.feeds = s.makeFeeds()
 	s.unread = unread{log: s.log, have: make(map[string]map[translate.Name]struct{})}
 	s.unreadFeeds = s.makeUnread()
@@ -93,7 +97,7 @@ func (s *Source) makeFeeds() []*feed {
 func (s *Source) Run(ctx context.Context, on func([]index.Event)) error {
 	ctx = withLog(ctx, s.log)
 	g, ctx := errgroup.WithContext(ctx)
-	for _, f := range slices.Concat(s.feeds, s.unreadFeeds) {
+	for _, f := range slices.Concat(s.feeds, s.unreadFeeds, s.gateways.feeds) {
 		g.Go(func() error { return f.run(ctx) })
 	}
 	g.Go(func() error {
@@ -179,6 +183,7 @@ func (s *Source) takeNamespaces(changes []change) {
 		ns, _ := c.object.(*corev1.Namespace)
 		s.roots.takeNamespace(c.name.Name, ns != nil && ns.DeletionTimestamp == nil)
 		s.told.choose(c.name.Name)
+		s.gateways.choose(c.name.Name)
 	}
 }
 
@@ -219,6 +224,7 @@ func (s *Source) choose(selectors []labels.Selector) {
 	s.add(events...)
 	s.mu.Unlock()
 	s.told.choose("")
+	s.gateways.choose("")
 	if !relist {
 		return
 	}
@@ -260,7 +266,7 @@ func (s *Source) Problems() []Problem {
 // Feeds tells how reading goes, by kind.
 func (s *Source) Feeds() []FeedStatus {
 	var all []FeedStatus
-	for _, f := range slices.Concat(s.feeds, s.unreadFeeds) {
+	for _, f := range slices.Concat(s.feeds, s.unreadFeeds, s.gateways.feeds) {
 		all = append(all, f.current())
 	}
 	return all

@@ -29,6 +29,8 @@ var (
 	policies = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "authorizationpolicies"}
 	entries  = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "serviceentries"}
 	machines = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "workloadentries"}
+	gateways = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "gateways"}
+	classes  = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "gatewayclasses"}
 	peers    = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "peerauthentications"}
 )
 
@@ -45,8 +47,11 @@ type cluster struct {
 func newCluster(t *testing.T, objects ...runtime.Object) *cluster {
 	t.Helper()
 	var core, other []runtime.Object
+	var made []*unstructured.Unstructured // the fake guesses a wrong plural
 	for _, o := range objects {
-		if _, ok := o.(*unstructured.Unstructured); ok {
+		if u, ok := o.(*unstructured.Unstructured); ok && u.GetKind() == "Gateway" {
+			made = append(made, u)
+		} else if ok {
 			other = append(other, o)
 		} else {
 			core = append(core, o)
@@ -59,16 +64,35 @@ func newCluster(t *testing.T, objects ...runtime.Object) *cluster {
 	for _, r := range kube.Unread() {
 		kinds[r] = "ThingList"
 	}
-	return &cluster{
+	for resource, list := range map[schema.GroupVersionResource]string{
+		{Version: "v1", Resource: "serviceaccounts"}: "ServiceAccountList", {Version: "v1", Resource: "services"}: "ServiceList",
+		{Group: "apps", Version: "v1", Resource: "deployments"}:                     "DeploymentList",
+		{Group: "autoscaling", Version: "v2", Resource: "horizontalpodautoscalers"}: "HorizontalPodAutoscalerList",
+		{Group: "policy", Version: "v1", Resource: "poddisruptionbudgets"}:          "PodDisruptionBudgetList",
+	} {
+		kinds[resource] = list
+	}
+	c := &cluster{
 		t: t, kube: fake.NewClientset(core...), index: index.New(translate.Config{}), batches: make(chan []index.Event, 100),
 		dynamic: dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), kinds, other...),
 	}
+	for _, u := range made {
+		if err := c.dynamic.Tracker().Create(gateways, u, u.GetNamespace()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return c
 }
 
 // start runs the source, which stops with the test.
 func (c *cluster) start() {
 	c.t.Helper()
-	c.source = kube.New(kube.Config{Clients: kube.Clients{Kube: c.kube, Dynamic: c.dynamic}, Identity: "replica-1"})
+	c.startWith(kube.Config{Clients: kube.Clients{Kube: c.kube, Dynamic: c.dynamic}, Identity: "replica-1"})
+}
+
+func (c *cluster) startWith(cfg kube.Config) {
+	c.t.Helper()
+	c.source = kube.New(cfg)
 	ctx, cancel := context.WithCancel(c.t.Context())
 	done := make(chan error, 1)
 	go func() { done <- c.source.Run(ctx, func(events []index.Event) { c.batches <- events }) }()

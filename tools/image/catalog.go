@@ -35,6 +35,10 @@ var catalog = []image{
 		programs: []program{{"./cmd/ztunnel", "/usr/local/bin/ztunnel"}},
 	},
 	{
+		name: "waypoint", title: "Mistnet L7 proxy", user: istioUser, licenses: "Apache-2.0",
+		programs: []program{{"./cmd/waypoint", "/usr/local/bin/waypoint"}},
+	},
+	{
 		name: "cni", title: "Mistnet CNI plugin and node agent", user: rootUser,
 		licenses: "Apache-2.0 AND GPL-2.0-or-later AND LGPL-2.1-or-later AND MIT AND BSD-3-Clause", // libgmp: its GPL-2.0-or-later
 		programs: []program{{"./cmd/cni-agent", "/usr/local/bin/cni-agent"}, {"./cmd/cni-plugin", "/opt/cni/bin/istio-cni"}},

@@ -21,6 +21,32 @@ istio.io/rev: default
 {{- end -}}
 {{- end -}}
 
+{{- define "istiod.waypointImage" -}}
+{{- if contains "/" .Values.waypoint.image -}}
+{{ .Values.waypoint.image }}
+{{- else -}}
+{{ .Values.hub | default .Values.global.hub }}/{{ .Values.waypoint.image }}:{{ .Values.tag | default .Values.global.tag | default .Chart.AppVersion }}
+{{- end -}}
+{{- end -}}
+
+{{- /* What is merged into the objects of every waypoint, and of those of one class, as istiod -help says. */ -}}
+{{- define "istiod.waypointDefaults" -}}
+{{- $w := .Values.global.waypoint -}}
+{{- $container := dict "name" "istio-proxy" -}}
+{{- with $w.resources }}{{ $_ := set $container "resources" . }}{{ end -}}
+{{- with .Values.global.imagePullPolicy }}{{ $_ := set $container "imagePullPolicy" . }}{{ end -}}
+{{- if eq .Values.global.platform "openshift" }}{{ $_ := set $container "securityContext" (dict "runAsUser" nil "runAsGroup" nil) }}{{ end -}}
+{{- $pod := dict "containers" (list $container) -}}
+{{- range $key := list "affinity" "nodeSelector" "tolerations" "topologySpreadConstraints" -}}
+{{- with get $w $key }}{{ $_ := set $pod $key . }}{{ end -}}
+{{- end -}}
+{{- $secrets := list -}}
+{{- range .Values.global.imagePullSecrets }}{{ $secrets = append $secrets (dict "name" .) }}{{ end -}}
+{{- with $secrets }}{{ $_ := set $pod "imagePullSecrets" . }}{{ end -}}
+{{- $all := dict "" (dict "deployment" (dict "spec" (dict "template" (dict "spec" $pod)))) -}}
+{{- mustMergeOverwrite $all .Values.gatewayClasses | toJson -}}
+{{- end -}}
+
 {{- /* The level of the log and its form. */ -}}
 {{- define "istiod.logEnv" -}}
 - name: LOG_LEVEL
