@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/mistnet/mistnet/internal/daemon"
+	"github.com/mistnet/mistnet/internal/hbone"
 	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/internal/relay"
 )
@@ -60,7 +61,7 @@ func (w *Waypoint) announced(ctx context.Context, raw *net.TCPConn) error {
 		return err
 	}
 	_ = raw.SetReadDeadline(time.Time{})
-	t, err := w.between(from, to.String(), to)
+	t, err := w.between(from, hbone.Header{}, to.String(), to)
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/mistnet/mistnet/internal/controlplane"
@@ -35,7 +36,11 @@ type Config struct {
 	DrainDelay   time.Duration // how long after a stop new connections are served, while the mesh learns of it
 	Grace        time.Duration // how long, after that, connections may take to end
 	AccessLog    bool
-	HTTP10       bool
+
+	// What it says of clients, and who may.
+	TrustedGateways []string // namespace/serviceaccount
+	ClientCert      bool     // x-forwarded-client-cert names the client to applications
+	HTTP10          bool
 }
 
 // Register declares the flags and their environment variables.
@@ -56,6 +61,10 @@ func (c *Config) Register(fs *daemon.FlagSet) {
 	fs.DurationVar(&c.DrainDelay, "drain-delay", 5*time.Second, "DRAIN_DELAY", "how long after a stop new connections are still served")
 	fs.DurationVar(&c.Grace, "grace", 20*time.Second, "CONNECTION_TERMINATION_DEADLINE", "how long, after -drain-delay, connections may take to end")
 	fs.BoolVar(&c.AccessLog, "access-log", true, "ACCESS_LOG", "write one line per request or connection")
+	fs.ListVar(&c.TrustedGateways, "trusted-gateways", "TRUSTED_GATEWAYS", "namespace/serviceaccount of gateways that are believed for whom they speak, "+
+		"besides those of the waypoint's own and the root namespace")
+	fs.BoolVar(&c.ClientCert, "xfcc-client-identity", false, "XFCC_INCLUDE_CLIENT_IDENTITY", "name the client to applications in x-forwarded-client-cert "+
+		"(ambient.istio.io/xfcc-include-client-identity); what clients send there is always removed")
 	fs.BoolVar(&c.HTTP10, "http10", false, "PILOT_HTTP10", "serve HTTP/1.0 requests instead of refusing them")
 }
 
@@ -82,7 +91,22 @@ func (c *Config) Validate() error {
 		errs = append(errs, fmt.Errorf("-sniff-timeout %s, -drain-delay %s, -grace %s: want no negative time, and some to sniff",
 			c.SniffTimeout, c.DrainDelay, c.Grace))
 	}
+	for _, g := range c.TrustedGateways {
+		if namespace, account, ok := strings.Cut(g, "/"); !ok || namespace == "" || account == "" || strings.Contains(account, "/") {
+			errs = append(errs, fmt.Errorf("-trusted-gateways: %q: want namespace/serviceaccount", g))
+		}
+	}
 	return errors.Join(errs...)
+}
+
+// trusted are the identities of -trusted-gateways.
+func (c *Config) trusted() map[mesh.Identity]bool {
+	out := make(map[mesh.Identity]bool)
+	for _, g := range c.TrustedGateways {
+		namespace, account, _ := strings.Cut(g, "/")
+		out[mesh.Identity{TrustDomain: c.TrustDomain, Namespace: namespace, ServiceAccount: account}] = true
+	}
+	return out
 }
 
 // identity is whom this waypoint is to others.

@@ -404,6 +404,9 @@ func (s *session) requestEdits(p *plan, until time.Time) {
 			e.Remove(name)
 		}
 	}
+	if s.certificate != "" {
+		e.Set("x-forwarded-client-cert", s.certificate)
+	}
 	e.Set("x-envoy-attempt-count", strconv.Itoa(int(s.log.attempts)))
 	if !until.IsZero() {
 		e.Set("x-envoy-expected-rq-timeout-ms", strconv.FormatInt(max(time.Until(until).Milliseconds(), 1), 10))

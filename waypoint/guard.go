@@ -134,20 +134,28 @@ func (v *view) missingPolicies() []string {
 	return mergeKeys(all, nil)
 }
 
-// authorize decides whether a request or connection to a service may go through. details is Envoy's word for a refusal.
-// service is "" for what is addressed to a workload.
-func (v *view) authorize(service string, r *authz.Request) (ok bool, details string) {
+// verdict is whether something may go through.
+type verdict struct {
+	ok      bool
+	denied  bool   // a policy denies it, or might: no other verdict lets it in
+	unknown bool   // the policies are not all known
+	details string // Envoy's word for a refusal
+}
+
+// authorize decides whether a request or connection to a service may go through. service is "" for what is addressed to a
+// workload.
+func (v *view) authorize(service string, r *authz.Request) verdict {
 	g := v.guardOf(service)
 	if v.self == nil || g == nil || len(g.missing) > 0 {
-		return false, "rbac_access_denied_matched_policy[not_known]"
+		return verdict{denied: true, unknown: true, details: "rbac_access_denied_matched_policy[not_known]"}
 	}
 	d := g.set.Check(r)
 	if d.Allow {
-		return true, ""
+		return verdict{ok: true}
 	}
 	if d.Policy == "" {
-		return false, "rbac_access_denied_matched_policy[none]"
+		return verdict{details: "rbac_access_denied_matched_policy[none]"}
 	}
 	namespace, name, _ := strings.Cut(d.Policy, "/")
-	return false, "rbac_access_denied_matched_policy[ns[" + namespace + "]-policy[" + name + "]]"
+	return verdict{denied: true, details: "rbac_access_denied_matched_policy[ns[" + namespace + "]-policy[" + name + "]]"}
 }

@@ -14,7 +14,6 @@ import (
 
 	"go.uber.org/zap"
 
-	"github.com/mistnet/mistnet/internal/authz"
 	"github.com/mistnet/mistnet/internal/daemon"
 	"github.com/mistnet/mistnet/internal/hbone"
 	"github.com/mistnet/mistnet/internal/identity"
@@ -94,26 +93,14 @@ func wait(a, b context.Context, d time.Duration) {
 	}
 }
 
-// client is who opened a tunnel.
-type client struct {
-	id       mesh.Identity
-	addr     netip.AddrPort
-	workload *mesh.Workload // nil: not known
-}
-
-func (c *client) namespace() string {
-	if c.workload != nil {
-		return c.workload.Namespace
-	}
-	return c.id.Namespace
-}
-
 // tunnel is one CONNECT: a connection of a client to a destination.
 type tunnel struct {
 	*Waypoint
 	client client
 	to     destination
 	local  netip.AddrPort
+
+	certificate string // what x-forwarded-client-cert says of the client: who vouches, and for whom; "": nothing
 }
 
 // connect serves one CONNECT.
@@ -168,29 +155,25 @@ func (w *Waypoint) admit(r *hbone.Request) (*tunnel, error) {
 	if err != nil {
 		return nil, &refusedError{http.StatusUnauthorized, err.Error()}
 	}
-	return w.between(client{id: id, addr: mesh.Unmap(r.RemoteAddr)}, r.Authority, mesh.Unmap(r.LocalAddr))
+	return w.between(client{id: id, addr: mesh.Unmap(r.RemoteAddr)}, r.Header, r.Authority, mesh.Unmap(r.LocalAddr))
 }
 
-// between finds out what a client means by authority, which came to the address local.
-func (w *Waypoint) between(c client, authority string, local netip.AddrPort) (*tunnel, error) {
+// between finds out for whom a client speaks, and what it means by authority, which came to the address local.
+func (w *Waypoint) between(c client, h hbone.Header, authority string, local netip.AddrPort) (*tunnel, error) {
 	v := w.state.load()
 	if v.self == nil {
 		return nil, errUnknownSelf
 	}
-	c.workload = v.WorkloadAt(mesh.NetworkAddr{Network: w.cfg.Network, Addr: c.addr.Addr()})
-	if c.workload != nil && c.workload.Identity() != c.id {
-		c.workload = nil // an address says less than a certificate
-	}
+	w.state.identify(v, &c, h)
 	to, err := w.state.find(v, authority, c.namespace())
 	if err != nil {
 		return nil, err
 	}
-	return &tunnel{Waypoint: w, client: c, to: to, local: local}, nil
-}
-
-// request is what policies look at.
-func (t *tunnel) request() authz.Request {
-	return authz.Request{Peer: t.client.id, Src: t.client.addr, Dst: t.to.addr}
+	t := &tunnel{Waypoint: w, client: c, to: to, local: local}
+	if w.cfg.ClientCert {
+		t.certificate = "By=" + w.cfg.identity().String() + ";URI=" + c.id.String()
+	}
+	return t, nil
 }
 
 // header describes the client to the next hop.

@@ -98,13 +98,19 @@ func (t *tunnel) serveHTTP(ctx context.Context, conn relay.Conn) {
 			s.finish()
 			continue
 		}
-		if err := relay.Pump(ctx, s.conn.Raw(), up.Raw(), &s.log.bytes); err != nil {
-			s.log.fail("UC", err.Error())
-		}
-		up.to.active.Add(-1)
+		s.join(ctx, up)
 		s.finish()
 		return
 	}
+}
+
+// join carries bytes both ways once client and upstream have left HTTP, for as long as policies allow what the request began.
+func (s *session) join(ctx context.Context, up *upstream) {
+	defer up.to.active.Add(-1)
+	ctx, p := s.passages.enter(ctx, s.tunnel, &s.asked)
+	defer s.passages.leave(p)
+	p.recheck(s.state.load()) // they may have changed before it was registered
+	s.log.ended(relay.Pump(ctx, s.conn.Raw(), up.Raw(), &s.log.bytes))
 }
 
 // serveHTTP2 serves requests that come by HTTP/2 until the connection ends: each by a worker, whose session is used again.
@@ -214,12 +220,10 @@ func printable(s string) string {
 // serve answers one request. It returns the upstream when the two connections are to be joined.
 func (s *session) serve(ctx context.Context) *upstream {
 	s.describe()
-	r := s.request()
 	s.asked = authz.HTTP{Method: s.req.Method, Host: s.req.Authority, Path: s.req.Path, Header: s.q}
-	r.HTTP = &s.asked
-	if ok, details := s.view.authorize(s.to.service, &r); !ok {
+	if d := s.authorize(s.view, &s.asked); !d.ok {
 		denied := replyDenied
-		denied.details = details
+		denied.details = d.details
 		return s.answer(denied)
 	}
 	s.rule, s.at = s.view.table.Match(s.to.service, s.to.port, &s.req)
@@ -267,7 +271,7 @@ func (s *session) describe() {
 	contentType, _ := q.Value("content-type")
 	s.req = route.Request{
 		Method: q.Method, Scheme: scheme, Authority: q.Authority, Path: normalize(q.Path), RawQuery: q.RawQuery, Header: q,
-		Port: s.to.port, SourceNamespace: s.client.namespace(), GRPC: strings.HasPrefix(contentType, "application/grpc"),
+		Port: s.to.port, SourceNamespace: s.client.namespace(), SourceLabels: s.client.labels(), GRPC: strings.HasPrefix(contentType, "application/grpc"),
 	}
 	s.log.method, s.log.target, s.log.authority = q.Method, q.Target, q.Authority
 	s.log.userAgent, _ = q.Value("user-agent")

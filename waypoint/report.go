@@ -1,6 +1,7 @@
 package waypoint
 
 import (
+	"errors"
 	"net/netip"
 	"strconv"
 	"time"
@@ -48,6 +49,18 @@ type record struct {
 
 // fail notes how a request or connection ended that had begun well.
 func (r *record) fail(flags, details string) { r.flags, r.details = flags, details }
+
+// ended notes how the joining of two connections ended.
+func (r *record) ended(err error) {
+	if err == nil {
+		return
+	}
+	if changed, ok := errors.AsType[*policyChangedError](err); ok {
+		r.fail("-", changed.details)
+		return
+	}
+	r.fail("UC", err.Error())
+}
 
 func (r *record) cluster(key, subset string, port uint16) {
 	r.backend, r.subset, r.port = key, subset, port

@@ -37,11 +37,15 @@ type state struct {
 	cfg     *Config
 	log     *zap.Logger
 	current atomic.Pointer[view]
-	mu      sync.Mutex // held by the one who makes the next view
+	mu      sync.Mutex             // held by the one who makes the next view
+	trusted map[mesh.Identity]bool // gateways that may say for whom they speak
+
+	// changed is called after each new view in which other policies hold.
+	changed func(*view)
 }
 
 func newState(cfg *Config, log *zap.Logger) *state {
-	s := &state{cfg: cfg, log: log}
+	s := &state{cfg: cfg, log: log, trusted: cfg.trusted(), changed: func(*view) {}}
 	s.current.Store(&view{
 		Snapshot: &mesh.Snapshot{}, routes: map[string]*mesh.Route{}, traffic: map[string]*mesh.TrafficPolicy{},
 	})
@@ -54,7 +58,8 @@ func (s *state) load() *view { return s.current.Load() }
 func (s *state) apply(_ context.Context, u xds.Update) []xds.Rejection {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	next := *s.load()
+	old := s.load()
+	next := *old
 	var rejected []xds.Rejection
 	switch u.TypeURL {
 	case mesh.TypeRoute:
@@ -67,6 +72,9 @@ func (s *state) apply(_ context.Context, u xds.Update) []xds.Rejection {
 		s.govern(&next, u)
 	}
 	s.current.Store(&next)
+	if !governedAlike(old, &next) {
+		s.changed(&next)
+	}
 	return rejected
 }
 

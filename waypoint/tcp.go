@@ -25,6 +25,8 @@ type course struct {
 func (t *tunnel) serveTCP(ctx context.Context, accept func() (relay.Conn, error), refuse func()) {
 	r := &record{start: time.Now(), client: &t.client, to: &t.to, flags: "-"}
 	defer t.rep.close(r)
+	ctx, p := t.passages.enter(ctx, t, nil)
+	defer t.passages.leave(p)
 	c := t.courseTCP(r)
 	if c == nil {
 		refuse()
@@ -62,17 +64,14 @@ func (t *tunnel) serveTCP(ctx context.Context, accept func() (relay.Conn, error)
 		return
 	}
 	t.rep.open(r)
-	if err := relay.Pump(ctx, down, conn, &r.bytes); err != nil {
-		r.fail("UC", err.Error())
-	}
+	r.ended(relay.Pump(ctx, down, conn, &r.bytes))
 }
 
 // courseTCP decides whether a connection may go through, and where to. With nil, r says why not.
 func (t *tunnel) courseTCP(r *record) *course {
 	v := t.state.load()
-	request := t.request()
-	if ok, details := v.authorize(t.to.service, &request); !ok {
-		r.fail("-", details)
+	if d := t.authorize(v, nil); !d.ok {
+		r.fail("-", d.details)
 		return nil
 	}
 	if t.to.service == "" {
@@ -85,7 +84,7 @@ func (t *tunnel) courseTCP(r *record) *course {
 		return &course{pick: t.up.workload(w, t.to.addr)}
 	}
 	rule := v.table.MatchStream(t.to.service, t.to.port, &route.Stream{
-		Destination: t.to.addr.Addr(), Source: t.client.addr.Addr(), Port: t.to.port, SourceNamespace: t.client.namespace(),
+		Destination: t.to.addr.Addr(), Source: t.client.addr.Addr(), Port: t.to.port, SourceNamespace: t.client.namespace(), SourceLabels: t.client.labels(),
 	})
 	if rule == nil || rule.Refuse != 0 {
 		r.fail("NR", "route_not_found")

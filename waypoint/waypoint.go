@@ -37,6 +37,7 @@ type Waypoint struct {
 	mirrors  *mirrors
 	rep      *reporter
 	sessions sessions
+	passages passages
 	server   *hbone.Server
 	quit     context.CancelFunc
 }
@@ -44,6 +45,7 @@ type Waypoint struct {
 // New wires the program without starting anything.
 func New(cfg *Config, env *daemon.Env) (*Waypoint, error) {
 	w := &Waypoint{cfg: cfg, env: env, log: env.Log, state: newState(cfg, env.Log.Named("state"))}
+	w.state.changed = w.passages.recheck
 	client, err := controlplane.New(&cfg.Config, controlplane.Options{
 		Node: nodeOf(cfg), Apply: w.state.apply, Log: env.Log,
 		// What guards and directs traffic comes before what it can reach.
