@@ -63,6 +63,7 @@ func (m *mirror) encode(changes []index.Change) []xds.Change {
 			m.add(&addresses, c.Key, c.Workload != nil, func() (xds.Resource, error) { return workloadResource(c.Workload) })
 		case index.NounStatus:
 			m.tell(c)
+		case index.NounRouteStatus: // of what is in the object, not of the mesh
 		}
 	}
 	var out []xds.Change
@@ -162,7 +163,8 @@ func (m *mirror) nouns() translate.Nouns {
 	defer m.mu.RUnlock()
 	n := m.x.Nouns()
 	return translate.Nouns{Workloads: maps.Clone(n.Workloads), Services: maps.Clone(n.Services),
-		Policies: maps.Clone(n.Policies), Routes: maps.Clone(n.Routes), Traffic: maps.Clone(n.Traffic), Statuses: maps.Clone(n.Statuses)}
+		Policies: maps.Clone(n.Policies), Routes: maps.Clone(n.Routes), Traffic: maps.Clone(n.Traffic), Statuses: maps.Clone(n.Statuses),
+		RouteStatuses: maps.Clone(n.RouteStatuses)}
 }
 
 // counts is how many objects and nouns there are, by kind.

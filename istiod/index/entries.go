@@ -61,6 +61,7 @@ func (x *Index) serviceEntry(n name, now *translate.ServiceEntry) {
 		x.markSelected(n.Namespace, translate.EntrySelector(now))
 	}
 	x.dirty.serviceEntries[n] = struct{}{}
+	x.tell(topic{about: aboutEntry, name: n})
 }
 
 func (x *Index) workloadEntry(n name, now *networkingv1.WorkloadEntry) {

@@ -118,6 +118,7 @@ const (
 	NounService
 	NounWorkload
 	NounStatus
+	NounRouteStatus
 )
 
 func (k NounKind) String() string {
@@ -132,6 +133,8 @@ func (k NounKind) String() string {
 		return "service"
 	case NounWorkload:
 		return "workload"
+	case NounRouteStatus:
+		return "routestatus"
 	case NounStatus:
 	}
 	return "status"
@@ -152,6 +155,8 @@ type Change struct {
 	Route    *mesh.Route
 	Traffic  *mesh.TrafficPolicy
 	Status   *translate.Status
+
+	RouteStatus *translate.RouteStatus
 }
 
 type name = translate.Name
@@ -168,6 +173,7 @@ type Index struct {
 	bySelect map[pair]set[name] // services by one pair of their selectors
 	entries  entries
 	traffic  traffic
+	routing  routing
 	byPolicy map[pair]set[name]             // policies by one pair of theirs; the root's have no namespace
 	onNode   map[string]set[name]           // pods by node
 	inSpace  map[string]set[name]           // pods by namespace
@@ -186,13 +192,14 @@ type Index struct {
 type dirt struct {
 	pods, services, slices, policies, authn, serviceEntries, workloadEntries set[name]
 
+	routes set[router]
 	hosts  set[host]
 	strict bool // the policy that strict workloads share
 }
 
 func clean() dirt {
 	return dirt{pods: make(set[name]), services: make(set[name]), slices: make(set[name]), policies: make(set[name]), authn: make(set[name]),
-		serviceEntries: make(set[name]), workloadEntries: make(set[name]), hosts: make(set[host])}
+		serviceEntries: make(set[name]), workloadEntries: make(set[name]), hosts: make(set[host]), routes: make(set[router])}
 }
 
 // pair is one label in one namespace.
@@ -207,7 +214,7 @@ func New(cfg translate.Config) *Index {
 	return &Index{
 		cfg:     cfg.WithDefaults(),
 		objects: translate.NewObjects(), nouns: translate.NewNouns(),
-		entries: newEntries(), traffic: newTraffic(),
+		entries: newEntries(), traffic: newTraffic(), routing: newRouting(),
 		labels: make(map[pair]set[name]), bySelect: make(map[pair]set[name]), byPolicy: make(map[pair]set[name]),
 		onNode: make(map[string]set[name]), inSpace: make(map[string]set[name]), services: make(map[string]set[name]),
 		slices: make(map[name]set[name]), named: make(map[name]set[name]),
@@ -330,14 +337,15 @@ func unlink[K, V comparable](m map[K]set[V], k K, v V) {
 }
 
 // put makes v the noun of that key, nil for none, and notes the change if it is one.
-func put[V any](x *Index, nouns map[string]*V, key Key, v *V, change Change) {
+func put[V any](x *Index, nouns map[string]*V, key Key, v *V, change Change) (changed bool) {
 	old, had := nouns[key.Name]
 	if v == nil && !had || v != nil && had && reflect.DeepEqual(old, v) {
-		return
+		return false
 	}
 	keep(nouns, key.Name, v)
 	change.Key = key
 	x.changes = append(x.changes, change)
+	return true
 }
 
 func (x *Index) putWorkload(uid string, w *mesh.Workload) {
@@ -345,7 +353,9 @@ func (x *Index) putWorkload(uid string, w *mesh.Workload) {
 }
 
 func (x *Index) putService(key string, s *mesh.Service) {
-	put(x, x.nouns.Services, Key{NounService, key}, s, Change{Service: s})
+	if put(x, x.nouns.Services, Key{NounService, key}, s, Change{Service: s}) {
+		x.serviceChanged(key, s != nil)
+	}
 }
 
 func (x *Index) putPolicy(key string, p *mesh.Policy) {
@@ -354,6 +364,10 @@ func (x *Index) putPolicy(key string, p *mesh.Policy) {
 
 func (x *Index) putRoute(key string, r *mesh.Route) {
 	put(x, x.nouns.Routes, Key{NounRoute, key}, r, Change{Route: r})
+}
+
+func (x *Index) putRouteStatus(key string, s *translate.RouteStatus) {
+	put(x, x.nouns.RouteStatuses, Key{NounRouteStatus, key}, s, Change{RouteStatus: s})
 }
 
 func (x *Index) putTraffic(key string, p *mesh.TrafficPolicy) {

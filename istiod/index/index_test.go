@@ -53,7 +53,8 @@ func (w *world) event() index.Event {
 	ev := index.Event{
 		Kind: pick(w, index.Namespace, index.Node, index.Pod, index.Pod, index.Pod, index.Service, index.EndpointSlice,
 			index.AuthorizationPolicy, index.PeerAuthentication, index.ServiceEntry, index.WorkloadEntry,
-			index.DestinationRule, index.DestinationRule, index.BackendTLSPolicy, index.XBackendTrafficPolicy),
+			index.DestinationRule, index.DestinationRule, index.BackendTLSPolicy, index.XBackendTrafficPolicy,
+			index.VirtualService, index.VirtualService, index.HTTPRoute, index.GRPCRoute, index.TCPRoute, index.TLSRoute, index.ReferenceGrant),
 		Name: translate.Name{Namespace: pick(w, "one", "two", "istio-system"), Name: "x" + strconv.Itoa(w.IntN(5))},
 	}
 	meta := metav1.ObjectMeta{Namespace: ev.Name.Namespace, Name: ev.Name.Name, Labels: w.labels()}
@@ -91,6 +92,18 @@ func (w *world) event() index.Event {
 		set(&ev, w.objects.BackendTLSPolicies, ev.Name, w.tlsPolicy(meta), gone)
 	case index.XBackendTrafficPolicy:
 		set(&ev, w.objects.BackendTrafficPolicies, ev.Name, w.backendPolicy(meta), gone)
+	case index.VirtualService:
+		set(&ev, w.objects.VirtualServices, ev.Name, w.virtualService(meta), gone)
+	case index.HTTPRoute:
+		set(&ev, w.objects.HTTPRoutes, ev.Name, w.httpRoute(meta), gone)
+	case index.GRPCRoute:
+		set(&ev, w.objects.GRPCRoutes, ev.Name, w.grpcRoute(meta), gone)
+	case index.TCPRoute:
+		set(&ev, w.objects.TCPRoutes, ev.Name, w.tcpRoute(meta), gone)
+	case index.TLSRoute:
+		set(&ev, w.objects.TLSRoutes, ev.Name, w.tlsRoute(meta), gone)
+	case index.ReferenceGrant:
+		set(&ev, w.objects.ReferenceGrants, ev.Name, w.grant(meta), gone)
 	default:
 	}
 	return ev
@@ -279,6 +292,7 @@ func difference(before, after translate.Nouns) []index.Change {
 	all = append(all, diff(index.NounService, before.Services, after.Services, func(v *mesh.Service) index.Change { return index.Change{Service: v} })...)
 	all = append(all, diff(index.NounWorkload, before.Workloads, after.Workloads, func(v *mesh.Workload) index.Change { return index.Change{Workload: v} })...)
 	all = append(all, diff(index.NounStatus, before.Statuses, after.Statuses, func(v *translate.Status) index.Change { return index.Change{Status: v} })...)
+	all = append(all, diff(index.NounRouteStatus, before.RouteStatuses, after.RouteStatuses, func(v *translate.RouteStatus) index.Change { return index.Change{RouteStatus: v} })...)
 	return all
 }
 

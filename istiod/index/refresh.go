@@ -39,6 +39,9 @@ func (x *Index) refresh() {
 	for n := range x.dirty.pods {
 		x.refreshPod(n)
 	}
+	for r := range x.dirty.routes { // which refer to services
+		x.refreshRoute(r)
+	}
 	x.dirty = clean()
 }
 

@@ -132,6 +132,8 @@ type Nouns struct {
 	Routes    map[string]*mesh.Route
 	Traffic   map[string]*mesh.TrafficPolicy
 	Statuses  map[string]*Status
+
+	RouteStatuses map[string]*RouteStatus // of routes of the Gateway API
 }
 
 // NewNouns returns no nouns, in maps that take them.
@@ -139,6 +141,7 @@ func NewNouns() Nouns {
 	return Nouns{
 		Workloads: make(map[string]*mesh.Workload), Services: make(map[string]*mesh.Service), Policies: make(map[string]*mesh.Policy),
 		Routes: make(map[string]*mesh.Route), Traffic: make(map[string]*mesh.TrafficPolicy), Statuses: make(map[string]*Status),
+		RouteStatuses: make(map[string]*RouteStatus),
 	}
 }
 
@@ -213,6 +216,7 @@ func All(cfg Config, o Objects) Nouns {
 			n.Workloads[w.UID] = w
 		}
 	}
+	o.routes(cfg, n)
 	return n
 }
 

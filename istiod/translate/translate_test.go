@@ -200,6 +200,7 @@ func dump(n translate.Nouns) string {
 	section(&b, "traffic", n.Traffic)
 	section(&b, "route", n.Routes)
 	section(&b, "status", n.Statuses)
+	section(&b, "routestatus", n.RouteStatuses)
 	return b.String()
 }
 
@@ -221,6 +222,8 @@ func write(b *strings.Builder, v reflect.Value, indent string) {
 		}
 		switch {
 		case f.IsZero():
+		case f.Type() == reflect.TypeFor[[]byte]():
+			fmt.Fprintf(b, "%s%s: %q\n", indent, name, f.Bytes())
 		case f.Kind() == reflect.Slice:
 			for j := range f.Len() {
 				element(b, f.Index(j), indent, fmt.Sprintf("%s[%d]", name, j))

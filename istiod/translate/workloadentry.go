@@ -180,7 +180,7 @@ type faults struct {
 
 // add records a fault; the status has the gravest of all reasons.
 func (f *faults) add(r StatusReason, format string, args ...any) {
-	grave := []StatusReason{"", Ignored, Conflicted, Unsupported, Invalid}
+	grave := []StatusReason{"", Ignored, Conflicted, Unsupported, BackendNotFound, InvalidKind, RefNotPermitted, Invalid}
 	if slices.Index(grave, r) > slices.Index(grave, f.reason) {
 		f.reason = r
 	}

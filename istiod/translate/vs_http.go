@@ -1,0 +1,264 @@
+package translate
+
+import (
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	networkingapi "istio.io/api/networking/v1alpha3"
+
+	"github.com/mistnet/mistnet/internal/mesh"
+)
+
+// httpRule returns what an entry of http says; ok is false when it is not for the mesh.
+func (v *vsTranslator) httpRule(n *ruleNotes, h vsHTTP) (*mesh.HTTPRule, bool) {
+	in := h.rule
+	matches, ok := v.matches(n, in.GetMatch())
+	if !ok {
+		return nil, false
+	}
+	out := &mesh.HTTPRule{
+		Matches: matches, Headers: headerEdits(n, "headers", in.GetHeaders()), Fault: fault(n, in.GetFault()), CORS: corsPolicy(n, in.GetCorsPolicy()),
+		Timeout: duration(n, "timeout", in.GetTimeout()), Mirrors: v.mirrors(n, h.namespace, in),
+	}
+	switch {
+	case in.GetRedirect() != nil:
+		out.Redirect = redirect(n, in.GetRedirect())
+		if len(in.GetRoute()) > 0 {
+			n.note(Ignored, "route", "has no effect besides redirect")
+		}
+		if in.GetDirectResponse() != nil {
+			n.note(Ignored, "directResponse", "has no effect besides redirect")
+		}
+	case in.GetDirectResponse() != nil:
+		out.Direct = directResponse(n, in.GetDirectResponse())
+		if len(in.GetRoute()) > 0 {
+			n.note(Ignored, "route", "has no effect besides directResponse")
+		}
+	case len(in.GetRoute()) == 0:
+		n.refuse("", "neither route nor redirect nor directResponse says what is to happen")
+	default:
+		out.Backends = v.backends(n, h.namespace, in.GetRoute())
+		out.Rewrite = rewrite(n, in.GetRewrite())
+		out.Retry, out.TryTimeout = retries(n, in.GetRetries())
+	}
+	return out, true
+}
+
+func (v *vsTranslator) backends(n *ruleNotes, namespace string, list []*networkingapi.HTTPRouteDestination) (backends []mesh.Backend) {
+	for i, d := range list {
+		at := fmt.Sprintf("route[%d]", i)
+		backends = append(backends, mesh.Backend{
+			Ref: v.destination(n, at, namespace, d.GetDestination()), Weight: weight(n, at, d.GetWeight()),
+			Headers: headerEdits(n, at+".headers", d.GetHeaders()),
+		})
+	}
+	checkWeights(n, backends)
+	return backends
+}
+
+func weight(n *ruleNotes, at string, w int32) uint32 {
+	if w < 0 {
+		n.refuse(at+".weight", "%d is less than 0", w)
+		return 0
+	}
+	return uint32(w)
+}
+
+// checkWeights refuses a rule whose destinations have no weight, or more than can be counted.
+func checkWeights(n *ruleNotes, backends []mesh.Backend) {
+	total := uint64(0)
+	for _, b := range backends {
+		total += uint64(b.Weight)
+	}
+	switch {
+	case total > math.MaxUint32:
+		n.refuse("route", "the weights add up to %d, more than %d", total, uint32(math.MaxUint32))
+		clear(backends)
+		for i := range backends {
+			backends[i].Ref.Invalid = "weights without sense"
+		}
+	case total == 0 && len(backends) > 1:
+		n.refuse("route", "the weights add up to 0")
+	}
+}
+
+// mirrors are those of mirror and of mirrors. Without a percentage all requests are mirrored.
+func (v *vsTranslator) mirrors(n *ruleNotes, namespace string, in *networkingapi.HTTPRoute) (mirrors []mesh.Mirror) {
+	whole := mesh.Fraction{Numerator: 100, Denominator: 100}
+	mirror := func(at string, d *networkingapi.Destination, part mesh.Fraction) {
+		if part.Numerator > 0 {
+			mirrors = append(mirrors, mesh.Mirror{Ref: v.destination(n, at, namespace, d), Percent: part})
+		}
+	}
+	if in.GetMirror() != nil {
+		part := whole
+		switch old := in.GetMirrorPercent(); { //nolint:staticcheck // deprecated, and still written
+		case in.GetMirrorPercentage() != nil:
+			part = percentage(n, "mirrorPercentage", in.GetMirrorPercentage())
+		case old != nil:
+			part = percentage(n, "mirrorPercent", &networkingapi.Percent{Value: float64(old.GetValue())})
+		}
+		mirror("mirror", in.GetMirror(), part)
+	}
+	for i, m := range in.GetMirrors() {
+		at, part := fmt.Sprintf("mirrors[%d]", i), whole
+		if m.GetPercentage() != nil {
+			part = percentage(n, at+".percentage", m.GetPercentage())
+		}
+		mirror(at, m.GetDestination(), part)
+	}
+	return mirrors
+}
+
+// percentage is a part of the whole, to a millionth. An absent one is nothing.
+func percentage(n *ruleNotes, field string, p *networkingapi.Percent) mesh.Fraction {
+	v := p.GetValue()
+	if !(v >= 0 && v <= 100) {
+		n.refuse(field, "%v is not 0 to 100", v)
+		return mesh.Fraction{}
+	}
+	if v == math.Trunc(v) {
+		return fractionOf(uint32(v), 100)
+	}
+	return fractionOf(uint32(math.Round(v*10_000)), 1_000_000)
+}
+
+// fractionOf is none of the whole as the zero value.
+func fractionOf(part, whole uint32) mesh.Fraction {
+	if part == 0 {
+		return mesh.Fraction{}
+	}
+	return mesh.Fraction{Numerator: part, Denominator: whole}
+}
+
+func headerEdits(n *ruleNotes, at string, h *networkingapi.Headers) mesh.HeaderEdits {
+	return mesh.HeaderEdits{
+		Request: headerOps(n, at+".request", h.GetRequest(), true), Response: headerOps(n, at+".response", h.GetResponse(), false),
+	}
+}
+
+func headerOps(n *ruleNotes, at string, ops *networkingapi.Headers_HeaderOperations, request bool) (out mesh.HeaderOps) {
+	for _, name := range ops.GetRemove() {
+		if name = strings.ToLower(name); name == "host" || !mesh.IsHeaderName(name) {
+			n.refuse(at+".remove", "%q cannot be removed", name)
+			continue
+		}
+		out.Remove = append(out.Remove, name)
+	}
+	lines := func(field string, m map[string]string, authority bool) (lines []mesh.Header) {
+		for _, name := range slices.Sorted(maps.Keys(m)) {
+			h := mesh.Header{Name: strings.ToLower(name), Value: m[name]}
+			if settableHeader(n, at+field, h, authority) {
+				lines = append(lines, h)
+			}
+		}
+		return lines
+	}
+	out.Set, out.Add = lines(".set", ops.GetSet(), request), lines(".add", ops.GetAdd(), false)
+	return out
+}
+
+// settableHeader refuses the rule for what cannot be a line of a header. authority: host and :authority may be set.
+func settableHeader(n *ruleNotes, field string, h mesh.Header, authority bool) bool {
+	isAuthority := h.Name == "host" || h.Name == ":authority"
+	switch {
+	case isAuthority && !authority, !isAuthority && !mesh.IsHeaderName(h.Name):
+		n.refuse(field, "%q cannot be set", h.Name)
+	case !mesh.IsHeaderValue(h.Value):
+		n.refuse(field, "the value of %q holds a control character", h.Name)
+	default:
+		return true
+	}
+	return false
+}
+
+func duration(n *ruleNotes, field string, d *durationpb.Duration) time.Duration {
+	if d == nil {
+		return 0
+	}
+	if err := d.CheckValid(); err != nil || d.AsDuration() < 0 || d.AsDuration() == math.MaxInt64 {
+		n.refuse(field, "%v is out of range", d)
+		return 0
+	}
+	return d.AsDuration()
+}
+
+func redirect(n *ruleNotes, in *networkingapi.HTTPRedirect) *mesh.Redirect {
+	out := &mesh.Redirect{Status: 301, Scheme: in.GetScheme(), Authority: in.GetAuthority()}
+	if code := in.GetRedirectCode(); code != 0 {
+		if out.Status = redirectStatus(n, "redirect.redirectCode", int64(code)); out.Status == 0 {
+			out.Status = 301
+		}
+	}
+	switch p := in.GetRedirectPort().(type) {
+	case *networkingapi.HTTPRedirect_Port:
+		if p.Port == 0 || p.Port > 65535 {
+			n.refuse("redirect.port", "%d is not a port", p.Port)
+			break
+		}
+		out.PortFrom, out.Port = mesh.RedirectPortFixed, uint16(p.Port)
+	case *networkingapi.HTTPRedirect_DerivePort:
+		if p.DerivePort == networkingapi.HTTPRedirect_FROM_REQUEST_PORT {
+			out.PortFrom = mesh.RedirectPortRequest
+		}
+	}
+	switch {
+	case in.GetUri() != "" && in.GetPrefixRewrite() != "":
+		n.refuse("redirect", "uri and prefixRewrite exclude each other")
+	case in.GetUri() != "":
+		out.Path = mesh.PathEdit{Kind: mesh.ReplaceFull, Value: in.GetUri()}
+	case in.GetPrefixRewrite() != "":
+		out.Path = mesh.PathEdit{Kind: mesh.ReplacePrefix, Value: in.GetPrefixRewrite()}
+	}
+	return out
+}
+
+// redirectStatus is 0 for what is not the status of a redirect.
+func redirectStatus(n *ruleNotes, field string, code int64) uint16 {
+	switch code {
+	case 301, 302, 303, 307, 308:
+		return uint16(code)
+	}
+	n.refuse(field, "%d is not 301, 302, 303, 307 or 308", code)
+	return 0
+}
+
+func directResponse(n *ruleNotes, in *networkingapi.HTTPDirectResponse) *mesh.DirectResponse {
+	out := &mesh.DirectResponse{Status: 500}
+	if s := in.GetStatus(); s < 200 || s > 599 {
+		n.refuse("directResponse.status", "%d is not 200 to 599", s)
+	} else {
+		out.Status = uint16(s)
+	}
+	switch b := in.GetBody().GetSpecifier().(type) {
+	case *networkingapi.HTTPBody_String_:
+		out.Body = []byte(b.String_)
+	case *networkingapi.HTTPBody_Bytes:
+		out.Body = b.Bytes
+	}
+	if len(out.Body) == 0 {
+		out.Body = nil
+	}
+	return out
+}
+
+func rewrite(n *ruleNotes, in *networkingapi.HTTPRewrite) *mesh.Rewrite {
+	if in == nil {
+		return nil
+	}
+	out := &mesh.Rewrite{Authority: in.GetAuthority()}
+	switch expr := in.GetUriRegexRewrite(); {
+	case in.GetUri() != "" && expr != nil:
+		n.refuse("rewrite", "uri and uriRegexRewrite exclude each other")
+	case in.GetUri() != "":
+		out.Path = mesh.PathEdit{Kind: mesh.ReplacePrefix, Value: in.GetUri()}
+	case expr != nil && compiles(n, "rewrite.uriRegexRewrite.match", expr.GetMatch()):
+		out.Path = mesh.PathEdit{Kind: mesh.ReplaceRegex, Regex: expr.GetMatch(), Value: expr.GetRewrite()}
+	}
+	return out
+}
