@@ -7,12 +7,13 @@ import (
 )
 
 // list is the policies of one action in the order given, and an index over them. Most policies of a large mesh name
-// their callers exactly, so a caller is compared only with those that name it and those that do not name callers.
-// All index lists hold ascending positions in policies.
+// their callers exactly, so a caller is compared only with those that name it and those that do not name callers; of these,
+// many are about paths. All index lists hold ascending positions in policies.
 type list struct {
 	policies []policy
 
-	any         []int32 // policies that cannot be told apart by the caller
+	any         []int32 // policies that can be told apart neither by the caller nor by the path
+	byPath      paths   // of those that cannot be told apart by the caller
 	byPrincipal map[mesh.Identity][]int32
 	byAccount   map[mesh.ServiceAccount][]int32
 	byNamespace map[string][]int32
@@ -22,6 +23,9 @@ type list struct {
 func (l *list) first(c *connection) *policy {
 	best := len(l.policies)
 	best = l.scan(l.any, best, c)
+	if len(l.byPath.all) > 0 {
+		best = l.scanPaths(best, c)
+	}
 	if c.known {
 		if len(l.byPrincipal) > 0 {
 			best = l.scan(l.byPrincipal[c.peer], best, c)
@@ -37,6 +41,16 @@ func (l *list) first(c *connection) *policy {
 		return nil
 	}
 	return &l.policies[best]
+}
+
+func (l *list) scanPaths(best int, c *connection) int {
+	if c.http == nil {
+		return l.scan(l.byPath.all, best, c)
+	}
+	for i := l.byPath.longest(c.http.Path); i >= 0; i = l.byPath.parent[i] {
+		best = l.scan(l.byPath.on[i], best, c)
+	}
+	return best
 }
 
 // scan returns the first of candidates below best that matches, else best.
@@ -56,10 +70,20 @@ func (l *list) index() {
 	l.byPrincipal = make(map[mesh.Identity][]int32)
 	l.byAccount = make(map[mesh.ServiceAccount][]int32)
 	l.byNamespace = make(map[string][]int32)
+	var onPaths []int32
+	byStart := make(map[string][]int32)
 	for i := range l.policies {
 		callers, ok := callersOf(&l.policies[i])
 		if !ok {
-			l.any = append(l.any, int32(i))
+			starts, ok := startsOf(&l.policies[i])
+			if !ok {
+				l.any = append(l.any, int32(i))
+				continue
+			}
+			onPaths = append(onPaths, int32(i))
+			for _, s := range starts {
+				add(byStart, s, int32(i))
+			}
 			continue
 		}
 		for _, c := range callers {
@@ -73,6 +97,7 @@ func (l *list) index() {
 			}
 		}
 	}
+	l.byPath = indexPaths(onPaths, byStart)
 }
 
 func add[K comparable](m map[K][]int32, k K, i int32) {
