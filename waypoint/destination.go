@@ -20,6 +20,18 @@ type destination struct {
 	app      mesh.AppProtocol
 }
 
+// cluster is what a rule's backend means to a client that asked for d.
+func (d *destination) cluster(ref *mesh.BackendRef) clusterKey {
+	key := clusterKey{service: d.service, subset: ref.Subset, port: d.port}
+	if ref.Hostname != "" {
+		key.service = ref.Service()
+	}
+	if ref.Port != 0 {
+		key.port = ref.Port
+	}
+	return key
+}
+
 // refusedError refuses a tunnel.
 type refusedError struct {
 	status int

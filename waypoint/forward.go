@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/mistnet/mistnet/internal/lb"
 	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/waypoint/http1"
 	"github.com/mistnet/mistnet/waypoint/route"
@@ -16,19 +15,13 @@ import (
 // plan is how the request being served is forwarded.
 type plan struct {
 	backend *route.Backend
-	balance lb.Request     // Service is nil when a workload was asked for
+	target  *target        // nil when a workload was asked for
 	direct  *mesh.Workload // the workload
-	connect time.Duration  // for a connection to be made
 	whole   time.Time      // when all must be over; zero: never
 	try     time.Duration  // for each try; 0: none
 	path    string
 	host    string
-
-	tls      *mesh.UpstreamTLS
-	http2    bool // to the endpoint
-	pool     *mesh.ConnectionPool
-	cluster  *cluster // nil: nothing is bounded or watched
-	outliers *mesh.OutlierDetection
+	http2   bool // to the endpoint
 }
 
 // forward sends the request to a backend, again if need be, and its response to the client.
@@ -50,6 +43,7 @@ func (s *session) forward(ctx context.Context, b *route.Backend) *upstream {
 			s.log.fail("DC", "downstream_remote_disconnect")
 			return nil
 		}
+		s.retried()
 		if attempt > s.rule.Retry.Attempts || !s.rule.Retry.Retriable(outcome) || !s.again(ctx, &p, attempt) {
 			if attempt > 1 && outcome.Reset == route.ResetConnect {
 				r.flags += ",URX"
@@ -61,7 +55,12 @@ func (s *session) forward(ctx context.Context, b *route.Backend) *upstream {
 
 // admitted waits for the request's turn where a policy bounds how many there may be. A reply says that there is no room.
 func (s *session) admitted(ctx context.Context, p *plan) *reply {
-	if !bounded(p.pool) {
+	if p.target == nil {
+		return nil
+	}
+	settings := &p.target.settings
+	p.target.cluster.begun(settings.RetryBudget, s.log.start)
+	if !bounded(settings) {
 		return nil
 	}
 	if !p.whole.IsZero() {
@@ -69,13 +68,13 @@ func (s *session) admitted(ctx context.Context, p *plan) *reply {
 		ctx, cancel = context.WithDeadline(ctx, p.whole)
 		defer cancel()
 	}
-	pool := p.pool
+	pool := settings.Pool
 	if p.http2 { // one connection carries all
-		pool = &mesh.ConnectionPool{MaxRequests: pool.MaxRequests}
+		pool = &p.target.shared
 	}
-	switch err := p.cluster.enter(ctx, pool); {
+	switch err := p.target.cluster.enter(ctx, pool); {
 	case err == nil:
-		s.held = p.cluster
+		s.held = p.target.cluster
 		return nil
 	case errors.Is(err, context.DeadlineExceeded):
 		return &replyTimeout
@@ -85,7 +84,7 @@ func (s *session) admitted(ctx context.Context, p *plan) *reply {
 	return &reply{flags: "DC", details: "downstream_remote_disconnect"}
 }
 
-// again waits before another try. False: there is no time left for one, or the body is gone.
+// again waits before another try. False: there is no time left for one, too many are under way, or the body is gone.
 func (s *session) again(ctx context.Context, p *plan, attempt uint32) bool {
 	if !p.hasTime() || !s.q.Body.Rewind() {
 		return false
@@ -94,68 +93,53 @@ func (s *session) again(ctx context.Context, p *plan, attempt uint32) bool {
 	if !p.whole.IsZero() && time.Until(p.whole) <= pause {
 		return false
 	}
+	if p.target != nil {
+		if !p.target.cluster.retry(&p.target.settings, time.Now()) {
+			return false
+		}
+		s.retrying = p.target.cluster
+	}
 	return sleep(ctx, pause)
+}
+
+// retried ends a retry, if it was one.
+func (s *session) retried() {
+	if s.retrying != nil {
+		s.retrying.retryOver()
+		s.retrying = nil
+	}
 }
 
 // plan finds out where a request goes; a reply says why it cannot.
 func (s *session) plan(p *plan, b *route.Backend) *reply {
 	v := s.view
-	p.backend, p.connect = b, connectTimeout
+	p.backend = b
 	whole, try := s.rule.Timeouts(s.grpcTimeout())
 	if p.try = try; whole > 0 {
 		p.whole = s.log.start.Add(whole)
 	}
 	p.path, p.host = s.rule.Rewrite(b, s.at, &s.req)
-	key, port := s.to.service, s.to.port
-	if b.Ref.Hostname != "" {
-		key = b.Ref.Service()
-	}
-	if b.Ref.Port != 0 {
-		port = b.Ref.Port
-	}
-	s.log.cluster(key, b.Ref.Subset, port)
-	if key == "" {
+	key := s.to.cluster(&b.Ref)
+	s.log.cluster(key.service, key.subset, key.port)
+	if key.service == "" {
 		if p.direct = v.Workload(s.to.uid); p.direct == nil {
 			return &replyNoUpstream
 		}
 		p.http2 = s.http2(s.to.app, nil)
 		return nil
 	}
-	svc := v.Service(key)
-	if svc == nil {
+	s.log.service = v.Service(key.service)
+	if p.target = v.target(s.up, s.cfg.Namespace, key); p.target == nil {
 		return s.noCluster()
 	}
-	s.log.service = svc
-	settings, ok := v.settings(svc, s.cfg.Namespace, b.Ref.Subset, port)
-	if !ok {
-		return s.noCluster()
+	p.http2 = s.http2(p.target.app, p.target.settings.Pool)
+	hash := ""
+	if p.target.hash != nil {
+		hash = s.hashKey(p.target.hash)
 	}
-	p.connect, p.balance, p.tls = timeoutOf(&settings), s.balance(v, svc, port), originated(&settings)
-	sp, _ := svc.Port(port)
-	p.http2 = s.http2(sp.App, settings.Pool)
-	if h := hashOf(settings.Balancer); h != nil {
-		if key := s.hashKey(h); key != "" {
-			sticks(&p.balance, key)
-		}
-	}
-	if p.pool, p.outliers = settings.Pool, settings.Outliers; bounded(p.pool) || p.outliers != nil {
-		p.cluster = s.up.cluster(clusterKey{key, port})
-	}
+	s.search.begin(s.up, p.target, &s.client, s.to.addr.Addr(), hash)
+	s.search.way.OtherTiers = s.rule.Retry.OtherLocalities
 	return nil
-}
-
-// settings are what is said of a port of a service, or a subset; not ok when it asks for what cannot be done here, and
-// doing without might be unsafe or lead elsewhere.
-func (v *view) settings(svc *mesh.Service, namespace, subset string, port uint16) (mesh.TrafficSettings, bool) {
-	policy := v.trafficFor(svc, namespace)
-	if policy != nil && policy.Invalid != "" {
-		return mesh.TrafficSettings{}, false
-	}
-	s, ok := policy.For(subset, port)
-	if !ok || subset != "" || !known(originated(&s)) || s.Tunnel != nil || s.ProxyProtocol != mesh.ProxyProtocolNone {
-		return s, false
-	}
-	return s, true
 }
 
 // noCluster is the answer when there is no such backend: it differs by who wrote the rule.
@@ -181,34 +165,36 @@ func (s *session) try(ctx context.Context, p *plan, attempt uint32) (*upstream, 
 	if p.direct != nil {
 		to = s.up.workload(p.direct, s.to.addr)
 	} else {
-		var err error
-		balance := p.balance
-		if p.outliers != nil {
-			balance.Endpoints = p.cluster.healthy(p.outliers, balance.Endpoints, time.Now())
+		if !s.avoids() {
+			s.search.again()
 		}
-		if to, err = s.up.choose(&balance, p.tls, s.avoid()); err != nil {
+		var ok bool
+		if to, ok = s.search.next(s.up, p.target, s.to.addr, time.Now()); !ok {
 			return nil, route.Outcome{Reset: route.ResetOverflow}, &replyNoUpstream
 		}
 	}
-	s.tried = append(s.tried, to.endpoint)
 	s.log.upstream, s.log.workload, s.log.attempts = to.endpoint.key.addr, to.workload, attempt
 	to.endpoint.active.Add(1)
 	up, outcome, r := s.exchange(ctx, p, to)
 	if up == nil {
 		to.endpoint.active.Add(-1)
 	}
-	if p.outliers != nil && to.workload != nil && ctx.Err() == nil && outcome.Reset != route.ResetOverflow {
-		p.cluster.observe(p.outliers, to.workload.UID, resultOf(outcome), len(p.balance.Endpoints), time.Now())
+	if to.host != nil && p.target.settings.Outliers != nil && ctx.Err() == nil && outcome.Reset != route.ResetOverflow {
+		p.target.cluster.observe(p.target.settings.Outliers, s.search.members, to.host, resultOf(outcome), time.Now())
 	}
 	return up, outcome, r
 }
 
-// avoid are the endpoints not to be tried again.
-func (s *session) avoid() []*endpoint {
-	if s.rule.Retry.PreviousHosts == mesh.PreviousHostsAllow {
-		return nil
+// avoids reports whether a request is not to go where it has been. By default, what is hashed may.
+func (s *session) avoids() bool {
+	switch s.rule.Retry.PreviousHosts {
+	case mesh.PreviousHostsAllow:
+		return false
+	case mesh.PreviousHostsAvoid:
+		return true
+	case mesh.PreviousHostsDefault:
 	}
-	return s.tried
+	return s.search.way.Key == ""
 }
 
 // exchange carries the request to an endpoint, and the response back unless it is one to try again. When a kept
@@ -252,14 +238,18 @@ func (s *session) connect(ctx context.Context, p *plan, to pick, fresh bool, unt
 			return up, nil
 		}
 	}
-	limit := time.Now().Add(p.connect)
+	within, pool := connectTimeout, (*mesh.ConnectionPool)(nil)
+	if p.target != nil {
+		within, pool = p.target.connect, p.target.settings.Pool
+	}
+	limit := time.Now().Add(within)
 	if !until.IsZero() && until.Before(limit) {
 		limit = until
 	}
 	ctx, cancel := context.WithDeadline(ctx, limit)
 	defer cancel()
 	if p.http2 {
-		return s.up.stream(ctx, to, s.header(), p.pool, p.connect)
+		return s.up.stream(ctx, to, s.header(), pool, within)
 	}
 	return s.up.connect(ctx, to, s.header())
 }

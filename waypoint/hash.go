@@ -5,24 +5,16 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/mistnet/mistnet/internal/lb"
 	"github.com/mistnet/mistnet/internal/mesh"
 )
 
-// hashOf is what the clients of a service are told apart by; nil: nothing.
+// hashOf is what the clients of a service are told apart by; nil: nothing. Package lb's rendezvous hashing stands for every
+// algorithm of the kind: the same endpoint for the same key, for as long as that may be used.
 func hashOf(b *mesh.Balancer) *mesh.ConsistentHash {
 	if b == nil || b.Algorithm != mesh.BalancerRingHash && b.Algorithm != mesh.BalancerMaglev {
 		return nil
 	}
 	return b.Hash
-}
-
-// sticks makes a balance choose by a key: the same endpoint for the same key, for as long as that may be used. Package lb's
-// rendezvous hashing stands for every algorithm of the kind.
-func sticks(r *lb.Request, key string) {
-	from, svc := *r.From, *r.Service
-	from.UID, svc.LB.Sticky = key, true
-	r.From, r.Service = &from, &svc
 }
 
 // hashKey is a request's key; "" when it has none, and may go anywhere.

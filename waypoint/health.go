@@ -1,39 +1,17 @@
 package waypoint
 
 import (
-	"context"
-	"errors"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/waypoint/route"
 )
 
-// errOverflow refuses what is beyond the bounds of a traffic policy.
-var errOverflow = errors.New("overflow")
-
-// clusterKey is a port of a service: what is bounded and watched together.
-type clusterKey struct {
-	service string
-	port    uint16
-}
-
-// cluster counts what is under way to one, and remembers which of its endpoints fail. There is one only where a traffic
-// policy asks for it.
-type cluster struct {
-	mu       sync.Mutex
-	active   uint32
-	waiting  []chan struct{} // closed when their turn has come; the oldest first
-	outliers map[string]*outlier
-}
-
-// outlier is how an endpoint does, by its workload's UID.
+// outlier is how an endpoint did lately. The mutex of its cluster guards it.
 type outlier struct {
 	errors, gateway, local uint32 // in a row
 	times                  int    // it was ejected
-	until                  time.Time
 }
 
 // The defaults of outlier detection.
@@ -42,71 +20,8 @@ const (
 	defaultEjection    = 30 * time.Second
 	maxEjection        = 300 * time.Second
 	defaultMaxEjected  = 10 // per cent
+	defaultInterval    = 10 * time.Second
 )
-
-func (u *upstreams) cluster(key clusterKey) *cluster {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	c := u.clusters[key]
-	if c == nil {
-		c = &cluster{outliers: make(map[string]*outlier)}
-		u.clusters[key] = c
-	}
-	return c
-}
-
-// bounded reports whether a pool has a bound on what is under way.
-func bounded(p *mesh.ConnectionPool) bool {
-	return p != nil && (p.MaxConnections > 0 || p.MaxRequests > 0)
-}
-
-// enter begins a request or connection; leave ends it. It waits, if it may, until a connection is free: HTTP/1.1 carries one
-// request on each.
-func (c *cluster) enter(ctx context.Context, p *mesh.ConnectionPool) error {
-	c.mu.Lock()
-	if p.MaxRequests > 0 && c.active+uint32(len(c.waiting)) >= p.MaxRequests {
-		c.mu.Unlock()
-		return errOverflow
-	}
-	if p.MaxConnections == 0 || c.active < p.MaxConnections {
-		c.active++
-		c.mu.Unlock()
-		return nil
-	}
-	if p.MaxPending > 0 && uint32(len(c.waiting)) >= p.MaxPending {
-		c.mu.Unlock()
-		return errOverflow
-	}
-	turn := make(chan struct{})
-	c.waiting = append(c.waiting, turn)
-	c.mu.Unlock()
-	select {
-	case <-turn:
-		return nil
-	case <-ctx.Done():
-	}
-	c.mu.Lock()
-	i := slices.Index(c.waiting, turn)
-	if i >= 0 {
-		c.waiting = slices.Delete(c.waiting, i, i+1)
-	}
-	c.mu.Unlock()
-	if i < 0 { // its turn came meanwhile
-		c.leave()
-	}
-	return ctx.Err()
-}
-
-func (c *cluster) leave() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if len(c.waiting) > 0 {
-		close(c.waiting[0])
-		c.waiting = slices.Delete(c.waiting, 0, 1)
-		return
-	}
-	c.active--
-}
 
 // result is how a try went, to outlier detection.
 type result struct {
@@ -121,19 +36,12 @@ func resultOf(o route.Outcome) result {
 	return result{local: o.Reset != route.ResetProtocol}
 }
 
-// observe counts a result, and ejects the endpoint if it has failed too often. total is how many endpoints there are.
-func (c *cluster) observe(d *mesh.OutlierDetection, uid string, r result, total int, now time.Time) {
+// observe counts a result of a member, and ejects it if it has failed too often.
+func (c *cluster) observe(d *mesh.OutlierDetection, m *members, h *host, r result, now time.Time) {
+	failed, gateway := failure(d, r)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	o := c.outliers[uid]
-	failed, gateway := failure(d, r)
-	if o == nil {
-		if !failed && !gateway {
-			return
-		}
-		o = new(outlier)
-		c.outliers[uid] = o
-	}
+	o := &h.outlier
 	count := func(n *uint32, failed bool, limit *uint32, fallback uint32) bool {
 		if !failed {
 			*n = 0
@@ -154,16 +62,29 @@ func (c *cluster) observe(d *mesh.OutlierDetection, uid string, r result, total 
 		eject = count(&o.errors, failed, d.Consecutive5xx, defaultConsecutive)
 		eject = count(&o.gateway, gateway, d.ConsecutiveGateway, 0) || eject
 	}
-	if !eject || now.Before(o.until) || !c.mayEject(d, total, now) {
+	back := time.Unix(0, h.until.Load()) // the end of the last ejection
+	if !eject || now.Before(back) || !mayEject(d, m, now) {
 		return
 	}
-	o.times++
+	interval := d.Interval
+	if interval <= 0 {
+		interval = defaultInterval
+	}
+	// Each interval in peace makes the next ejection shorter.
+	o.times = max(0, o.times-int(min(now.Sub(back)/interval, time.Duration(o.times)))) + 1
 	o.errors, o.gateway, o.local = 0, 0, 0
 	base := d.BaseEjection
 	if base <= 0 {
 		base = defaultEjection
 	}
-	o.until = now.Add(min(base*time.Duration(o.times), max(maxEjection, base)))
+	until := now.Add(min(base*time.Duration(o.times), max(maxEjection, base))).UnixNano()
+	h.until.Store(until)
+	for i := range c.members {
+		if m := c.members[i].Load(); m != nil {
+			m.worry(until)
+		}
+	}
+	m.worry(until)
 }
 
 // failure says whether a result counts, and whether as that of a gateway, too. What failed here counts as 503.
@@ -180,10 +101,10 @@ func failure(d *mesh.OutlierDetection, r result) (failed, gateway bool) {
 }
 
 // mayEject: one endpoint always may be, more only up to a part of all.
-func (c *cluster) mayEject(d *mesh.OutlierDetection, total int, now time.Time) bool {
+func mayEject(d *mesh.OutlierDetection, m *members, now time.Time) bool {
 	out := 0
-	for _, o := range c.outliers {
-		if now.Before(o.until) {
+	for _, h := range m.hosts {
+		if h.until.Load() > now.UnixNano() {
 			out++
 		}
 	}
@@ -191,23 +112,5 @@ func (c *cluster) mayEject(d *mesh.OutlierDetection, total int, now time.Time) b
 	if percent == 0 {
 		percent = defaultMaxEjected
 	}
-	return out+1 <= max(1, total*percent/100)
-}
-
-// healthy leaves out the endpoints that are ejected, unless too few would be left. It returns eps itself when none is.
-func (c *cluster) healthy(d *mesh.OutlierDetection, eps []mesh.Endpoint, now time.Time) []mesh.Endpoint {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	gone := func(ep mesh.Endpoint) bool {
-		o := c.outliers[ep.Workload.UID]
-		return o != nil && now.Before(o.until)
-	}
-	if !slices.ContainsFunc(eps, gone) {
-		return eps
-	}
-	left := slices.DeleteFunc(slices.Clone(eps), gone)
-	if uint32(len(left)*100) < d.MinHealthy*uint32(len(eps)) {
-		return eps
-	}
-	return left
+	return out+1 <= max(1, len(m.hosts)*percent/100)
 }

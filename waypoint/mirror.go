@@ -153,25 +153,14 @@ func (s *session) mirror(p *plan) {
 
 // mirrorTo picks who gets a copy.
 func (s *session) mirrorTo(m *route.Mirror) (mirrored, bool) {
-	key, port := s.to.service, s.to.port
-	if m.Ref.Hostname != "" {
-		key = m.Ref.Service()
-	}
-	if m.Ref.Port != 0 {
-		port = m.Ref.Port
-	}
-	svc := s.view.Service(key)
-	if svc == nil {
+	t := s.view.target(s.up, s.cfg.Namespace, s.to.cluster(&m.Ref))
+	if t == nil {
 		return mirrored{}, false
 	}
-	settings, ok := s.view.settings(svc, s.cfg.Namespace, m.Ref.Subset, port)
-	if !ok {
-		return mirrored{}, false
-	}
-	balance := s.balance(s.view, svc, port)
-	to, err := s.up.choose(&balance, originated(&settings), nil)
-	sp, _ := svc.Port(port)
-	return mirrored{to: to, http2: s.http2(sp.App, settings.Pool), pool: settings.Pool}, err == nil
+	var search search
+	search.begin(s.up, t, &s.client, s.to.addr.Addr(), "")
+	to, ok := search.next(s.up, t, s.to.addr, time.Now())
+	return mirrored{to: to, http2: s.http2(t.app, t.settings.Pool), pool: t.settings.Pool}, ok
 }
 
 // copied is the request as it will go out, or nil.

@@ -38,9 +38,11 @@ type session struct {
 	log    record
 	edits  http1.Edits
 	cors   route.CORSDecision
-	tried  []*endpoint
+	search search
 	held   *cluster // that counts the request; nil: none does
 	cookie string   // to set; "": none
+
+	retrying *cluster // that counts a retry; nil: none does
 
 	busy  atomic.Pointer[upstream] // that is waited for
 	cache seriesCache
@@ -150,7 +152,7 @@ func (s *session) hangUp() {
 
 // begin starts the record of a request; q is nil when it could not be read.
 func (s *session) begin(q *http1.Request) {
-	s.q, s.rule, s.at, s.cors, s.tried = q, nil, route.Matched{}, route.CORSDecision{}, s.tried[:0]
+	s.q, s.rule, s.at, s.cors = q, nil, route.Matched{}, route.CORSDecision{}
 	s.req, s.cookie = route.Request{}, ""
 	s.view = s.state.load()
 	s.log = record{start: time.Now(), client: &s.client, to: &s.to, http: true, protocol: "HTTP/1.1", flags: "-"}
@@ -386,11 +388,12 @@ func (s *session) finish() {
 		s.held.leave()
 		s.held = nil
 	}
+	s.retried()
 	if s.q != nil && s.log.received == 0 {
 		s.log.received = s.q.Body.Bytes()
 	}
 	s.rep.request(&s.log, &s.cache)
-	s.view, s.rule = nil, nil // a session that waits keeps no old view alive
+	s.view, s.rule, s.search = nil, nil, search{} // a session that waits keeps no old view alive
 	s.log = record{}
 }
 

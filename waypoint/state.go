@@ -26,6 +26,7 @@ type view struct {
 	table    *route.Table
 	problems []route.Problem
 	traffic  map[string]*mesh.TrafficPolicy // by key
+	targets  *targets                       // made of these, as they were asked for
 
 	self   *mesh.Workload    // this waypoint's own pod; nil until istiod has told of it
 	own    *guard            // what governs all that goes through this waypoint
@@ -48,6 +49,7 @@ func newState(cfg *Config, log *zap.Logger) *state {
 	s := &state{cfg: cfg, log: log, trusted: cfg.trusted(), changed: func(*view) {}}
 	s.current.Store(&view{
 		Snapshot: &mesh.Snapshot{}, routes: map[string]*mesh.Route{}, traffic: map[string]*mesh.TrafficPolicy{},
+		targets: new(targets),
 	})
 	return s
 }
@@ -60,6 +62,7 @@ func (s *state) apply(_ context.Context, u xds.Update) []xds.Rejection {
 	defer s.mu.Unlock()
 	old := s.load()
 	next := *old
+	next.targets = new(targets)
 	var rejected []xds.Rejection
 	switch u.TypeURL {
 	case mesh.TypeRoute:

@@ -18,7 +18,6 @@ import (
 
 	"github.com/mistnet/mistnet/internal/hbone"
 	"github.com/mistnet/mistnet/internal/identity"
-	"github.com/mistnet/mistnet/internal/lb"
 	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/internal/relay"
 	"github.com/mistnet/mistnet/waypoint/http1"
@@ -29,7 +28,6 @@ const (
 	connectTimeout = 10 * time.Second // when no traffic policy says otherwise
 	idleTimeout    = time.Minute      // of a kept connection: most servers keep theirs longer
 	maxIdle        = 256              // connections kept per endpoint
-	hostAttempts   = 5                // picks in search of an endpoint that has not failed this request
 )
 
 // upstreams are the endpoints this waypoint speaks to, with their connections and how busy they are.
@@ -121,6 +119,7 @@ type pick struct {
 	endpoint *endpoint
 	workload *mesh.Workload // nil: an address outside the mesh's knowledge
 	expect   []mesh.Identity
+	host     *host // as a member of its cluster; nil: it is none
 }
 
 func newUpstreams(cfg *Config, ids *identity.Manager, log *zap.Logger) *upstreams {
@@ -143,62 +142,6 @@ func (u *upstreams) tls(ctx context.Context, to hbone.Target) (*tls.Config, erro
 		return nil, err
 	}
 	return identity.ClientConfig(svid, to.Expect), nil
-}
-
-// choose picks an endpoint by the request's load balancing, the less busy of two, one that is not in tried if there is
-// such.
-func (u *upstreams) choose(r *lb.Request, t *mesh.UpstreamTLS, tried []*endpoint) (pick, error) {
-	best, err := u.one(r, t)
-	if err != nil {
-		return pick{}, err
-	}
-	if len(r.Endpoints) == 1 || r.Service.LB.Sticky {
-		return best, nil
-	}
-	if other, err := u.one(r, t); err == nil && other.endpoint != best.endpoint &&
-		other.endpoint.active.Load() < best.endpoint.active.Load() {
-		best = other
-	}
-	for range hostAttempts {
-		if !contains(tried, best.endpoint) {
-			break
-		}
-		if other, err := u.one(r, t); err == nil {
-			best = other
-		}
-	}
-	return best, nil
-}
-
-func contains(list []*endpoint, e *endpoint) bool {
-	for _, t := range list {
-		if t == e {
-			return true
-		}
-	}
-	return false
-}
-
-func (u *upstreams) one(r *lb.Request, t *mesh.UpstreamTLS) (pick, error) {
-	c, err := lb.Pick(r, rand.Uint64N)
-	if err != nil {
-		return pick{}, err
-	}
-	w := c.Endpoint.Workload
-	key := endpointKey{addr: netip.AddrPortFrom(c.Addr, c.Port)}
-	if t != nil {
-		key.tls, key.name = t, r.Service.Hostname
-	}
-	if w == nil { // the original destination
-		return pick{endpoint: u.endpoint(key)}, nil
-	}
-	if !c.Addr.IsValid() {
-		if w.Network != r.From.Network {
-			return pick{}, lb.NoAddress // gateways of other networks are not spoken to
-		}
-		key.host = w.Hostname
-	}
-	return u.to(key, w, r.Service.SANs), nil
 }
 
 // workload is a workload that was asked for by its own address.
@@ -383,6 +326,11 @@ func (u *upstreams) sweep(then time.Time) {
 		unused = append(unused, e.shared.unused(then)...)
 		if len(e.idle)+len(e.shared.conns) == 0 && e.shared.dial == nil && e.active.Load() == 0 {
 			delete(u.endpoints, key) // who picked it just now keeps it to himself
+		}
+	}
+	for key, c := range u.clusters {
+		if c.forgettable(time.Now()) {
+			delete(u.clusters, key) // a view that knows it goes on with it
 		}
 	}
 	u.mu.Unlock()

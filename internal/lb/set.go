@@ -274,7 +274,7 @@ func (p *picking) member(g *group) int {
 			return a
 		}
 		b := p.random(g)
-		if float64(p.state.Busy(b)+1)*p.weight(a) < float64(p.state.Busy(a)+1)*p.weight(b) {
+		if float64(p.state.Busy(b))*p.weight(a) < float64(p.state.Busy(a))*p.weight(b) {
 			return b
 		}
 		return a

@@ -86,6 +86,7 @@ func TestSharesOfAlgorithms(t *testing.T) {
 		"random by weight":                            {[]uint32{1, 2, 1, 0}, mesh.BalancerRandom, state{}, 0, []float64{25, 50, 25}},
 		"in turn by weight":                           {[]uint32{1, 2, 1}, mesh.BalancerRoundRobin, state{}, 0, []float64{25, 50, 25}},
 		"least request, all alike":                    {[]uint32{1, 1, 1, 1}, mesh.BalancerLeastRequest, state{}, 0, []float64{25, 25, 25, 25}},
+		"least request by weight when idle":           {[]uint32{1, 2, 1}, mesh.BalancerLeastRequest, state{}, 0, []float64{25, 50, 25}},
 		"least request passes the busy one by":        {[]uint32{1, 1, 1}, mesh.BalancerLeastRequest, state{busy: map[int]int64{0: 9}}, 0, []float64{100. / 9, 400. / 9, 400. / 9}},
 		"what is out gets nothing":                    {[]uint32{1, 1, 1}, mesh.BalancerRandom, state{out: map[int]bool{1: true}}, 0, []float64{50, 0, 50}},
 		"turns of what is out go to all others alike": {[]uint32{1, 1, 1}, mesh.BalancerRoundRobin, state{out: map[int]bool{1: true}}, 0, []float64{50, 0, 50}},

@@ -34,14 +34,15 @@ func (p *TrafficPolicy) For(subset string, port uint16) (s TrafficSettings, ok b
 	if subset == "" {
 		return s, true
 	}
-	sub := p.subset(subset)
+	sub := p.Subset(subset)
 	if sub == nil {
 		return TrafficSettings{}, false
 	}
 	return s.override(sub.Settings).at(sub.Ports, port), true
 }
 
-func (p *TrafficPolicy) subset(name string) *Subset {
+// Subset returns the subset of that name, or nil.
+func (p *TrafficPolicy) Subset(name string) *Subset {
 	for i := range p.Subsets {
 		if p.Subsets[i].Name == name {
 			return &p.Subsets[i]

@@ -1,0 +1,299 @@
+package waypoint
+
+import (
+	"math"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/mistnet/mistnet/internal/lb"
+	"github.com/mistnet/mistnet/internal/mesh"
+)
+
+// target is one port of a service, or of a subset of it, as a view says to talk to it. It never changes.
+type target struct {
+	service  *mesh.Service
+	settings mesh.TrafficSettings
+	tls      *mesh.UpstreamTLS // to begin with the application; nil: none
+	hash     *mesh.ConsistentHash
+	connect  time.Duration       // for a connection to be made
+	app      mesh.AppProtocol    // of the port
+	shared   mesh.ConnectionPool // what bounds requests that share a connection
+	cluster  *cluster
+
+	labels    map[string]string // of the subset
+	port      uint16
+	self      *mesh.Workload
+	endpoints []mesh.Endpoint
+}
+
+// targets are those of one view that were asked for.
+type targets struct {
+	mu    sync.RWMutex
+	known map[clusterKey]*target // nil: there is no such service or subset, or it must not be talked to
+}
+
+// target is a port of a service, by its key, or of a subset of it; nil when there is none, or nothing may be sent to it.
+func (v *view) target(u *upstreams, clients string, key clusterKey) *target {
+	v.targets.mu.RLock()
+	t, ok := v.targets.known[key]
+	v.targets.mu.RUnlock()
+	if ok {
+		return t
+	}
+	t = v.resolve(u, clients, key)
+	if v.Service(key.service) == nil {
+		return nil // names that requests make up are not to fill memory
+	}
+	v.targets.mu.Lock()
+	defer v.targets.mu.Unlock()
+	if v.targets.known == nil {
+		v.targets.known = make(map[clusterKey]*target)
+	}
+	v.targets.known[key] = t
+	return t
+}
+
+func (v *view) resolve(u *upstreams, clients string, key clusterKey) *target {
+	svc := v.Service(key.service)
+	if svc == nil || v.self == nil {
+		return nil
+	}
+	policy := v.trafficFor(svc, clients)
+	if policy != nil && policy.Invalid != "" {
+		return nil
+	}
+	settings, ok := policy.For(key.subset, key.port)
+	if !ok || !known(originated(&settings)) || settings.Tunnel != nil || settings.ProxyProtocol != mesh.ProxyProtocolNone {
+		return nil
+	}
+	t := &target{service: svc, settings: settings, tls: originated(&settings), hash: hashOf(settings.Balancer), connect: connectTimeout,
+		cluster: u.cluster(key), port: key.port, self: v.self, endpoints: v.Endpoints(key.service)}
+	p, _ := svc.Port(key.port)
+	t.app = p.App
+	if settings.Pool != nil {
+		t.shared.MaxRequests = settings.Pool.MaxRequests
+		if settings.Pool.ConnectTimeout > 0 {
+			t.connect = settings.Pool.ConnectTimeout
+		}
+	}
+	if policy != nil && key.subset != "" {
+		t.labels = policy.Subset(key.subset).Labels
+	}
+	return t
+}
+
+// members are the endpoints of a cluster, and how they do. It is an lb.State. The set stays until what it was made of
+// changes, whatever else a new view brings.
+type members struct {
+	set   *lb.Set
+	hosts []*host // by place in the set
+
+	// What they were made of.
+	service   *mesh.Service
+	settings  mesh.TrafficSettings
+	self      *mesh.Workload
+	endpoints []mesh.Endpoint
+
+	warmup   *mesh.Warmup // nil: none
+	now      atomic.Int64 // of the last pick, in nanoseconds since 1970
+	troubled atomic.Int64 // until when somebody may be out or warming up, likewise
+}
+
+// host is an endpoint as a member of a cluster.
+type host struct {
+	pick
+	since time.Time    // it is known
+	until atomic.Int64 // it is ejected, in nanoseconds since 1970
+	outlier
+}
+
+// Calm implements lb.State.
+func (m *members) Calm() bool { return m.troubled.Load() <= m.now.Load() }
+
+// Out implements lb.State.
+func (m *members) Out(i int) bool { return m.hosts[i].until.Load() > m.now.Load() }
+
+// Busy implements lb.State.
+func (m *members) Busy(i int) int64 { return m.hosts[i].endpoint.active.Load() }
+
+// Warmth implements lb.State. Envoy: the time since the endpoint came, as part of the warm-up, to the power of
+// 1/aggression, and at least the smallest part.
+func (m *members) Warmth(i int) float64 {
+	w := m.warmup
+	if w == nil {
+		return 1
+	}
+	passed := float64(m.now.Load()-m.hosts[i].since.UnixNano()) / float64(w.Duration)
+	if passed >= 1 {
+		return 1
+	}
+	least := 0.1
+	if w.MinPercent.Denominator > 0 {
+		least = max(float64(w.MinPercent.Numerator)/float64(w.MinPercent.Denominator), 0.001)
+	}
+	if w.Aggression > 0 {
+		passed = math.Pow(max(passed, 0), 1/w.Aggression)
+	}
+	return max(passed, least)
+}
+
+// worry notes that something is amiss until then.
+func (m *members) worry(until int64) {
+	for {
+		old := m.troubled.Load()
+		if old >= until || m.troubled.CompareAndSwap(old, until) {
+			return
+		}
+	}
+}
+
+// fits reports whether the members are what a target needs.
+func (m *members) fits(t *target) bool {
+	return m != nil && m.service == t.service && m.settings == t.settings && m.self == t.self && len(m.endpoints) == len(t.endpoints) &&
+		(len(m.endpoints) == 0 || &m.endpoints[0] == &t.endpoints[0])
+}
+
+// members are the endpoints to pick from, for clients that dialled an address of that family.
+func (t *target) members(u *upstreams, ipv4 bool) *members {
+	at := &t.cluster.members[0]
+	if ipv4 {
+		at = &t.cluster.members[1]
+	}
+	if m := at.Load(); m.fits(t) {
+		return m
+	}
+	t.cluster.mu.Lock()
+	defer t.cluster.mu.Unlock()
+	if m := at.Load(); m.fits(t) {
+		return m
+	}
+	m := t.gather(u, ipv4, time.Now())
+	at.Store(m)
+	return m
+}
+
+// gather makes the members. The mutex of the cluster is held. An endpoint that was a member before goes on as it did.
+func (t *target) gather(u *upstreams, ipv4 bool, now time.Time) *members {
+	m := &members{service: t.service, settings: t.settings, self: t.self, endpoints: t.endpoints}
+	if b := t.settings.Balancer; b != nil && b.Warmup != nil && b.Warmup.Duration > 0 {
+		m.warmup = b.Warmup
+	}
+	dst := netip.IPv6Unspecified()
+	if ipv4 {
+		dst = netip.IPv4Unspecified()
+	}
+	r := lb.Request{Service: t.service, Endpoints: t.endpoints, From: t.self, Dst: netip.AddrPortFrom(dst, t.port), Labels: t.labels}
+	elsewhere := func(ep mesh.Endpoint) bool { return ep.Workload.Network != t.self.Network } // gateways are not spoken to
+	if slices.ContainsFunc(r.Endpoints, elsewhere) {
+		r.Endpoints = slices.DeleteFunc(slices.Clone(r.Endpoints), elsewhere)
+	}
+	var near lb.Preference
+	if near.Ejects = t.settings.Outliers != nil; t.settings.Balancer != nil {
+		near.Locality = t.settings.Balancer.Locality
+	}
+	m.set = lb.NewSet(&r, near)
+	before := make(map[string]*host)
+	for i := range t.cluster.members {
+		if old := t.cluster.members[i].Load(); old != nil {
+			for _, h := range old.hosts {
+				before[h.workload.UID] = h
+			}
+		}
+	}
+	for i := range m.set.Members {
+		p := u.member(t, &m.set.Members[i])
+		h := before[p.workload.UID]
+		if h == nil {
+			h = &host{pick: p, since: now}
+			h.pick.host = h
+		} else if h.endpoint.key != p.endpoint.key {
+			h = &host{pick: p, since: h.since} // as new: it is reached in another way
+			h.pick.host = h
+		}
+		m.hosts = append(m.hosts, h)
+		m.worry(h.until.Load())
+		if m.warmup != nil {
+			m.worry(h.since.Add(m.warmup.Duration).UnixNano())
+		}
+	}
+	return m
+}
+
+// member is how a member of a target's set is reached.
+func (u *upstreams) member(t *target, c *lb.Choice) pick {
+	key := endpointKey{addr: netip.AddrPortFrom(c.Addr, c.Port)}
+	if t.tls != nil {
+		key.tls, key.name = t.tls, t.service.Hostname
+	}
+	if !c.Addr.IsValid() {
+		key.host = c.Endpoint.Workload.Hostname
+	}
+	return u.to(key, c.Endpoint.Workload, t.service.SANs)
+}
+
+// search is one search for an endpoint: a request's, with its retries, or a connection's.
+type search struct {
+	way     lb.Way
+	members *members // nil: the original destination is the only one
+	tried   [4]int32 // room for way.Tried
+}
+
+// begin prepares for picks from a target on behalf of a client. key is what to hash; "": nothing.
+func (s *search) begin(u *upstreams, t *target, c *client, dialled netip.Addr, key string) {
+	*s = search{}
+	if !t.cluster.used.Load() {
+		t.cluster.used.Store(true)
+	}
+	if t.service.LB.Mode == mesh.LBPassthrough {
+		return
+	}
+	s.members = t.members(u, dialled.Is4())
+	s.way = lb.Way{Pick: rand.Uint64N, Key: key, Tried: s.tried[:0]}
+	if b := t.settings.Balancer; b != nil && b.Algorithm != mesh.BalancerPassthrough {
+		s.way.Algorithm = b.Algorithm
+	}
+	if o := t.settings.Outliers; o != nil {
+		s.way.MinHealthy = o.MinHealthy
+	}
+	if s.way.Algorithm == mesh.BalancerRoundRobin {
+		s.way.Turn = t.cluster.turn.Add(1) - 1
+	}
+	if s.way.Key == "" && t.service.LB.Sticky {
+		if s.way.Key = c.addr.Addr().String(); c.workload != nil {
+			s.way.Key = c.workload.UID
+		}
+	}
+}
+
+// next picks an endpoint; ok is false when there is none.
+func (s *search) next(u *upstreams, t *target, dialled netip.AddrPort, now time.Time) (p pick, ok bool) {
+	if s.members == nil {
+		key := endpointKey{addr: netip.AddrPortFrom(dialled.Addr(), t.port)}
+		if t.tls != nil {
+			key.tls, key.name = t.tls, t.service.Hostname
+		}
+		return pick{endpoint: u.endpoint(key)}, true
+	}
+	s.members.now.Store(now.UnixNano())
+	i := s.members.set.Choose(s.members, &s.way)
+	if i < 0 {
+		return pick{}, false
+	}
+	s.way.Tried = append(s.way.Tried, int32(i))
+	return s.members.hosts[i].pick, true
+}
+
+// again lets the next pick be any endpoint.
+func (s *search) again() { s.way.Tried = s.way.Tried[:0] }
+
+// fault is why there is no endpoint.
+func (s *search) fault() error {
+	if s.members == nil || s.members.set.Fault == 0 {
+		return lb.NoHealthyEndpoints
+	}
+	return s.members.set.Fault
+}
