@@ -58,13 +58,15 @@ func (c *ClientConn) Open() *ClientStream {
 	if c.cfg.MaxRequests > 0 && c.asked >= c.cfg.MaxRequests {
 		c.spent = true
 	}
-	st := &ClientStream{}
+	var st *ClientStream
 	if n := len(c.free); n > 0 {
 		st = c.free[n-1]
 		c.free[n-1] = nil
 		c.free = c.free[:n-1]
+	} else {
+		st = &ClientStream{}
+		st.cli = st
 	}
-	st.cli = st
 	st.begin(&c.conn, 0)
 	st.ready, st.held = false, true
 	st.responded.Store(false)
@@ -292,7 +294,7 @@ func (c *conn) responseBlock(h frameHeader, block []byte) error {
 	s, err := c.streamLocked(h)
 	if s == nil {
 		if err == nil {
-			err = c.spendLocked(&c.budget.control) // of a stream we gave up
+			err = c.overLocked(h)
 		}
 		c.mu.Unlock()
 		if err != nil {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -100,8 +101,10 @@ type conn struct {
 	mu        sync.Mutex
 	err       error // why the connection ended; nil while it lives
 	streams   map[uint32]*stream
-	nextID    uint32 // client: of the next stream
-	maxPeerID uint32 // server: the highest stream the peer opened
+	nextID    uint32     // client: of the next stream
+	maxPeerID uint32     // server: the highest stream the peer opened
+	ended     [64]uint32 // the last streams that the peer ended, by id
+	lastEnded int
 	lastID    uint32 // streams above it are not served: server, once the second GOAWAY went out; client, by the peer's
 	draining  bool   // no new streams; ends with the last stream
 	goneAway  bool   // server: the second GOAWAY went out
@@ -236,7 +239,9 @@ func (c *conn) shut(code http2.ErrCode, cause error) {
 		c.mu.Unlock()
 		return
 	}
-	c.w.staged = appendGoAway(c.room(17), c.maxPeerID, code)
+	if !c.goneAway || code != http2.ErrCodeNo { // else it was told
+		c.w.staged = appendGoAway(c.room(17), c.maxPeerID, code)
+	}
 	c.draining, c.w.failAfter = true, cause
 	_ = c.raw.SetWriteDeadline(time.Now().Add(c.cfg.CloseTimeout))
 	if c.w.busy { // who writes takes it along, and ends the connection
@@ -268,6 +273,21 @@ func (c *conn) forgetLocked(s *stream) {
 	if c.draining && (c.server == nil || c.goneAway) && c.err == nil {
 		c.work.Go(func() { c.shut(http2.ErrCodeNo, errClosed) }) // not under the lock, and not on the caller's time
 	}
+}
+
+// endedLocked remembers that the peer has ended a stream, and will send nothing more on it. Which streams we have reset
+// need not be remembered so: what the peer had sent before it knew is ignored.
+func (c *conn) endedLocked(id uint32) {
+	c.lastEnded = (c.lastEnded + 1) % len(c.ended)
+	c.ended[c.lastEnded] = id
+}
+
+// overLocked judges a frame on a stream that is over.
+func (c *conn) overLocked(h frameHeader) error {
+	if slices.Contains(c.ended[:], h.stream) {
+		return connErrorf(http2.ErrCodeStreamClosed, "%s on stream %d, which was ended", h.typ, h.stream)
+	}
+	return c.spendLocked(&c.budget.control)
 }
 
 // streamLocked finds the stream of a frame. It is nil, without error, for a stream that is over: its peer may not know

@@ -147,6 +147,9 @@ func (s *headSink) fault(why string) {
 
 func (s *headSink) field(name, value []byte) {
 	if s.kind == ofNothing {
+		if len(name) > 0 && name[0] == ':' {
+			s.has = hasMethod // it is no trailer
+		}
 		return
 	}
 	s.size += len(name) + len(value) + entryOverhead

@@ -191,7 +191,7 @@ func (c *conn) dataFrame(h frameHeader, p []byte) error {
 		return err
 	}
 	if s == nil {
-		return c.spendLocked(&c.budget.control) // of a stream we gave up
+		return c.overLocked(h)
 	}
 	switch in := &s.in; {
 	case s.gotEnd: // RFC 9113, 5.1: half-closed (remote)
@@ -228,6 +228,7 @@ func (s *stream) gotEndLocked() {
 	s.gotEnd = true
 	wake(s.readable)
 	if s.sentEnd {
+		s.c.endedLocked(s.id)
 		s.c.forgetLocked(s)
 	}
 }
@@ -270,6 +271,7 @@ func (c *conn) rstFrame(h frameHeader, code http2.ErrCode) error {
 		return err
 	}
 	s.endLocked(&resetError{code: code, remote: true})
+	c.endedLocked(s.id)
 	c.forgetLocked(s)
 	c.mu.Unlock()
 	s.tellGone()

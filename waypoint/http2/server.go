@@ -122,12 +122,15 @@ func (c *ServerConn) headerBlock(h frameHeader, block []byte) error {
 		c.mu.Unlock()
 		return connErrorf(http2.ErrCodeProtocol, "client opened stream %d", h.stream)
 	case h.stream <= c.maxPeerID:
-		err := c.spendLocked(&c.budget.control) // of a stream we gave up
+		err := c.overLocked(h)
 		c.mu.Unlock()
 		if err != nil {
 			return err
 		}
-		return c.discard(block)
+		if err = c.discard(block); err == nil && c.sink.has != 0 { // no trailers of a stream we gave up
+			err = connErrorf(http2.ErrCodeProtocol, "a request on stream %d after %d", h.stream, c.maxPeerID)
+		}
+		return err
 	}
 	c.maxPeerID = h.stream
 	late := h.stream > c.lastID // the client retries elsewhere

@@ -392,6 +392,7 @@ func (s *stream) stageLocked(p []byte, end bool) {
 func (s *stream) sentEndLocked() {
 	s.sentEnd = true
 	if s.gotEnd {
+		s.c.endedLocked(s.id)
 		s.c.forgetLocked(s)
 	}
 }
