@@ -10,7 +10,7 @@ export GOTOOLCHAIN ?= local
 export CGO_ENABLED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help build test demo bench lab e2e images generate generate-check lint fmt fuzz deps-test deps-demo deps-bench deps-e2e clean
+.PHONY: help build test demo bench lab e2e conformance images generate generate-check lint fmt fuzz deps-test deps-demo deps-bench deps-e2e clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ lab: deps-e2e ## Start a real Kubernetes of two nodes on this machine, and tell 
 
 e2e: deps-e2e ## Show the mesh in a real Kubernetes (the first run builds Kubernetes: 10 minutes and more)
 	$(GO) run ./e2e
+
+conformance: deps-e2e ## Run the Gateway API's own suite for meshes in a real Kubernetes, and write its report to docs/conformance
+	MISTNET_E2E_CONFORMANCE=1 MISTNET_E2E_REPORT=$(CURDIR)/docs/conformance/mesh.yaml $(GO) run ./e2e -run '^TestConformance$$'
 
 images: ## Build OCI archives of every program into bin/images (amd64 and arm64), without Docker
 	$(GO) -C tools run ./image -out ../$(BIN)/images

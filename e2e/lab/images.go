@@ -35,25 +35,33 @@ func packImages(bins Binaries, dir string) ([]string, error) {
 		{AppImage, filepath.Join(bins.Own, "app")},
 	} {
 		archive := filepath.Join(dir, filepath.Base(i.program)+".tar")
-		if err := packImage(archive, i.name, i.program); err != nil {
-			return nil, fmt.Errorf("pack image %s: %w", i.name, err)
+		if err := PackImage(archive, i.name, i.program); err != nil {
+			return nil, err
 		}
 		archives = append(archives, archive)
 	}
 	return archives, nil
 }
 
-// packImage writes an OCI image layout as a tar file: one uncompressed layer that holds one static program, which is the
-// entry point. The annotation is where containerd looks for the image's full name.
-func packImage(archive, name, program string) error {
-	layer, err := packLayer(program)
-	if err != nil {
-		return err
+// PackImage writes an OCI image layout as a tar file: one uncompressed layer that holds one static program, which is the
+// entry point and is in the PATH, also by the names in links. Name is the image's full one, as manifests say it.
+func PackImage(archive, name, program string, links ...string) error {
+	layer, err := packLayer(program, links)
+	if err == nil {
+		err = writeImage(archive, name, filepath.Base(program), layer)
 	}
+	if err != nil {
+		return fmt.Errorf("pack image %s: %w", name, err)
+	}
+	return nil
+}
+
+// writeImage does so. The annotation is where containerd looks for the image's full name.
+func writeImage(archive, name, entrypoint string, layer []byte) error {
 	type object = map[string]any
 	config, err := json.Marshal(object{
 		"architecture": runtime.GOARCH, "os": "linux",
-		"config": object{"Entrypoint": []string{"/" + filepath.Base(program)}, "Env": []string{"PATH=/"}, "WorkingDir": "/"},
+		"config": object{"Entrypoint": []string{"/" + entrypoint}, "Env": []string{"PATH=/"}, "WorkingDir": "/"},
 		"rootfs": object{"type": "layers", "diff_ids": []string{digest(layer)}},
 	})
 	if err != nil {
@@ -103,7 +111,7 @@ func packImage(archive, name, program string) error {
 	return f.Close()
 }
 
-func packLayer(program string) ([]byte, error) {
+func packLayer(program string, links []string) ([]byte, error) {
 	body, err := os.ReadFile(program)
 	if err != nil {
 		return nil, err
@@ -117,6 +125,12 @@ func packLayer(program string) ([]byte, error) {
 	}
 	if err := put(w, filepath.Base(program), 0o755, body); err != nil {
 		return nil, err
+	}
+	for _, name := range links {
+		h := &tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: filepath.Base(program), Mode: 0o777, ModTime: time.Unix(0, 0)}
+		if err := w.WriteHeader(h); err != nil {
+			return nil, err
+		}
 	}
 	return b.Bytes(), w.Close()
 }

@@ -92,8 +92,8 @@ func (t *IPTables) families(rs rules.Ruleset, ipv6 bool) []familyRules {
 // notice a second Apply.
 //
 // The routes are there before the first rule, and each table changes at once, redirections last. In a namespace that has
-// no rules at all this takes no program when the rule set was learned, and else one for each family; in others two. After an error the namespace may hold a part of the
-// rules: call Apply again, or Remove.
+// no rules at all this takes no program when the rule set was learned, and else one for each family; in others it takes
+// two. After an error the namespace may hold a part of the rules: call Apply again, or Remove.
 //
 // A namespace without IPv6 in its kernel gets the IPv4 part; one where IPv6 is switched off gets all rules, lest an
 // application that switches it on again escapes.
