@@ -33,6 +33,8 @@ type Config struct {
 	ClusterDomain string
 	RootNamespace string
 
+	WaypointUnavailable string // what becomes of traffic whose waypoint is not there: UnavailableAllow or UnavailableDeny
+
 	XDSAddr         string   // xDS and CA, over TLS
 	MonitoringAddr  string   // metrics, readiness and debug pages
 	DNSNames        []string // in istiod's own certificate
@@ -51,6 +53,12 @@ type Config struct {
 const (
 	SourceKubernetes = "kubernetes" // an API server
 	SourceFiles      = "files"      // a directory
+)
+
+// What becomes of traffic that is to go through a waypoint that is not there.
+const (
+	UnavailableAllow = "allow" // it goes around the waypoint
+	UnavailableDeny  = "deny"  // it is refused
 )
 
 // Register declares the flags on fs.
@@ -73,6 +81,8 @@ func (c *Config) Register(fs *daemon.FlagSet) {
 	fs.StringVar(&c.ClusterID, "cluster-id", mesh.DefaultClusterID, "CLUSTER_ID", "the name of this cluster")
 	fs.StringVar(&c.ClusterDomain, "cluster-domain", mesh.DefaultClusterDomain, "CLUSTER_DOMAIN", "the DNS domain of services")
 	fs.StringVar(&c.RootNamespace, "root-namespace", mesh.RootNamespace, "ROOT_NAMESPACE", "the namespace whose policies hold in the whole mesh")
+	fs.StringVar(&c.WaypointUnavailable, "waypoint-unavailable", UnavailableAllow, "WAYPOINT_UNAVAILABLE",
+		"what becomes of traffic whose waypoint is not there, where neither its namespace nor the mesh's ConfigMap says: allow (it goes around) or deny")
 	fs.StringVar(&c.XDSAddr, "xds-addr", fmt.Sprintf(":%d", mesh.PortXDS), "XDS_ADDR", "address of xDS and CA")
 	fs.StringVar(&c.MonitoringAddr, "monitoring-addr", fmt.Sprintf(":%d", mesh.PortIstiodMon), "MONITORING_ADDR", "address of metrics, readiness and debug pages")
 	fs.ListVar(&c.DNSNames, "dns-names", "DNS_NAMES", "names in istiod's certificate, besides its own in the root namespace and localhost")
@@ -106,6 +116,11 @@ func (c *Config) Validate() error {
 	}
 	if _, err := gateway.ParseDefaults(c.WaypointDefaults); err != nil {
 		errs = append(errs, fmt.Errorf("-waypoint-defaults: %w", err))
+	}
+	switch c.WaypointUnavailable {
+	case "", UnavailableAllow, UnavailableDeny:
+	default:
+		errs = append(errs, fmt.Errorf("-waypoint-unavailable: %q is neither allow nor deny", c.WaypointUnavailable))
 	}
 	if c.CAOverlap < 0 {
 		errs = append(errs, fmt.Errorf("-ca-root-overlap: %s is negative", c.CAOverlap))

@@ -64,6 +64,7 @@ func (m *mirror) encode(changes []index.Change) []xds.Change {
 		case index.NounStatus:
 			m.tell(c)
 		case index.NounRouteStatus: // of what is in the object, not of the mesh
+		case index.NounConditions: // for the source, which applied passes them to
 		}
 	}
 	var out []xds.Change

@@ -45,6 +45,7 @@ type origin struct {
 func open(ctx context.Context, cfg Config, env *daemon.Env) (origin, error) {
 	o := origin{mesh: translate.Config{
 		ClusterID: cfg.ClusterID, TrustDomain: cfg.TrustDomain, RootNamespace: cfg.RootNamespace, ClusterDomain: cfg.ClusterDomain,
+		DenyWithoutWaypoint: cfg.WaypointUnavailable == UnavailableDeny,
 	}.WithDefaults()}
 	if cfg.Source == SourceKubernetes {
 		return openKubernetes(ctx, cfg, env, o)
@@ -61,6 +62,7 @@ func openFiles(cfg Config, env *daemon.Env, o origin) (origin, error) {
 		return o, fmt.Errorf("open the token key (-data-dir): %w", err)
 	}
 	o.namespace = o.mesh.RootNamespace
+	o.mesh.NoStatus = true
 	o.source = fileSource{files.New(files.Config{
 		Dir: cfg.Files, StatusDir: cfg.StatusDir, HeldFile: filepath.Join(cfg.DataDir, "last-good.json"), Log: env.Log.Named("files"),
 	})}

@@ -77,11 +77,12 @@ func (g *guard) policy(key string) *mesh.Policy {
 	return nil
 }
 
+// ownPolicies are the keys of those that hold for all that goes through the waypoint.
 func ownPolicies(self *mesh.Workload) []string {
 	if self == nil {
 		return nil
 	}
-	return self.Policies
+	return mergeKeys(self.Policies, self.TargetPolicies)
 }
 
 // guard compiles the waypoint's own policies and these more, as far as that was not done for old. A policy that is gone and

@@ -37,7 +37,7 @@ func (l *lab) guarded(svc *mesh.Service, policies ...string) {
 func (l *lab) gate(policies ...string) {
 	l.t.Helper()
 	l.workloads(&mesh.Workload{UID: "Kubernetes//Pod/shop/gate-1", Name: "gate-1", Namespace: "shop", Addrs: addrs(l.ip),
-		ServiceAccount: "gate", Policies: policies})
+		ServiceAccount: "gate", TargetPolicies: policies})
 }
 
 // becomes waits for a path of a service to be answered with a status.

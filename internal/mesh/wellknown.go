@@ -45,6 +45,15 @@ const (
 	DataplaneModeNone     = "none"
 	AnnotationRedirection = "ambient.istio.io/redirection" // enabled or pending, written on the pod by the CNI agent
 
+	// Gateways of the Gateway API that are waypoints: of our class and, unless that is switched off, of Istio's.
+	ClassWaypoint       = "mistnet-waypoint"
+	ControllerMesh      = "mistnet.io/mesh-controller" // of GatewayClasses
+	ClassIstioWaypoint  = "istio-waypoint"
+	ControllerIstioMesh = "istio.io/mesh-controller"
+	LabelGatewayName    = "gateway.networking.k8s.io/gateway-name" // on what belongs to a Gateway
+	LabelGatewayManaged = "gateway.istio.io/managed"               // on what a controller made for a Gateway
+	ManagedByIstioMesh  = "istio.io-mesh-controller"               // that of waypoints
+
 	TypeAddress       = "type.googleapis.com/istio.workload.Address"
 	TypeAuthorization = "type.googleapis.com/istio.security.Authorization"
 

@@ -41,6 +41,9 @@ type Workload struct {
 
 	// Policies are the keys (namespace/name) of the policies whose selector matches the workload.
 	Policies []string
+	// TargetPolicies are the keys of the policies that target the Gateway of which the workload is a waypoint, or its class. It
+	// enforces them itself: a node proxy that serves it does not see requests.
+	TargetPolicies []string
 	// Services are the services it is an endpoint of, sorted by key.
 	Services []ServicePorts
 }

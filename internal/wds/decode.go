@@ -9,8 +9,6 @@ import (
 	"strings"
 
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
-	"google.golang.org/protobuf/types/known/structpb"
 
 	pb "github.com/mistnet/mistnet/api/workload"
 	"github.com/mistnet/mistnet/internal/mesh"
@@ -139,6 +137,9 @@ func (d *decoder) workload(m *pb.Workload) (*mesh.Workload, error) {
 	if w.Labels, err = d.labels(m.GetExtensions()); err != nil {
 		fail("extensions[%s]: %w", extensionLabels, err)
 	}
+	if w.TargetPolicies, err = d.policies(m.GetExtensions()); err != nil {
+		fail("%w", err)
+	}
 	for key, list := range m.GetServices() {
 		if key == "" {
 			fail("services: empty key")
@@ -196,16 +197,10 @@ func (d *decoder) service(m *pb.Service) (*mesh.Service, error) {
 		fail("load_balancing.%w", err)
 	}
 	for _, x := range m.GetExtensions() {
-		switch x.GetName() {
-		case extensionSticky:
-			s.LB.Sticky = true
-		case extensionPolicies: // unread, they would not be enforced
-			keys, err := d.keys(x.GetConfig())
-			if err != nil {
-				fail("extensions[%s]: %w", extensionPolicies, err)
-			}
-			s.Policies = append(s.Policies, keys...)
-		}
+		s.LB.Sticky = s.LB.Sticky || x.GetName() == extensionSticky
+	}
+	if s.Policies, err = d.policies(m.GetExtensions()); err != nil {
+		fail("%w", err)
 	}
 	if s.Waypoint, err = d.gateway(m.GetWaypoint()); err != nil {
 		fail("waypoint: %w", err)
@@ -221,23 +216,6 @@ func (d *decoder) service(m *pb.Service) (*mesh.Service, error) {
 		s.WeightedWaypoints = append(s.WeightedWaypoints, mesh.WeightedGateway{Gateway: to, Weight: ww.GetWeight()})
 	}
 	return s, errors.Join(errs...)
-}
-
-// keys reads a list of policies' keys, none of which may be empty.
-func (d *decoder) keys(config *anypb.Any) ([]string, error) {
-	var list structpb.ListValue
-	if err := config.UnmarshalTo(&list); err != nil {
-		return nil, err
-	}
-	var keys []string
-	for i, v := range list.GetValues() {
-		key, ok := v.GetKind().(*structpb.Value_StringValue)
-		if !ok || key.StringValue == "" {
-			return nil, fmt.Errorf("[%d] is not a policy's key", i)
-		}
-		keys = append(keys, d.intern(key.StringValue))
-	}
-	return keys, nil
 }
 
 func loadBalancing(m *pb.LoadBalancing) (mesh.LoadBalancing, error) {

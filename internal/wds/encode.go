@@ -7,8 +7,6 @@ import (
 	"strconv"
 
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
-	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	pb "github.com/mistnet/mistnet/api/workload"
@@ -25,7 +23,8 @@ const extensionSticky = "mistnet.io/session-affinity-client"
 // extensionLabels on a workload are its labels, as a google.protobuf.Struct of strings.
 const extensionLabels = "mistnet.io/labels"
 
-// extensionPolicies on a service lists, as a google.protobuf.ListValue, the keys of the policies that its waypoint enforces.
+// extensionPolicies on a service, or on a waypoint itself, lists the keys of the policies that a waypoint enforces for it, as a
+// google.protobuf.ListValue.
 const extensionPolicies = "mistnet.io/policies"
 
 // EncodeWorkload returns w as the bytes of an istio.workload.Address. Equal workloads give equal bytes. It fails on
@@ -131,6 +130,9 @@ func workloadToProto(w *mesh.Workload) (*pb.Workload, error) {
 	if m.Extensions, err = labelsToProto(w.Labels); err != nil {
 		errs = append(errs, fmt.Errorf("labels: %w", err))
 	}
+	if m.Extensions, err = appendPolicies(m.Extensions, w.TargetPolicies); err != nil {
+		errs = append(errs, err)
+	}
 	if m.Waypoint, err = gatewayToProto(w.Waypoint); err != nil {
 		errs = append(errs, fmt.Errorf("waypoint: %w", err))
 	}
@@ -156,13 +158,6 @@ func serviceToProto(s *mesh.Service) (*pb.Service, error) {
 	if s.LB.Sticky {
 		m.Extensions = append(m.Extensions, &pb.Extension{Name: extensionSticky})
 	}
-	if len(s.Policies) > 0 {
-		config, err := keysToAny(s.Policies)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("extensions[%s]: %w", extensionPolicies, err))
-		}
-		m.Extensions = append(m.Extensions, &pb.Extension{Name: extensionPolicies, Config: config})
-	}
 	for i, v := range s.VIPs {
 		if !v.Prefix.IsValid() {
 			errs = append(errs, fmt.Errorf("addresses[%d]: is not an address", i))
@@ -174,6 +169,9 @@ func serviceToProto(s *mesh.Service) (*pb.Service, error) {
 		m.SubjectAltNames = append(m.SubjectAltNames, id.String())
 	}
 	var err error
+	if m.Extensions, err = appendPolicies(m.Extensions, s.Policies); err != nil {
+		errs = append(errs, err)
+	}
 	if m.Waypoint, err = gatewayToProto(s.Waypoint); err != nil {
 		errs = append(errs, fmt.Errorf("waypoint: %w", err))
 	}
@@ -188,15 +186,6 @@ func serviceToProto(s *mesh.Service) (*pb.Service, error) {
 		m.WeightedWaypoints = append(m.WeightedWaypoints, &pb.WeightedWaypoint{Destination: to, Weight: w.Weight})
 	}
 	return m, errors.Join(errs...)
-}
-
-func keysToAny(keys []string) (*anypb.Any, error) {
-	list := &structpb.ListValue{}
-	for _, k := range keys {
-		list.Values = append(list.Values, structpb.NewStringValue(k))
-	}
-	config := &anypb.Any{}
-	return config, anypb.MarshalFrom(config, list, deterministic)
 }
 
 func vipToProto(v mesh.VIP) *pb.NetworkAddress {

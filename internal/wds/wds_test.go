@@ -325,6 +325,7 @@ func (g gen) workload() *mesh.Workload {
 		Locality:    mesh.Locality{Region: g.maybe(), Zone: g.maybe(), Subzone: g.maybe()},
 		HostNetwork: g.flag(), Healthy: g.flag(), Capacity: g.Uint32N(3), CanonicalName: g.maybe(),
 		CanonicalRevision: g.maybe(), Kind: mesh.WorkloadKind(g.IntN(4)), OwnerName: g.maybe(), Policies: some(g, 3, g.name),
+		TargetPolicies: some(g, 2, g.name),
 	}
 	if g.flag() {
 		w.AppTunnel = mesh.AppTunnel{Proxy: g.flag(), Port: g.port()}

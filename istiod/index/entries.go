@@ -60,8 +60,9 @@ func (x *Index) serviceEntry(n name, now *translate.ServiceEntry) {
 		x.markHosts(now)
 		x.markSelected(n.Namespace, translate.EntrySelector(now))
 	}
-	x.dirty.serviceEntries[n] = struct{}{}
 	x.tell(topic{about: aboutEntry, name: n})
+	x.ask(asker{ServiceEntry, n}, metaOf(now))
+	x.markEntry(n)
 }
 
 func (x *Index) workloadEntry(n name, now *networkingv1.WorkloadEntry) {
@@ -79,6 +80,7 @@ func (x *Index) workloadEntry(n name, now *networkingv1.WorkloadEntry) {
 		link(x.entries.machines, n.Namespace, n)
 	}
 	x.dirty.workloadEntries[n] = struct{}{}
+	x.ask(asker{WorkloadEntry, n}, metaOf(now))
 }
 
 // owner is who declares a host: a Service, whose name it returns, or else the oldest ServiceEntry, or neither.
@@ -96,9 +98,14 @@ func (x *Index) refreshHost(h host) {
 	var svc *mesh.Service
 	switch n, se, isService := x.owner(h); {
 	case isService:
-		svc, _ = translate.Service(x.cfg, x.objects.Services[n], x.objects.Namespaces[h.namespace])
+		o := x.objects.Services[n]
+		if svc, _ = translate.Service(x.cfg, o, x.objects.Namespaces[h.namespace]); svc != nil {
+			x.objects.BindService(x.cfg, &o.ObjectMeta).Set(svc, x.targeting(translate.PolicyTarget{Kind: translate.TargetService, Name: n}))
+		}
 	case se != nil:
 		svc = translate.EntryService(se, x.objects.Namespaces[h.namespace], h.name)
+		at := translate.PolicyTarget{Kind: translate.TargetServiceEntry, Name: name{Namespace: se.Namespace, Name: se.Name}}
+		x.objects.BindService(x.cfg, &se.ObjectMeta).Set(svc, x.targeting(at))
 	}
 	x.declare(h.key(), svc)
 	x.putService(h.key(), svc)
@@ -109,6 +116,7 @@ func (x *Index) refreshServiceEntry(n name) {
 	if se == nil {
 		x.putListed(x.entries.listed, n, nil)
 		x.putStatus(ServiceEntry, n, nil)
+		x.putConditions(ServiceEntry, n, nil)
 		return
 	}
 	taken := make(map[string]string)
@@ -119,15 +127,21 @@ func (x *Index) refreshServiceEntry(n name) {
 			taken[h] = translate.TakenByEntry(owner)
 		}
 	}
-	x.putListed(x.entries.listed, n, translate.EntryWorkloads(x.cfg, se))
-	x.putStatus(ServiceEntry, n, translate.EntryStatus(se, taken))
+	ws := translate.EntryWorkloads(x.cfg, se)
+	for _, w := range ws {
+		w.Waypoint = x.objects.BindWorkload(x.cfg, &se.ObjectMeta)
+	}
+	x.putListed(x.entries.listed, n, ws)
+	x.putConditions(ServiceEntry, n, x.objects.EntryConditions(x.cfg, se))
+	s := translate.EntryStatus(se, taken)
+	x.putStatus(ServiceEntry, n, x.objects.BindService(x.cfg, &se.ObjectMeta).Status(ServiceEntry.String(), &se.ObjectMeta, s))
 }
 
 func (x *Index) refreshWorkloadEntry(n name) {
 	var w *mesh.Workload
 	var s *translate.Status
 	if we := x.objects.WorkloadEntries[n]; we != nil {
-		in := translate.WorkloadEntryInput{Entry: we}
+		in := translate.WorkloadEntryInput{Entry: we, Waypoint: x.objects.BindWorkload(x.cfg, &we.ObjectMeta)}
 		in.Services, in.Entries, in.Policies = x.selecting(n.Namespace, translate.EntryLabels(we))
 		w, s = translate.WorkloadEntry(x.cfg, in)
 	}

@@ -119,6 +119,7 @@ const (
 	NounWorkload
 	NounStatus
 	NounRouteStatus
+	NounConditions
 )
 
 func (k NounKind) String() string {
@@ -136,8 +137,10 @@ func (k NounKind) String() string {
 	case NounRouteStatus:
 		return "routestatus"
 	case NounStatus:
+		return "status"
+	case NounConditions:
 	}
-	return "status"
+	return "conditions"
 }
 
 // Key names a noun.
@@ -157,6 +160,7 @@ type Change struct {
 	Status   *translate.Status
 
 	RouteStatus *translate.RouteStatus
+	Conditions  *translate.Conditions
 }
 
 type name = translate.Name
@@ -174,6 +178,9 @@ type Index struct {
 	entries  entries
 	traffic  traffic
 	routing  routing
+
+	waypoints waypoints
+
 	byPolicy map[pair]set[name]             // policies by one pair of theirs; the root's have no namespace
 	onNode   map[string]set[name]           // pods by node
 	inSpace  map[string]set[name]           // pods by namespace
@@ -214,7 +221,7 @@ func New(cfg translate.Config) *Index {
 	return &Index{
 		cfg:     cfg.WithDefaults(),
 		objects: translate.NewObjects(), nouns: translate.NewNouns(),
-		entries: newEntries(), traffic: newTraffic(), routing: newRouting(),
+		entries: newEntries(), traffic: newTraffic(), routing: newRouting(), waypoints: newWaypoints(),
 		labels: make(map[pair]set[name]), bySelect: make(map[pair]set[name]), byPolicy: make(map[pair]set[name]),
 		onNode: make(map[string]set[name]), inSpace: make(map[string]set[name]), services: make(map[string]set[name]),
 		slices: make(map[name]set[name]), named: make(map[name]set[name]),
@@ -378,4 +385,10 @@ func (x *Index) putTraffic(key string, p *mesh.TrafficPolicy) {
 func (x *Index) putStatus(kind Kind, n name, s *translate.Status) {
 	key := (&translate.Status{Kind: kind.String(), Namespace: n.Namespace, Name: n.Name}).Key()
 	put(x, x.nouns.Statuses, Key{NounStatus, key}, s, Change{Status: s})
+}
+
+// putConditions records what the status of an object must say; c is nil for nothing.
+func (x *Index) putConditions(kind Kind, n name, c *translate.Conditions) {
+	key := (&translate.Conditions{Kind: kind.String(), Namespace: n.Namespace, Name: n.Name}).Key()
+	put(x, x.nouns.Conditions, Key{NounConditions, key}, c, Change{Conditions: c})
 }

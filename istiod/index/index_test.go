@@ -54,10 +54,12 @@ func (w *world) event() index.Event {
 		Kind: pick(w, index.Namespace, index.Node, index.Pod, index.Pod, index.Pod, index.Service, index.EndpointSlice,
 			index.AuthorizationPolicy, index.PeerAuthentication, index.ServiceEntry, index.WorkloadEntry,
 			index.DestinationRule, index.DestinationRule, index.BackendTLSPolicy, index.XBackendTrafficPolicy,
-			index.VirtualService, index.VirtualService, index.HTTPRoute, index.GRPCRoute, index.TCPRoute, index.TLSRoute, index.ReferenceGrant),
+			index.VirtualService, index.VirtualService, index.HTTPRoute, index.GRPCRoute, index.TCPRoute, index.TLSRoute, index.ReferenceGrant,
+			index.Gateway, index.Gateway, index.GatewayClass),
 		Name: translate.Name{Namespace: pick(w, "one", "two", "istio-system"), Name: "x" + strconv.Itoa(w.IntN(5))},
 	}
 	meta := metav1.ObjectMeta{Namespace: ev.Name.Namespace, Name: ev.Name.Name, Labels: w.labels()}
+	w.bind(&meta)
 	gone := w.IntN(5) == 0
 	switch ev.Kind {
 	case index.Namespace:
@@ -66,6 +68,7 @@ func (w *world) event() index.Event {
 		if w.often() {
 			o.Annotations = map[string]string{"networking.istio.io/traffic-distribution": pick(w, "PreferClose", "PreferSameNode")}
 		}
+		w.bind(&o.ObjectMeta)
 		set(&ev, w.objects.Namespaces, ev.Name.Name, o, gone)
 	case index.Node:
 		ev.Name = translate.Name{Name: pick(w, "n1", "n2")}
@@ -104,6 +107,11 @@ func (w *world) event() index.Event {
 		set(&ev, w.objects.TLSRoutes, ev.Name, w.tlsRoute(meta), gone)
 	case index.ReferenceGrant:
 		set(&ev, w.objects.ReferenceGrants, ev.Name, w.grant(meta), gone)
+	case index.Gateway:
+		set(&ev, w.objects.Gateways, ev.Name, w.gateway(meta), gone)
+	case index.GatewayClass:
+		ev.Name = translate.Name{Name: pick(w, "istio-waypoint", "other")}
+		set(&ev, w.objects.GatewayClasses, ev.Name.Name, w.gatewayClass(ev.Name.Name), gone)
 	default:
 	}
 	return ev
@@ -123,7 +131,7 @@ func set[K comparable, T any, P interface {
 
 func (w *world) pod(meta metav1.ObjectMeta) *corev1.Pod {
 	if w.often() {
-		meta.Annotations = map[string]string{mesh.AnnotationRedirection: pick(w, "enabled", "pending"), "other": "x"}
+		metav1.SetMetaDataAnnotation(&meta, mesh.AnnotationRedirection, pick(w, "enabled", "pending"))
 	}
 	o := &corev1.Pod{ObjectMeta: meta}
 	o.Spec.NodeName = pick(w, "n1", "n2", "")
@@ -173,8 +181,8 @@ func (w *world) policy(meta metav1.ObjectMeta) *securityv1.AuthorizationPolicy {
 	o := &securityv1.AuthorizationPolicy{ObjectMeta: meta}
 	o.Spec.Selector = w.selector()
 	o.Spec.Action = securityapi.AuthorizationPolicy_Action(w.IntN(4))
-	if w.IntN(6) == 0 {
-		o.Spec.TargetRefs = []*typeapi.PolicyTargetReference{{Kind: "Service", Name: "x"}}
+	if w.IntN(3) == 0 {
+		o.Spec.TargetRefs = w.targets()
 	}
 	for range w.IntN(3) {
 		o.Spec.Rules = append(o.Spec.Rules, &securityapi.Rule{To: []*securityapi.Rule_To{{Operation: &securityapi.Operation{
@@ -238,7 +246,7 @@ func TestApplyEqualsADifferenceOfAll(t *testing.T) {
 	for seed := range uint64(20) {
 		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
 			t.Parallel()
-			w, cfg := newWorld(seed), translate.Config{}.WithDefaults()
+			w, cfg := newWorld(seed), translate.Config{NoStatus: seed%3 == 0, DenyWithoutWaypoint: seed%2 == 0}.WithDefaults()
 			x := index.New(cfg)
 			before := translate.All(cfg, w.objects)
 			for range steps {
@@ -293,6 +301,8 @@ func difference(before, after translate.Nouns) []index.Change {
 	all = append(all, diff(index.NounWorkload, before.Workloads, after.Workloads, func(v *mesh.Workload) index.Change { return index.Change{Workload: v} })...)
 	all = append(all, diff(index.NounStatus, before.Statuses, after.Statuses, func(v *translate.Status) index.Change { return index.Change{Status: v} })...)
 	all = append(all, diff(index.NounRouteStatus, before.RouteStatuses, after.RouteStatuses, func(v *translate.RouteStatus) index.Change { return index.Change{RouteStatus: v} })...)
+	all = append(all, diff(index.NounConditions, before.Conditions, after.Conditions,
+		func(v *translate.Conditions) index.Change { return index.Change{Conditions: v} })...)
 	return all
 }
 

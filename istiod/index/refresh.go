@@ -57,11 +57,13 @@ func (x *Index) refreshStrict() {
 func (x *Index) refreshPolicy(n name) {
 	var p *mesh.Policy
 	var s *translate.Status
+	var c *translate.Conditions
 	if ap := x.objects.AuthorizationPolicies[n]; ap != nil {
-		p, s = translate.Policy(x.cfg, ap)
+		p, s, c = x.objects.Policy(x.cfg, ap)
 	}
 	x.putPolicy(n.String(), p)
 	x.putStatus(AuthorizationPolicy, n, s)
+	x.putConditions(AuthorizationPolicy, n, c)
 }
 
 func (x *Index) refreshAuthn(n name) {
@@ -91,10 +93,16 @@ func (x *Index) levels(namespace string, labels map[string]string) translate.Lev
 // refreshService looks at what is wrong with a service; what it is, refreshHost knows.
 func (x *Index) refreshService(n name) {
 	var s *translate.Status
+	var c *translate.Conditions
 	if o := x.objects.Services[n]; o != nil {
-		_, s = translate.Service(x.cfg, o, x.objects.Namespaces[n.Namespace])
+		var svc *mesh.Service
+		if svc, s = translate.Service(x.cfg, o, x.objects.Namespaces[n.Namespace]); svc != nil {
+			b := x.objects.BindService(x.cfg, &o.ObjectMeta)
+			c, s = b.Conditions(Service.String(), &o.ObjectMeta), b.Status(Service.String(), &o.ObjectMeta, s)
+		}
 	}
 	x.putStatus(Service, n, s)
+	x.putConditions(Service, n, c)
 	x.dirty.hosts[host{n.Namespace, translate.Hostname(x.cfg, n)}] = struct{}{}
 }
 
@@ -146,6 +154,7 @@ func (x *Index) podInput(n name, pod *corev1.Pod) translate.PodInput {
 			in.Slices = append(in.Slices, translate.Backing{Service: svc, Slice: o})
 		}
 	}
+	x.objects.CompletePod(x.cfg, &in, func(targets []translate.PolicyTarget) []string { return x.targeting(targets...) })
 	return in
 }
 

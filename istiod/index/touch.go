@@ -6,6 +6,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 
@@ -16,11 +17,13 @@ import (
 // touches now.
 
 func (x *Index) namespace(n string, now *corev1.Namespace) {
+	old := x.objects.Namespaces[n]
 	keep(x.objects.Namespaces, n, now)
 	x.mark(x.dirty.services, x.services[n])
 	for se := range x.entries.inSpace[n] {
 		x.markHosts(x.objects.ServiceEntries[se])
 	}
+	x.askAgain(n, old, now)
 }
 
 func (x *Index) node(n string, now *corev1.Node) {
@@ -52,6 +55,19 @@ func (x *Index) pod(n name, now *corev1.Pod) {
 	}
 	keep(x.objects.Pods, n, now)
 	x.dirty.pods[n] = struct{}{}
+	x.ask(asker{Pod, n}, metaOf(now))
+}
+
+// metaOf is the metadata of an object, nil of none.
+func metaOf[T any, P interface {
+	*T
+	metav1.ObjectMetaAccessor
+}](o P) *metav1.ObjectMeta {
+	if o == nil {
+		return nil
+	}
+	m, _ := o.GetObjectMeta().(*metav1.ObjectMeta)
+	return m
 }
 
 func (x *Index) count(pod *corev1.Pod, by int) {
@@ -80,7 +96,11 @@ func (x *Index) service(n name, now *corev1.Service) {
 		}
 		x.markSelected(n.Namespace, now.Spec.Selector)
 	}
-	x.dirty.services[n] = struct{}{}
+	x.ask(asker{Service, n}, metaOf(now))
+	x.markService(n)
+	for gw := range x.waypoints.fronts[n] {
+		x.markGateway(gw)
+	}
 	x.mark(x.dirty.serviceEntries, x.entries.byHost[host{n.Namespace, translate.Hostname(x.cfg, n)}])
 	for slice := range x.slices[n] {
 		x.dirty.slices[slice] = struct{}{}
@@ -122,6 +142,7 @@ func (x *Index) markListed(service, pod name) {
 func (x *Index) authorizationPolicy(n name, now *securityv1.AuthorizationPolicy) {
 	before := x.attachment(x.objects.AuthorizationPolicies[n])
 	after := x.attachment(now)
+	x.aim(n, x.objects.AuthorizationPolicies[n], now)
 	keep(x.objects.AuthorizationPolicies, n, now)
 	x.dirty.policies[n] = struct{}{}
 	if maps.Equal(before, after) {
@@ -136,6 +157,29 @@ func (x *Index) authorizationPolicy(n name, now *securityv1.AuthorizationPolicy)
 	}
 	x.markSelected(space, before)
 	x.markSelected(space, after)
+}
+
+// aim records which objects a policy targets, and marks those for which that changed.
+func (x *Index) aim(n name, old, now *securityv1.AuthorizationPolicy) {
+	targets := func(ap *securityv1.AuthorizationPolicy) ([]translate.PolicyTarget, bool) {
+		if ap == nil {
+			return nil, false
+		}
+		return translate.PolicyTargets(x.cfg, ap), translate.Enforced(ap)
+	}
+	before, was := targets(old)
+	after, is := targets(now)
+	if slices.Equal(before, after) && was == is {
+		return
+	}
+	for _, t := range before {
+		unlink(x.waypoints.targets, t, n)
+		x.markTarget(t)
+	}
+	for _, t := range after {
+		link(x.waypoints.targets, t, n)
+		x.markTarget(t)
+	}
 }
 
 // attachment is the selector by which workloads come to name the policy, or nil when none does.

@@ -17,27 +17,32 @@ import (
 
 const annotationDryRun = "istio.io/dry-run"
 
-// Policy returns the L4 policy of an AuthorizationPolicy, or nil when it is not for node proxies. A policy that makes
-// no sense comes back with Invalid set: it denies everything in its scope. HTTP attributes cannot be seen at L4 and are
-// left out in the stricter way: a rule that allows by them is dropped, one that denies by them denies without them.
+// Policy returns the noun of an AuthorizationPolicy, or nil when nobody enforces it. One that makes no sense comes back with
+// Invalid set: it denies everything in its scope.
+//
+// What those who enforce it cannot judge is left out in the stricter way: a rule that allows by it is dropped, one that
+// denies by it denies without it. To node proxies, who enforce what has no targets, that is all of HTTP; to waypoints it is
+// what a token says of a request.
 func Policy(cfg Config, ap *securityv1.AuthorizationPolicy) (*mesh.Policy, *Status) {
-	spec := &ap.Spec
 	status := func(r StatusReason, format string, args ...any) *Status {
 		return &Status{Kind: "AuthorizationPolicy", Namespace: ap.Namespace, Name: ap.Name, Reason: r,
 			Message: fmt.Sprintf(format, args...)}
 	}
-	if TargetsWaypoint(ap) {
-		return nil, status(Unsupported, "targetRefs need a waypoint, and there are none yet: nobody enforces this policy")
-	}
+	spec, targeted := &ap.Spec, TargetsWaypoint(ap)
 	p := &mesh.Policy{Namespace: ap.Namespace, Name: ap.Name, Scope: scope(cfg, ap)}
 	switch spec.Action {
 	case securityapi.AuthorizationPolicy_ALLOW:
 	case securityapi.AuthorizationPolicy_DENY:
 		p.Action = mesh.Deny
+	case securityapi.AuthorizationPolicy_CUSTOM:
+		if !targeted {
+			return nil, status(Unsupported, "action %s needs a waypoint; node proxies do not enforce this policy", spec.Action)
+		}
+		p.Action = mesh.Deny // whom nobody can ask lets nobody in
 	default:
-		return nil, status(Unsupported, "action %s needs a waypoint; node proxies do not enforce this policy", spec.Action)
+		return nil, status(Unsupported, "action %s has no effect: nobody keeps a record", spec.Action)
 	}
-	c := policyCompiler{namespace: ap.Namespace, deny: p.Action == mesh.Deny, http: make(map[string]bool)}
+	c := policyCompiler{namespace: ap.Namespace, deny: p.Action == mesh.Deny, requests: targeted, left: make(map[string]bool)}
 	if v, ok := ap.Annotations[annotationDryRun]; ok {
 		dry, err := strconv.ParseBool(v)
 		if err != nil {
@@ -45,21 +50,24 @@ func Policy(cfg Config, ap *securityv1.AuthorizationPolicy) (*mesh.Policy, *Stat
 		}
 		p.DryRun = dry
 	}
+	c.targets(ap)
 	for i, rule := range spec.Rules {
-		if g, ok := c.rule("rules["+strconv.Itoa(i)+"]", rule); ok {
-			p.Groups = append(p.Groups, g)
-		}
+		p.Groups = append(p.Groups, c.rule("rules["+strconv.Itoa(i)+"]", rule)...)
+	}
+	who, advice := "node proxies do not see HTTP", "; use a waypoint and targetRefs"
+	if targeted {
+		who, advice = "waypoints cannot judge everything yet", ""
 	}
 	switch {
 	case len(c.faults) > 0:
 		p.Groups, p.Invalid = nil, errors.Join(c.faults...).Error()
 		return p, status(Invalid, "everything is denied where this policy holds: %s", strings.ReplaceAll(p.Invalid, "\n", "; "))
-	case len(c.http) > 0 && c.deny:
-		return p, status(Unsupported, "node proxies do not see HTTP: connections are denied without regard to %s; "+
-			"use a waypoint and targetRefs", c.attributes())
-	case len(c.http) > 0:
-		return p, status(Unsupported, "node proxies do not see HTTP: rules that allow by %s are left out; "+
-			"use a waypoint and targetRefs", c.attributes())
+	case spec.Action == securityapi.AuthorizationPolicy_CUSTOM:
+		return p, status(Unsupported, "action CUSTOM: nobody can be asked yet, so that what the rules match is denied")
+	case len(c.left) > 0 && c.deny:
+		return p, status(Unsupported, "%s: connections are denied without regard to %s%s", who, c.attributes(), advice)
+	case len(c.left) > 0:
+		return p, status(Unsupported, "%s: rules that allow by %s are left out%s", who, c.attributes(), advice)
 	}
 	return p, nil
 }
@@ -86,14 +94,9 @@ func Enforceable(p *mesh.Policy) *mesh.Policy {
 		Groups: []mesh.Group{{}}}
 }
 
-// TargetsWaypoint reports whether the policy is for waypoints, and no business of node proxies.
-func TargetsWaypoint(ap *securityv1.AuthorizationPolicy) bool {
-	return ap.Spec.GetTargetRef() != nil || len(ap.Spec.GetTargetRefs()) > 0
-}
-
 func scope(cfg Config, ap *securityv1.AuthorizationPolicy) mesh.PolicyScope {
 	switch {
-	case len(ap.Spec.GetSelector().GetMatchLabels()) > 0:
+	case len(ap.Spec.GetSelector().GetMatchLabels()) > 0, TargetsWaypoint(ap):
 		return mesh.ScopeWorkload
 	case ap.Namespace == cfg.RootNamespace:
 		return mesh.ScopeGlobal
@@ -105,8 +108,9 @@ func scope(cfg Config, ap *securityv1.AuthorizationPolicy) mesh.PolicyScope {
 type policyCompiler struct {
 	namespace string
 	deny      bool
+	requests  bool // those who enforce it see requests
 	faults    []error
-	http      map[string]bool // attributes that were left out
+	left      map[string]bool // attributes that were left out
 }
 
 func (c *policyCompiler) fault(path, format string, args ...any) {
@@ -114,30 +118,60 @@ func (c *policyCompiler) fault(path, format string, args ...any) {
 }
 
 func (c *policyCompiler) attributes() string {
-	return strings.Join(slices.Sorted(maps.Keys(c.http)), ", ")
+	return strings.Join(slices.Sorted(maps.Keys(c.left)), ", ")
 }
 
-// rule returns the group of a rule; ok is false when the rule can never match.
-func (c *policyCompiler) rule(path string, r *securityapi.Rule) (g mesh.Group, ok bool) {
-	var seen bool // an HTTP attribute in this very rule
-	note := func(name string, values []string) {
-		if len(values) > 0 {
-			c.http[name], seen = true, true
-		}
+// ruleCompiler is one rule under way.
+type ruleCompiler struct {
+	*policyCompiler
+	skipped bool // something of this very rule was left out
+}
+
+// leave notes an attribute that cannot be judged, if it has values, and reports whether it has.
+func (c *ruleCompiler) leave(name string, values []string) bool {
+	if len(values) == 0 {
+		return false
 	}
-	var from, to []mesh.Match
+	c.left[name], c.skipped = true, true
+	return true
+}
+
+// rule returns the groups of a rule, none when it can never match.
+func (c *policyCompiler) rule(path string, r *securityapi.Rule) []mesh.Group {
+	rc := &ruleCompiler{policyCompiler: c}
+	var from [][]mesh.Match // of each source what must hold, all of it
+	split := false
 	for i, f := range r.GetFrom() {
-		from = append(from, c.source(path+".from["+strconv.Itoa(i)+"].source", f.GetSource(), note))
+		m := rc.source(path+".from["+strconv.Itoa(i)+"].source", f.GetSource())
+		from, split = append(from, m), split || len(m) > 1
 	}
+	var to []mesh.Match
 	for i, t := range r.GetTo() {
-		to = append(to, c.operation(path+".to["+strconv.Itoa(i)+"].operation", t.GetOperation(), note))
+		to = append(to, rc.operation(path+".to["+strconv.Itoa(i)+"].operation", t.GetOperation()))
 	}
-	g.Clauses = appendClause(g.Clauses, from)
-	g.Clauses = appendClause(g.Clauses, to)
+	rest := appendClause(nil, to)
 	for i, w := range r.GetWhen() {
-		g.Clauses = appendClause(g.Clauses, []mesh.Match{c.condition(path+".when["+strconv.Itoa(i)+"]", w, note)})
+		rest = appendClause(rest, []mesh.Match{rc.condition(path+".when["+strconv.Itoa(i)+"]", w)})
 	}
-	return g, c.deny || !seen
+	if rc.skipped && !c.deny {
+		return nil
+	}
+	if !split { // what any of the sources matches
+		var any []mesh.Match
+		for _, m := range from {
+			any = append(any, m[0])
+		}
+		return []mesh.Group{{Clauses: slices.Concat(appendClause(nil, any), rest)}}
+	}
+	var groups []mesh.Group
+	for _, all := range from {
+		var clauses []mesh.Clause
+		for _, m := range all {
+			clauses = appendClause(clauses, []mesh.Match{m})
+		}
+		groups = append(groups, mesh.Group{Clauses: slices.Concat(clauses, rest)})
+	}
+	return groups
 }
 
 // appendClause adds the alternatives as a clause, unless there are none or one of them asks for nothing: then the
@@ -152,16 +186,15 @@ func appendClause(clauses []mesh.Clause, matches []mesh.Match) []mesh.Clause {
 func isEmpty(m mesh.Match) bool {
 	return len(m.Namespaces)+len(m.NotNamespaces)+len(m.Principals)+len(m.NotPrincipals)+len(m.SourceIPs)+
 		len(m.NotSourceIPs)+len(m.DestinationIPs)+len(m.NotDestinationIPs)+len(m.DestinationPorts)+
-		len(m.NotDestPorts)+len(m.ServiceAccounts)+len(m.NotServiceAccounts) == 0
+		len(m.NotDestPorts)+len(m.ServiceAccounts)+len(m.NotServiceAccounts) == 0 && m.Operation.IsZero()
 }
 
-func (c *policyCompiler) source(path string, s *securityapi.Source, note func(string, []string)) mesh.Match {
-	note("remoteIpBlocks", s.GetRemoteIpBlocks())
-	note("notRemoteIpBlocks", s.GetNotRemoteIpBlocks())
-	note("requestPrincipals", s.GetRequestPrincipals())
-	note("notRequestPrincipals", s.GetNotRequestPrincipals())
-	note("trustDomains", s.GetTrustDomains())
-	note("notTrustDomains", s.GetNotTrustDomains())
+// source returns what must hold of the caller: a match, and further ones where a match cannot say it all. Its trust domain
+// is how its principal begins. The address that a waypoint believes to be the caller's, remoteIpBlocks, is that of whoever
+// opened the tunnel: it trusts no header about it.
+func (c *ruleCompiler) source(path string, s *securityapi.Source) []mesh.Match {
+	left := c.leave("requestPrincipals", s.GetRequestPrincipals())
+	left = c.leave("notRequestPrincipals", s.GetNotRequestPrincipals()) || left
 	m := mesh.Match{
 		Principals:         c.principals(path+".principals", s.GetPrincipals()),
 		NotPrincipals:      c.principals(path+".notPrincipals", s.GetNotPrincipals()),
@@ -172,52 +205,117 @@ func (c *policyCompiler) source(path string, s *securityapi.Source, note func(st
 		ServiceAccounts:    c.accounts(path+".serviceAccounts", s.GetServiceAccounts()),
 		NotServiceAccounts: c.accounts(path+".notServiceAccounts", s.GetNotServiceAccounts()),
 	}
-	left := len(s.GetRemoteIpBlocks()) + len(s.GetNotRemoteIpBlocks()) + len(s.GetRequestPrincipals()) +
-		len(s.GetNotRequestPrincipals()) + len(s.GetTrustDomains()) + len(s.GetNotTrustDomains())
-	if left == 0 && isEmpty(m) {
+	also := mesh.Match{Principals: c.trustDomains(path+".trustDomains", "trustDomains", s.GetTrustDomains())}
+	m.NotPrincipals = append(m.NotPrincipals, c.trustDomains(path+".notTrustDomains", "notTrustDomains", s.GetNotTrustDomains())...)
+	if c.requests {
+		also.SourceIPs = c.prefixes(path+".remoteIpBlocks", s.GetRemoteIpBlocks())
+		m.NotSourceIPs = append(m.NotSourceIPs, c.prefixes(path+".notRemoteIpBlocks", s.GetNotRemoteIpBlocks())...)
+	} else {
+		left = c.leave("remoteIpBlocks", s.GetRemoteIpBlocks()) || left
+		left = c.leave("notRemoteIpBlocks", s.GetNotRemoteIpBlocks()) || left
+	}
+	left = left || len(s.GetTrustDomains())+len(s.GetNotTrustDomains()) > 0
+	if len(m.Principals) == 0 {
+		m.Principals, also.Principals = also.Principals, nil
+	}
+	if len(m.SourceIPs) == 0 {
+		m.SourceIPs, also.SourceIPs = also.SourceIPs, nil
+	}
+	switch {
+	case !isEmpty(also):
+		return []mesh.Match{m, also}
+	case !left && isEmpty(m):
 		c.fault(path, "names no caller")
 	}
-	return m
+	return []mesh.Match{m}
 }
 
-func (c *policyCompiler) operation(path string, o *securityapi.Operation, note func(string, []string)) mesh.Match {
-	note("hosts", o.GetHosts())
-	note("notHosts", o.GetNotHosts())
-	note("methods", o.GetMethods())
-	note("notMethods", o.GetNotMethods())
-	note("paths", o.GetPaths())
-	note("notPaths", o.GetNotPaths())
+// trustDomains are matches of principals. How a trust domain ends cannot be told from them.
+func (c *ruleCompiler) trustDomains(path, name string, patterns []string) []mesh.StringMatch {
+	var matches []mesh.StringMatch
+	for i, m := range c.strings(path, patterns) {
+		switch m.Kind {
+		case mesh.MatchExact:
+			m = mesh.StringMatch{Kind: mesh.MatchPrefix, Value: m.Value + "/"}
+		case mesh.MatchSuffix:
+			c.leave(name, patterns)
+			return nil
+		default:
+		}
+		if strings.Contains(strings.TrimSuffix(m.Value, "/"), "/") {
+			c.fault(path+"["+strconv.Itoa(i)+"]", "%q is no trust domain", patterns[i])
+		}
+		matches = append(matches, m)
+	}
+	return matches
+}
+
+func (c *ruleCompiler) operation(path string, o *securityapi.Operation) mesh.Match {
 	m := mesh.Match{
 		DestinationPorts: c.ports(path+".ports", o.GetPorts()),
 		NotDestPorts:     c.ports(path+".notPorts", o.GetNotPorts()),
 	}
-	left := len(o.GetHosts()) + len(o.GetNotHosts()) + len(o.GetMethods()) + len(o.GetNotMethods()) +
-		len(o.GetPaths()) + len(o.GetNotPaths())
-	if left == 0 && isEmpty(m) {
+	left := false
+	if c.requests {
+		op := &mesh.Operation{
+			Hosts: c.strings(path+".hosts", o.GetHosts()), NotHosts: c.strings(path+".notHosts", o.GetNotHosts()),
+			Methods: c.strings(path+".methods", o.GetMethods()), NotMethods: c.strings(path+".notMethods", o.GetNotMethods()),
+			Paths: c.paths(path+".paths", o.GetPaths()), NotPaths: c.paths(path+".notPaths", o.GetNotPaths()),
+		}
+		if !op.IsZero() {
+			m.Operation = op
+		}
+	} else {
+		left = c.leave("hosts", o.GetHosts())
+		left = c.leave("notHosts", o.GetNotHosts()) || left
+		left = c.leave("methods", o.GetMethods()) || left
+		left = c.leave("notMethods", o.GetNotMethods()) || left
+		left = c.leave("paths", o.GetPaths()) || left
+		left = c.leave("notPaths", o.GetNotPaths()) || left
+	}
+	if !left && isEmpty(m) {
 		c.fault(path, "names no operation")
 	}
 	return m
 }
 
-func (c *policyCompiler) condition(path string, w *securityapi.Condition, note func(string, []string)) mesh.Match {
+func (c *ruleCompiler) condition(path string, w *securityapi.Condition) mesh.Match {
 	yes, no := w.GetValues(), w.GetNotValues()
 	if len(yes)+len(no) == 0 {
 		c.fault(path, "has neither values nor notValues")
 	}
 	values, notValues := path+".values", path+".notValues"
-	switch w.GetKey() {
+	key := w.GetKey()
+	switch key {
 	case "source.ip":
 		return mesh.Match{SourceIPs: c.prefixes(values, yes), NotSourceIPs: c.prefixes(notValues, no)}
 	case "source.namespace":
 		return mesh.Match{Namespaces: c.strings(values, yes), NotNamespaces: c.strings(notValues, no)}
 	case "source.principal":
 		return mesh.Match{Principals: c.principals(values, yes), NotPrincipals: c.principals(notValues, no)}
+	case "source.serviceAccount":
+		return mesh.Match{ServiceAccounts: c.accounts(values, yes), NotServiceAccounts: c.accounts(notValues, no)}
+	case "source.trustDomain":
+		return mesh.Match{Principals: c.trustDomains(values, key, yes), NotPrincipals: c.trustDomains(notValues, key, no)}
 	case "destination.ip":
 		return mesh.Match{DestinationIPs: c.prefixes(values, yes), NotDestinationIPs: c.prefixes(notValues, no)}
 	case "destination.port":
 		return mesh.Match{DestinationPorts: c.ports(values, yes), NotDestPorts: c.ports(notValues, no)}
+	case "remote.ip":
+		if c.requests {
+			return mesh.Match{SourceIPs: c.prefixes(values, yes), NotSourceIPs: c.prefixes(notValues, no)}
+		}
 	}
-	note(w.GetKey(), []string{w.GetKey()})
+	if header, ok := strings.CutPrefix(key, "request.headers["); ok && c.requests {
+		name, ok := strings.CutSuffix(header, "]")
+		if !ok || name == "" || strings.ContainsAny(name, "[] ") {
+			c.fault(path+".key", "%q names no header", key)
+		}
+		return mesh.Match{Operation: &mesh.Operation{Headers: []mesh.HeaderCondition{{
+			Name: strings.ToLower(name), Values: c.strings(values, yes), NotValues: c.strings(notValues, no),
+		}}}}
+	}
+	c.leave(key, []string{key})
 	return mesh.Match{}
 }
 
@@ -225,20 +323,43 @@ func (c *policyCompiler) condition(path string, w *securityapi.Condition, note f
 func (c *policyCompiler) strings(path string, patterns []string) []mesh.StringMatch {
 	var matches []mesh.StringMatch
 	for i, p := range patterns {
-		m := mesh.StringMatch{Kind: mesh.MatchExact, Value: p}
-		switch {
-		case p == "*":
-			m = mesh.StringMatch{Kind: mesh.MatchPresence}
-		case strings.HasPrefix(p, "*"):
-			m = mesh.StringMatch{Kind: mesh.MatchSuffix, Value: p[1:]}
-		case strings.HasSuffix(p, "*"):
-			m = mesh.StringMatch{Kind: mesh.MatchPrefix, Value: p[:len(p)-1]}
+		if m, ok := c.pattern(path+"["+strconv.Itoa(i)+"]", p); ok {
+			matches = append(matches, m)
 		}
-		if p == "" || strings.Contains(m.Value, "*") {
-			c.fault(path+"["+strconv.Itoa(i)+"]", "%q: want a value, value*, *value or *", p)
-			continue
+	}
+	return matches
+}
+
+func (c *policyCompiler) pattern(path, p string) (m mesh.StringMatch, ok bool) {
+	m = mesh.StringMatch{Kind: mesh.MatchExact, Value: p}
+	switch {
+	case p == "*":
+		m = mesh.StringMatch{Kind: mesh.MatchPresence}
+	case strings.HasPrefix(p, "*"):
+		m = mesh.StringMatch{Kind: mesh.MatchSuffix, Value: p[1:]}
+	case strings.HasSuffix(p, "*"):
+		m = mesh.StringMatch{Kind: mesh.MatchPrefix, Value: p[:len(p)-1]}
+	}
+	if p == "" || strings.Contains(m.Value, "*") {
+		c.fault(path, "%q: want a value, value*, *value or *", p)
+		return m, false
+	}
+	return m, true
+}
+
+// paths are patterns, some of them templates.
+func (c *policyCompiler) paths(path string, patterns []string) []mesh.StringMatch {
+	var matches []mesh.StringMatch
+	for i, p := range patterns {
+		at := path + "[" + strconv.Itoa(i) + "]"
+		if strings.Contains(p, mesh.TemplateSegment) || strings.Contains(p, mesh.TemplateRest) {
+			if err := mesh.CheckPathTemplate(p); err != nil {
+				c.fault(at, "%v", err)
+			}
+			matches = append(matches, mesh.StringMatch{Kind: mesh.MatchTemplate, Value: p})
+		} else if m, ok := c.pattern(at, p); ok {
+			matches = append(matches, m)
 		}
-		matches = append(matches, m)
 	}
 	return matches
 }

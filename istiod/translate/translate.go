@@ -27,6 +27,9 @@ type Config struct {
 	TrustDomain   string // of every identity
 	RootNamespace string // whose policies hold in the whole mesh
 	ClusterDomain string // end of every service's hostname
+
+	NoStatus            bool // nobody writes statuses: a Gateway is in place when its Service is
+	DenyWithoutWaypoint bool // what asks for a waypoint that is not there is not reached, unless its namespace says otherwise
 }
 
 // WithDefaults fills what is empty with Istio's defaults.
@@ -134,6 +137,7 @@ type Nouns struct {
 	Statuses  map[string]*Status
 
 	RouteStatuses map[string]*RouteStatus // of routes of the Gateway API
+	Conditions    map[string]*Conditions  // what the statuses of objects must say
 }
 
 // NewNouns returns no nouns, in maps that take them.
@@ -142,6 +146,7 @@ func NewNouns() Nouns {
 		Workloads: make(map[string]*mesh.Workload), Services: make(map[string]*mesh.Service), Policies: make(map[string]*mesh.Policy),
 		Routes: make(map[string]*mesh.Route), Traffic: make(map[string]*mesh.TrafficPolicy), Statuses: make(map[string]*Status),
 		RouteStatuses: make(map[string]*RouteStatus),
+		Conditions:    make(map[string]*Conditions),
 	}
 }
 
@@ -153,18 +158,29 @@ func All(cfg Config, o Objects) Nouns {
 			n.Statuses[s.Key()] = s
 		}
 	}
+	conditions := func(c *Conditions) {
+		if c != nil {
+			n.Conditions[c.Key()] = c
+		}
+	}
 	for _, name := range slices.SortedFunc(maps.Keys(o.Services), compareNames) {
 		svc, s := Service(cfg, o.Services[name], o.Namespaces[name.Namespace])
-		status(s)
 		if svc != nil {
+			m := &o.Services[name].ObjectMeta
+			b := o.BindService(cfg, m)
+			b.Set(svc, o.policiesOf(cfg, PolicyTarget{TargetService, name}))
+			conditions(b.Conditions("Service", m))
+			s = b.Status("Service", m, s)
 			n.Services[svc.Key()] = svc
 		}
+		status(s)
 	}
 	for _, se := range o.ServiceEntries {
 		taken := make(map[string]string)
 		for _, host := range EntryHosts(se) {
 			if owner := o.hostOwner(cfg, se.Namespace, host); owner == se {
 				svc := EntryService(se, o.Namespaces[se.Namespace], host)
+				o.BindService(cfg, &se.ObjectMeta).Set(svc, o.policiesOf(cfg, PolicyTarget{TargetServiceEntry, Name{se.Namespace, se.Name}}))
 				n.Services[svc.Key()] = svc
 			} else if owner != nil {
 				taken[host] = TakenByEntry(owner)
@@ -172,8 +188,10 @@ func All(cfg Config, o Objects) Nouns {
 				taken[host] = TakenByService
 			}
 		}
-		status(EntryStatus(se, taken))
+		status(o.BindService(cfg, &se.ObjectMeta).Status("ServiceEntry", &se.ObjectMeta, EntryStatus(se, taken)))
+		conditions(o.EntryConditions(cfg, se))
 		for _, w := range EntryWorkloads(cfg, se) {
+			w.Waypoint = o.BindWorkload(cfg, &se.ObjectMeta)
 			n.Workloads[w.UID] = w
 		}
 	}
@@ -186,8 +204,9 @@ func All(cfg Config, o Objects) Nouns {
 		}
 	}
 	for _, ap := range o.AuthorizationPolicies {
-		p, s := Policy(cfg, ap)
+		p, s, c := o.Policy(cfg, ap)
 		status(s)
+		conditions(c)
 		if p != nil {
 			n.Policies[p.Key()] = p
 		}
@@ -299,12 +318,14 @@ func (o Objects) podInput(cfg Config, pod *corev1.Pod) PodInput {
 	}
 	in.Entries = o.entriesThatSelect(pod.Namespace, pod.Labels)
 	in.Policies = o.policiesFor(cfg, pod.Namespace, pod.Labels)
+	o.CompletePod(cfg, &in, func(targets []PolicyTarget) []string { return o.policiesOf(cfg, targets...) })
 	return in
 }
 
 func (o Objects) entryInput(cfg Config, we *networkingv1.WorkloadEntry) WorkloadEntryInput {
 	labels := EntryLabels(we)
-	in := WorkloadEntryInput{Entry: we, Entries: o.entriesThatSelect(we.Namespace, labels), Policies: o.policiesFor(cfg, we.Namespace, labels)}
+	in := WorkloadEntryInput{Entry: we, Entries: o.entriesThatSelect(we.Namespace, labels), Policies: o.policiesFor(cfg, we.Namespace, labels),
+		Waypoint: o.BindWorkload(cfg, &we.ObjectMeta)}
 	for _, svc := range o.Services {
 		if svc.Namespace == we.Namespace && Selects(svc.Spec.Selector, labels) {
 			in.Services = append(in.Services, svc)

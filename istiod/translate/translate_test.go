@@ -201,6 +201,7 @@ func dump(n translate.Nouns) string {
 	section(&b, "route", n.Routes)
 	section(&b, "status", n.Statuses)
 	section(&b, "routestatus", n.RouteStatuses)
+	section(&b, "conditions", n.Conditions)
 	return b.String()
 }
 

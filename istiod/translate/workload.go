@@ -37,6 +37,10 @@ type PodInput struct {
 	Slices   []Backing         // services without a selector that name it in an EndpointSlice, in any order
 	Entries  []*ServiceEntry   // those that select it, in any order
 	Policies []string          // keys of the policies attached to it, in any order
+
+	Waypoint  mesh.GatewayAddress // that traffic addressed to it goes through first
+	AppTunnel mesh.AppTunnel      // what it wants connections wrapped in
+	Targeting []string            // keys of the policies that target the waypoint it is an instance of, in any order
 }
 
 // Pod returns the workload of a pod, or nil when the pod cannot be reached: it has no address yet, or has ended.
@@ -70,6 +74,9 @@ func Pod(cfg Config, in PodInput) (*mesh.Workload, *Status) {
 		Labels:         filled(pod.Labels),
 		Policies:       sortedSet(in.Policies),
 		Services:       podServices(cfg, in),
+		Waypoint:       in.Waypoint,
+		AppTunnel:      in.AppTunnel,
+		TargetPolicies: sortedSet(in.Targeting),
 	}
 	w.Protocol, w.NativeTunnel = tunnel(pod.Labels, pod.Annotations)
 	canonical(w, pod.Labels)

@@ -26,6 +26,8 @@ type WorkloadEntryInput struct {
 	Services []*corev1.Service // those that select it, in any order
 	Entries  []*ServiceEntry   // likewise
 	Policies []string          // keys of the policies attached to it, in any order
+
+	Waypoint mesh.GatewayAddress // that traffic addressed to it goes through first
 }
 
 // EntryLabels are the labels a WorkloadEntry is selected by: those of its spec and its own, which win.
@@ -58,7 +60,7 @@ func WorkloadEntry(cfg Config, in WorkloadEntryInput) (*mesh.Workload, *Status) 
 	w.Labels = filled(labels)
 	w.Protocol, w.NativeTunnel = tunnel(labels, we.Annotations)
 	canonical(w, labels)
-	w.Policies = sortedSet(in.Policies)
+	w.Policies, w.Waypoint = sortedSet(in.Policies), in.Waypoint
 	for _, c := range we.Status.GetConditions() {
 		if c.GetType() == ConditionHealthy && c.GetStatus() == string(corev1.ConditionFalse) {
 			w.Healthy = false
