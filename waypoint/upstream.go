@@ -174,6 +174,10 @@ func (u *upstreams) endpoint(key endpointKey) *endpoint {
 // servers wait longer before they close one.
 const freshFor = time.Second
 
+// unseenFor is how long a kept connection is taken again without a look at it, with a request that may be sent twice: looking
+// costs a system call, and no server gives up on a connection that soon, let alone says something on it.
+const unseenFor = 100 * time.Millisecond
+
 // kept returns a connection to an endpoint that waits to be used again, or nil. once says that the request must not be sent
 // twice.
 func (u *upstreams) kept(e *endpoint, once bool) *upstream {
@@ -183,7 +187,10 @@ func (u *upstreams) kept(e *endpoint, once bool) *upstream {
 			return nil
 		}
 		_, seen := up.conn.(*net.TCPConn)
-		if up.Reusable() && !ended(up.conn) && (seen || !once || time.Since(up.since) < freshFor) {
+		idle := time.Since(up.since)
+		switch {
+		case !up.Reusable():
+		case !once && idle < unseenFor, !ended(up.conn) && (seen || !once || idle < freshFor):
 			return up
 		}
 		up.Close()
