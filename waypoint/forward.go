@@ -137,7 +137,7 @@ func (s *session) plan(p *plan, b *route.Backend) *reply {
 	if p.target.hash != nil {
 		hash = s.hashKey(p.target.hash)
 	}
-	s.search.begin(s.up, p.target, &s.client, s.to.addr.Addr(), hash)
+	s.search.begin(s.up, p.target, &s.client, s.to.addr, hash)
 	s.search.way.OtherTiers = s.rule.Retry.OtherLocalities
 	return nil
 }
@@ -169,7 +169,7 @@ func (s *session) try(ctx context.Context, p *plan, attempt uint32) (*upstream, 
 			s.search.again()
 		}
 		var ok bool
-		if to, ok = s.search.next(s.up, p.target, s.to.addr, time.Now()); !ok {
+		if to, ok = s.search.next(s.up, time.Now()); !ok {
 			return nil, route.Outcome{Reset: route.ResetOverflow}, &replyNoUpstream
 		}
 	}

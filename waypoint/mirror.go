@@ -158,8 +158,8 @@ func (s *session) mirrorTo(m *route.Mirror) (mirrored, bool) {
 		return mirrored{}, false
 	}
 	var search search
-	search.begin(s.up, t, &s.client, s.to.addr.Addr(), "")
-	to, ok := search.next(s.up, t, s.to.addr, time.Now())
+	search.begin(s.up, t, &s.client, s.to.addr, "")
+	to, ok := search.next(s.up, time.Now())
 	return mirrored{to: to, http2: s.http2(t.app, t.settings.Pool), pool: t.settings.Pool}, ok
 }
 

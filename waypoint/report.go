@@ -59,7 +59,14 @@ func (r *record) ended(err error) {
 		r.fail("-", changed.details)
 		return
 	}
-	r.fail("UC", err.Error())
+	switch err {
+	case errTooOld:
+		r.fail("DT", err.Error())
+	case errIdle:
+		r.fail("SI", err.Error())
+	default:
+		r.fail("UC", err.Error())
+	}
 }
 
 func (r *record) cluster(key, subset string, port uint16) {

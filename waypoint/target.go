@@ -67,7 +67,7 @@ func (v *view) resolve(u *upstreams, clients string, key clusterKey) *target {
 		return nil
 	}
 	settings, ok := policy.For(key.subset, key.port)
-	if !ok || !known(originated(&settings)) || settings.Tunnel != nil || settings.ProxyProtocol != mesh.ProxyProtocolNone {
+	if !ok || !known(originated(&settings)) {
 		return nil
 	}
 	t := &target{service: svc, settings: settings, tls: originated(&settings), hash: hashOf(settings.Balancer), connect: connectTimeout,
@@ -240,18 +240,22 @@ type search struct {
 	way     lb.Way
 	members *members // nil: the original destination is the only one
 	tried   [4]int32 // room for way.Tried
+
+	target  *target
+	from    netip.AddrPort // the client
+	dialled netip.AddrPort // by the client
 }
 
 // begin prepares for picks from a target on behalf of a client. key is what to hash; "": nothing.
-func (s *search) begin(u *upstreams, t *target, c *client, dialled netip.Addr, key string) {
-	*s = search{}
+func (s *search) begin(u *upstreams, t *target, c *client, dialled netip.AddrPort, key string) {
+	*s = search{target: t, from: c.addr, dialled: dialled}
 	if !t.cluster.used.Load() {
 		t.cluster.used.Store(true)
 	}
 	if t.service.LB.Mode == mesh.LBPassthrough {
 		return
 	}
-	s.members = t.members(u, dialled.Is4())
+	s.members = t.members(u, dialled.Addr().Is4())
 	s.way = lb.Way{Pick: rand.Uint64N, Key: key, Tried: s.tried[:0]}
 	if b := t.settings.Balancer; b != nil && b.Algorithm != mesh.BalancerPassthrough {
 		s.way.Algorithm = b.Algorithm
@@ -270,21 +274,30 @@ func (s *search) begin(u *upstreams, t *target, c *client, dialled netip.Addr, k
 }
 
 // next picks an endpoint; ok is false when there is none.
-func (s *search) next(u *upstreams, t *target, dialled netip.AddrPort, now time.Time) (p pick, ok bool) {
+func (s *search) next(u *upstreams, now time.Time) (p pick, ok bool) {
+	t := s.target
 	if s.members == nil {
-		key := endpointKey{addr: netip.AddrPortFrom(dialled.Addr(), t.port)}
+		key := endpointKey{addr: netip.AddrPortFrom(s.dialled.Addr(), t.port)}
 		if t.tls != nil {
 			key.tls, key.name = t.tls, t.service.Hostname
 		}
-		return pick{endpoint: u.endpoint(key)}, true
+		p.endpoint = u.endpoint(key)
+	} else {
+		s.members.now.Store(now.UnixNano())
+		i := s.members.set.Choose(s.members, &s.way)
+		if i < 0 {
+			return pick{}, false
+		}
+		s.way.Tried = append(s.way.Tried, int32(i))
+		p = s.members.hosts[i].pick
 	}
-	s.members.now.Store(now.UnixNano())
-	i := s.members.set.Choose(s.members, &s.way)
-	if i < 0 {
-		return pick{}, false
+	p.settings, p.from, p.dialled = &t.settings, s.from, s.dialled
+	if t.settings.ProxyProtocol != mesh.ProxyProtocolNone {
+		key := p.endpoint.key
+		key.client = s.from
+		p.endpoint = u.endpoint(key)
 	}
-	s.way.Tried = append(s.way.Tried, int32(i))
-	return s.members.hosts[i].pick, true
+	return p, true
 }
 
 // again lets the next pick be any endpoint.

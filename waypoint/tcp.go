@@ -45,6 +45,9 @@ func (t *tunnel) serveTCP(ctx context.Context, accept func() (relay.Conn, error)
 	c.endpoint.active.Add(1)
 	defer c.endpoint.active.Add(-1)
 	conn, err := t.up.dial(dialling, c.pick, t.header(), "")
+	if err == nil && c.settings != nil && c.settings.Tunnel != nil {
+		conn, err = ask(dialling, conn, c.settings.Tunnel)
+	}
 	if c.host != nil && c.target.settings.Outliers != nil && ctx.Err() == nil {
 		result := result{status: 200}
 		if err != nil {
@@ -64,6 +67,8 @@ func (t *tunnel) serveTCP(ctx context.Context, accept func() (relay.Conn, error)
 		return
 	}
 	t.rep.open(r)
+	ctx, stop := lifetime(ctx, c.limits(), &r.bytes)
+	defer stop()
 	r.ended(relay.Pump(ctx, down, conn, &r.bytes))
 }
 
@@ -113,9 +118,9 @@ func (t *tunnel) pickTCP(v *view, b *route.Backend, r *record) *course {
 	if c.target.hash != nil && c.target.hash.SourceIP {
 		hash = t.client.addr.Addr().String()
 	}
-	c.search.begin(t.up, c.target, &t.client, t.to.addr.Addr(), hash)
+	c.search.begin(t.up, c.target, &t.client, t.to.addr, hash)
 	var ok bool
-	if c.pick, ok = c.search.next(t.up, c.target, t.to.addr, time.Now()); !ok {
+	if c.pick, ok = c.search.next(t.up, time.Now()); !ok {
 		r.fail("UH", c.search.fault().Error())
 		return nil
 	}

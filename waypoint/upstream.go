@@ -57,6 +57,8 @@ type endpointKey struct {
 
 	tls  *mesh.UpstreamTLS // begun with the application; another policy makes another endpoint
 	name string            // it is to have then
+
+	client netip.AddrPort // whose connections these are, where the application is told; else all share them
 }
 
 // endpoint is one of them. mu of upstreams guards idle and shared.
@@ -74,6 +76,9 @@ type upstream struct {
 	to     *endpoint
 	reused bool
 	since  time.Time // idle
+	until  time.Time // it may be, then
+	served uint32    // exchanges
+	pool   *mesh.ConnectionPool
 
 	stream *http2.ClientStream // instead of ClientConn and conn
 	use    uint32              // of the stream
@@ -120,6 +125,18 @@ type pick struct {
 	workload *mesh.Workload // nil: an address outside the mesh's knowledge
 	expect   []mesh.Identity
 	host     *host // as a member of its cluster; nil: it is none
+
+	settings *mesh.TrafficSettings // what is said of its service; nil: nothing
+	from     netip.AddrPort        // the client
+	dialled  netip.AddrPort        // by the client
+}
+
+// limits is what bounds connections to it; nil: nothing does.
+func (p *pick) limits() *mesh.ConnectionPool {
+	if p.settings == nil {
+		return nil
+	}
+	return p.settings.Pool
 }
 
 func newUpstreams(cfg *Config, ids *identity.Manager, log *zap.Logger) *upstreams {
@@ -189,7 +206,7 @@ func (u *upstreams) kept(e *endpoint, once bool) *upstream {
 		_, seen := up.conn.(*net.TCPConn)
 		idle := time.Since(up.since)
 		switch {
-		case !up.Reusable():
+		case !up.Reusable() || idle >= idleFor(up.pool):
 		case !once && idle < unseenFor, !ended(up.conn) && (seen || !once || idle < freshFor):
 			return up
 		}
@@ -203,12 +220,15 @@ func (u *upstreams) connect(ctx context.Context, p pick, h hbone.Header) (*upstr
 	if err != nil {
 		return nil, err
 	}
-	return &upstream{ClientConn: http1.NewClientConn(conn, http1.Config{}), conn: conn, to: p.endpoint}, nil
+	return &upstream{ClientConn: http1.NewClientConn(conn, http1.Config{}), conn: conn, to: p.endpoint, pool: p.limits()}, nil
 }
 
 func (u *upstreams) take(e *endpoint) *upstream {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	if there := u.endpoints[e.key]; there != nil {
+		e = there
+	}
 	n := len(e.idle)
 	if n == 0 {
 		return nil
@@ -221,28 +241,59 @@ func (u *upstreams) take(e *endpoint) *upstream {
 
 // put keeps a connection for the next request, if it can carry one.
 func (u *upstreams) put(up *upstream) {
-	if up.stream == nil && up.Reusable() {
-		up.SetDeadline(time.Time{})
-		up.reused = true
-		up.since = time.Now()
-		u.mu.Lock()
-		if e := up.to; len(e.idle) < maxIdle && u.endpoints[e.key] == e { // else it was forgotten
-			e.idle = append(e.idle, up)
-			u.mu.Unlock()
-			return
-		}
-		u.mu.Unlock()
+	up.served++
+	if up.stream != nil || !up.Reusable() || up.pool != nil && up.pool.MaxPerConnection > 0 && up.served >= up.pool.MaxPerConnection {
+		up.Close()
+		return
 	}
-	up.Close()
+	up.SetDeadline(time.Time{})
+	up.reused = true
+	up.since = time.Now()
+	up.until = up.since.Add(idleFor(up.pool))
+	u.mu.Lock()
+	e := u.endpoints[up.to.key]
+	if e == nil { // it was forgotten meanwhile
+		e = up.to
+		u.endpoints[e.key] = e
+	}
+	if len(e.idle) < maxIdle && !u.closed {
+		e.idle = append(e.idle, up)
+		up = nil
+	}
+	u.mu.Unlock()
+	if up != nil {
+		up.Close()
+	}
+}
+
+// idleFor is how long a connection may wait for its next request.
+func idleFor(p *mesh.ConnectionPool) time.Duration {
+	const forever = 100 * 365 * 24 * time.Hour
+	switch {
+	case p == nil || p.HTTPIdleTimeout == nil:
+		return idleTimeout
+	case *p.HTTPIdleTimeout == 0:
+		return forever
+	}
+	return *p.HTTPIdleTimeout
 }
 
 // dial connects to an endpoint. protocol is what is to be agreed on in TLS that is begun with the application; "": nothing.
 func (u *upstreams) dial(ctx context.Context, p pick, h hbone.Header, protocol string) (relay.Conn, error) {
 	conn, err := u.reach(ctx, p, h)
-	if t := p.endpoint.key.tls; t != nil && err == nil {
+	if err != nil {
+		return nil, err
+	}
+	if p.settings != nil && p.settings.ProxyProtocol != mesh.ProxyProtocolNone {
+		if err := announce(conn, p.settings.ProxyProtocol, p.from, p.dialled); err != nil {
+			_ = conn.Close()
+			return nil, err
+		}
+	}
+	if t := p.endpoint.key.tls; t != nil {
 		return originate(ctx, conn, t, p.endpoint.key.name, protocol)
 	}
-	return conn, err
+	return conn, nil
 }
 
 // reach makes the connection that carries everything else.
@@ -269,7 +320,12 @@ func (u *upstreams) reach(ctx context.Context, p pick, h hbone.Header) (relay.Co
 		}
 		return s, nil
 	}
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr.String())
+	d := net.Dialer{}
+	if pool := p.limits(); pool != nil && pool.Keepalive != nil {
+		k := pool.Keepalive
+		d.KeepAliveConfig = net.KeepAliveConfig{Enable: true, Idle: k.Time, Interval: k.Interval, Count: int(k.Probes)}
+	}
+	conn, err := d.DialContext(ctx, "tcp", addr.String())
 	if err != nil {
 		return nil, err
 	}
@@ -303,13 +359,13 @@ func (u *upstreams) run(ctx context.Context) {
 	for {
 		select {
 		case now := <-tick.C:
-			u.sweep(now.Add(-idleTimeout))
+			u.sweep(now)
 		case <-ctx.Done():
 			u.cancel()
 			u.mu.Lock()
 			u.closed = true
 			u.mu.Unlock()
-			u.sweep(time.Now().Add(time.Hour))
+			u.sweep(time.Now().AddDate(200, 0, 0))
 			_ = u.pool.Close()
 			u.closeShared()
 			u.work.Wait()
@@ -318,25 +374,28 @@ func (u *upstreams) run(ctx context.Context) {
 	}
 }
 
-// sweep closes what has been idle since before then, and forgets endpoints that nothing is left of.
-func (u *upstreams) sweep(then time.Time) {
+// sweep closes what has been idle for too long, and forgets endpoints and clusters that nothing is left of.
+func (u *upstreams) sweep(now time.Time) {
 	var old []*upstream
 	var unused []*http2.ClientConn
 	u.mu.Lock()
 	for key, e := range u.endpoints {
-		n := 0
-		for n < len(e.idle) && e.idle[n].since.Before(then) {
-			n++
+		var kept []*upstream
+		for _, up := range e.idle {
+			if up.until.Before(now) {
+				old = append(old, up)
+				continue
+			}
+			kept = append(kept, up)
 		}
-		old = append(old, e.idle[:n]...)
-		e.idle = append(e.idle[:0:0], e.idle[n:]...)
-		unused = append(unused, e.shared.unused(then)...)
+		e.idle = kept
+		unused = append(unused, e.shared.unused(now.Add(-idleTimeout))...)
 		if len(e.idle)+len(e.shared.conns) == 0 && e.shared.dial == nil && e.active.Load() == 0 {
 			delete(u.endpoints, key) // who picked it just now keeps it to himself
 		}
 	}
 	for key, c := range u.clusters {
-		if c.forgettable(time.Now()) {
+		if c.forgettable(now) {
 			delete(u.clusters, key) // a view that knows it goes on with it
 		}
 	}

@@ -204,7 +204,7 @@ type ConnectionPool struct {
 	MaxConnections        uint32         // tcp.maxConnections
 	ConnectTimeout        time.Duration  // tcp.connectTimeout; 0: 10 s
 	MaxConnectionDuration time.Duration  // tcp.maxConnectionDuration; 0: no end
-	TCPIdleTimeout        *time.Duration // tcp.idleTimeout; nil: 1 h, 0: none
+	TCPIdleTimeout        *time.Duration // tcp.idleTimeout; nil or 0: none
 	Keepalive             *Keepalive     // tcp.tcpKeepalive
 
 	MaxPending        uint32         // http.http1MaxPendingRequests: requests that wait for a connection
@@ -212,7 +212,7 @@ type ConnectionPool struct {
 	MaxPerConnection  uint32         // http.maxRequestsPerConnection, over its life; 1: no keep-alive
 	MaxRetries        uint32         // http.maxRetries: retries under way
 	MaxStreams        uint32         // http.maxConcurrentStreams of one connection
-	HTTPIdleTimeout   *time.Duration // http.idleTimeout; nil: 1 h, 0: none
+	HTTPIdleTimeout   *time.Duration // http.idleTimeout; nil: the proxy's choice, 0: none
 	Upgrade           H2Upgrade      // http.h2UpgradePolicy
 	UseClientProtocol bool           // http.useClientProtocol: the HTTP version of the request
 	HTTP2PingInterval time.Duration  // http.http2KeepAlive.interval; 0: none

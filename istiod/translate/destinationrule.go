@@ -400,7 +400,9 @@ func (r *ruleReader) tunnel(at string, t *networkingapi.TrafficPolicy_TunnelSett
 		r.closed(Invalid, at, "needs targetHost, a targetPort, and CONNECT or POST for protocol")
 		return nil
 	}
-	out.TargetPort = uint16(t.GetTargetPort())
+	if out.TargetPort = uint16(t.GetTargetPort()); out.Post {
+		r.closed(Unsupported, at+".protocol", "POST is not spoken")
+	}
 	return out
 }
 

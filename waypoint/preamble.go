@@ -1,0 +1,158 @@
+package waypoint
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"github.com/mistnet/mistnet/internal/mesh"
+	"github.com/mistnet/mistnet/internal/relay"
+)
+
+// What goes over a connection before what it is for, where a traffic policy wants it, and how long it may last.
+
+// announce tells the application who is at the other end (haproxy.org, proxy-protocol.txt, 2.1 and 2.2). With addresses of
+// two families, or none, it says that it does not know.
+func announce(conn net.Conn, version mesh.ProxyProtocol, from, to netip.AddrPort) error {
+	_, err := conn.Write(proxyHeader(version, mesh.Unmap(from), mesh.Unmap(to)))
+	if err != nil {
+		return fmt.Errorf("announce the client: %w", err)
+	}
+	return nil
+}
+
+func proxyHeader(version mesh.ProxyProtocol, from, to netip.AddrPort) []byte {
+	known := from.IsValid() && to.IsValid() && from.Addr().Is4() == to.Addr().Is4()
+	if version == mesh.ProxyProtocolV1 {
+		if !known {
+			return []byte("PROXY UNKNOWN\r\n")
+		}
+		family := "TCP4"
+		if from.Addr().Is6() {
+			family = "TCP6"
+		}
+		return fmt.Appendf(nil, "PROXY %s %s %s %d %d\r\n", family, from.Addr().WithZone(""), to.Addr().WithZone(""), from.Port(), to.Port())
+	}
+	const local = 0x20 // version 2, LOCAL
+	b := []byte(proxySignature)
+	if !known {
+		return append(b, local, 0, 0, 0)
+	}
+	family := byte(proxyTCP4)
+	if from.Addr().Is6() {
+		family = proxyTCP6
+	}
+	b = append(b, proxyCommand, family)
+	b = binary.BigEndian.AppendUint16(b, uint16(2*from.Addr().BitLen()/8+4))
+	b = append(append(b, from.Addr().AsSlice()...), to.Addr().AsSlice()...)
+	b = binary.BigEndian.AppendUint16(b, from.Port())
+	return binary.BigEndian.AppendUint16(b, to.Port())
+}
+
+// ask asks a forward proxy, at the other end of conn, for a connection to t (RFC 9110, 9.3.6). It owns conn: it is closed
+// when that is refused.
+func ask(ctx context.Context, conn relay.Conn, t *mesh.ForwardTunnel) (relay.Conn, error) {
+	rest, err := askForward(ctx, conn, t)
+	if err != nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("ask the forward proxy for %s: %w", t.TargetHost, err)
+	}
+	if len(rest) == 0 {
+		return conn, nil
+	}
+	return &peeked{conn, rest}, nil
+}
+
+func askForward(ctx context.Context, conn relay.Conn, t *mesh.ForwardTunnel) (rest []byte, err error) {
+	if t.Post {
+		return nil, errors.New("POST is not spoken here")
+	}
+	if until, ok := ctx.Deadline(); ok {
+		_ = conn.SetDeadline(until)
+	}
+	authority := net.JoinHostPort(t.TargetHost, strconv.Itoa(int(t.TargetPort)))
+	if _, err := fmt.Fprintf(conn, "CONNECT %s HTTP/1.1\r\nHost: %s\r\n\r\n", authority, authority); err != nil {
+		return nil, err
+	}
+	const maxHead = 16 << 10
+	var head []byte
+	for {
+		var b [1024]byte
+		n, err := conn.Read(b[:])
+		head = append(head, b[:n]...)
+		if end := bytes.Index(head, []byte("\r\n\r\n")); end >= 0 {
+			rest, head = head[end+4:], head[:end+4]
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		if len(head) > maxHead {
+			return nil, errors.New("its answer does not end")
+		}
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(head)), &http.Request{Method: http.MethodConnect})
+	if err != nil {
+		return nil, err
+	}
+	_ = resp.Body.Close()
+	if resp.StatusCode/100 != 2 {
+		return nil, fmt.Errorf("it answers %s", resp.Status)
+	}
+	return rest, conn.SetDeadline(time.Time{})
+}
+
+var (
+	errTooOld = errors.New("the connection has lasted as long as its service allows (maxConnectionDuration)")
+	errIdle   = errors.New("nothing has passed for as long as the service allows (idleTimeout)")
+)
+
+// lifetime ends a connection when its service says so. stop must be called when it is over.
+func lifetime(ctx context.Context, p *mesh.ConnectionPool, n *relay.Counters) (_ context.Context, stop func()) {
+	if p == nil || p.MaxConnectionDuration == 0 && (p.TCPIdleTimeout == nil || *p.TCPIdleTimeout == 0) {
+		return ctx, func() {}
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	var timers []*time.Timer
+	if d := p.MaxConnectionDuration; d > 0 {
+		timers = append(timers, time.AfterFunc(d, func() { cancel(errTooOld) }))
+	}
+	if p.TCPIdleTimeout != nil && *p.TCPIdleTimeout > 0 {
+		timers = append(timers, idleTimer(*p.TCPIdleTimeout, n, func() { cancel(errIdle) }))
+	}
+	return ctx, func() {
+		for _, t := range timers {
+			t.Stop()
+		}
+		cancel(nil)
+	}
+}
+
+// idleTimer calls end when the counters have stood still for d, at the earliest, and a quarter of it more at the latest.
+func idleTimer(d time.Duration, n *relay.Counters, end func()) *time.Timer {
+	const looks = 4
+	every := max(d/looks, time.Millisecond)
+	last, still := int64(-1), 0
+	var t *time.Timer
+	ready := make(chan struct{})
+	t = time.AfterFunc(every, func() {
+		<-ready
+		if now := n.AToB.Load() + n.BToA.Load(); now != last {
+			last, still = now, 0
+		} else if still++; still >= looks {
+			end()
+			return
+		}
+		t.Reset(every)
+	})
+	close(ready)
+	return t
+}
