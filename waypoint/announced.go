@@ -17,7 +17,6 @@ import (
 	"github.com/mistnet/mistnet/internal/daemon"
 	"github.com/mistnet/mistnet/internal/hbone"
 	"github.com/mistnet/mistnet/internal/mesh"
-	"github.com/mistnet/mistnet/internal/relay"
 )
 
 // serveAnnounced serves the connections that a ztunnel has taken out of their tunnels already: a waypoint in a pod that is
@@ -66,12 +65,7 @@ func (w *Waypoint) announced(ctx context.Context, raw *net.TCPConn) error {
 		return err
 	}
 	reset := func() { _ = errors.Join(raw.SetLinger(0), raw.Close()) }
-	switch t.to.app {
-	case mesh.AppTCP, mesh.AppTLS:
-		t.serveTCP(ctx, func() (relay.Conn, error) { return raw, nil }, reset)
-	case mesh.AppUnknown, mesh.AppHTTP1, mesh.AppHTTP2, mesh.AppGRPC:
-		t.serveOpen(ctx, raw, reset)
-	}
+	t.serveTaken(ctx, raw, reset)
 	return nil
 }
 

@@ -74,6 +74,14 @@ func (s *state) toService(v *view, d destination, svc *mesh.Service) (destinatio
 		return d, &refusedError{http.StatusNotFound, fmt.Sprintf("service %s has no port %d", svc.Key(), d.port)}
 	}
 	d.service, d.hostname, d.app = svc.Key(), svc.Hostname, p.App
+	if !d.addr.Addr().IsValid() { // asked for by name: what its own address would be
+		for _, vip := range svc.VIPs {
+			if vip.Network == s.cfg.Network && vip.Prefix.IsSingleIP() {
+				d.addr = netip.AddrPortFrom(vip.Prefix.Addr(), d.port)
+				break
+			}
+		}
+	}
 	return d, nil
 }
 

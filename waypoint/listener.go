@@ -100,6 +100,7 @@ type tunnel struct {
 	to     destination
 	local  netip.AddrPort
 
+	sni         string // that a TLS hello asks for; "": none was seen
 	certificate string // what x-forwarded-client-cert says of the client: who vouches, and for whom; "": nothing
 }
 
@@ -115,35 +116,44 @@ func (w *Waypoint) connect(ctx context.Context, r *hbone.Request) {
 		_ = r.Reject(status) // the client may have gone, which is no news
 		return
 	}
-	switch t.to.app {
-	case mesh.AppTCP, mesh.AppTLS:
+	if t.isOpaque() {
 		t.serveTCP(ctx, func() (relay.Conn, error) { return r.Accept("") }, func() { _ = r.Reject(http.StatusServiceUnavailable) })
 		return
-	case mesh.AppUnknown, mesh.AppHTTP1, mesh.AppHTTP2, mesh.AppGRPC:
 	}
 	s, err := r.Accept("")
 	if err != nil {
 		w.rep.refused(r, err)
 		return
 	}
-	t.serveOpen(ctx, s, func() { _ = s.Reset() })
+	t.serveTaken(ctx, s, func() { _ = s.Reset() })
 }
 
-// serveOpen serves a connection that was taken and may be HTTP. reset ends it with an error that the client sees.
-func (t *tunnel) serveOpen(ctx context.Context, s relay.Conn, reset func()) {
-	if t.to.app != mesh.AppUnknown {
-		t.serveHTTP(ctx, s)
-		return
+// isOpaque reports whether nothing that the client sends is to be looked at.
+func (t *tunnel) isOpaque() bool {
+	return t.to.app == mesh.AppTCP ||
+		t.to.app == mesh.AppTLS && !t.state.load().table.Lookup(t.to.service, t.to.port).NeedsSNI()
+}
+
+// serveTaken serves a connection that was accepted. reset ends it with an error that the client sees.
+func (t *tunnel) serveTaken(ctx context.Context, conn relay.Conn, reset func()) {
+	if !t.isOpaque() {
+		if t.to.app != mesh.AppUnknown && t.to.app != mesh.AppTLS {
+			t.serveHTTP(ctx, conn)
+			return
+		}
+		var head []byte
+		var err error
+		if conn, head, err = peek(conn, t.cfg.SniffTimeout); err != nil {
+			reset()
+			return
+		}
+		if is, certain := looksHTTP(head); is && certain && t.to.app == mesh.AppUnknown {
+			t.serveHTTP(ctx, conn)
+			return
+		}
+		t.sni = readHello(head).name
 	}
-	conn, isHTTP, err := sniff(s, t.cfg.SniffTimeout)
-	switch {
-	case err != nil:
-		reset()
-	case isHTTP:
-		t.serveHTTP(ctx, conn)
-	default:
-		t.serveTCP(ctx, func() (relay.Conn, error) { return conn, nil }, reset)
-	}
+	t.serveTCP(ctx, func() (relay.Conn, error) { return conn, nil }, reset)
 }
 
 // admit finds out who calls whom.
@@ -211,27 +221,30 @@ func (p *peeked) Reset() error {
 // methods are how an HTTP connection begins; the last is HTTP/2's.
 var methods = [...]string{"GET ", "HEAD ", "POST ", "PUT ", "DELETE ", "OPTIONS ", "PATCH ", "TRACE ", "CONNECT ", "PRI * HTTP/2.0\r\n"}
 
-// sniff waits for enough of a connection to tell whether it is HTTP. Who says nothing for so long speaks after its
-// server, and that is not HTTP.
-func sniff(conn relay.Conn, silence time.Duration) (relay.Conn, bool, error) {
-	_ = conn.SetReadDeadline(time.Now().Add(silence))
+// helloTimeout is how long the rest of a TLS hello may take.
+const helloTimeout = 5 * time.Second
+
+// peek waits for enough of a connection to tell whether it is HTTP, or whom its TLS hello asks for. Who says nothing for so
+// long speaks after its server, which is neither.
+func peek(conn relay.Conn, silence time.Duration) (relay.Conn, []byte, error) {
+	begin := time.Now()
+	_ = conn.SetReadDeadline(begin.Add(silence))
+	defer func() { _ = conn.SetReadDeadline(time.Time{}) }()
 	var head []byte
 	for {
-		var b [512]byte
+		var b [2048]byte
 		n, err := conn.Read(b[:])
 		head = append(head, b[:n]...)
-		is, certain := looksHTTP(head)
-		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && len(head) == 0 {
-			return nil, false, err
+		switch _, certain := looksHTTP(head); {
+		case err != nil && len(head) == 0 && errors.Is(err, os.ErrDeadlineExceeded):
+			return conn, nil, nil
+		case err != nil && len(head) == 0:
+			return nil, nil, err
+		case err != nil, certain && readHello(head).certain:
+			return &peeked{conn, head}, head, nil
+		case certain: // it can only be TLS: its client has begun, and the server waits for the rest
+			_ = conn.SetReadDeadline(begin.Add(helloTimeout))
 		}
-		if !certain && err == nil {
-			continue
-		}
-		_ = conn.SetReadDeadline(time.Time{})
-		if len(head) == 0 {
-			return conn, false, nil
-		}
-		return &peeked{conn, head}, is && certain, nil
 	}
 }
 

@@ -26,6 +26,7 @@ type record struct {
 	protocol                  string // of HTTP: its version
 	method, target, authority string
 	userAgent, requestID      string
+	sni                       string // of a TLS hello that was looked at
 
 	route        *route.Rule
 	service      *mesh.Service  // it was sent to; nil while that is not known
@@ -108,6 +109,7 @@ func (r *record) fields(took time.Duration) []zap.Field {
 	if r.upstream.IsValid() {
 		str("upstream_host", r.upstream.String())
 	}
+	str("requested_server_name", r.sni)
 	str("upstream_cluster", r.clusterName())
 	str("downstream_local_address", r.to.addr.String())
 	str("downstream_remote_address", r.client.addr.String())

@@ -19,7 +19,7 @@ type course struct {
 // serveTCP carries a connection that is not HTTP. accept gives the client's end once the other is there; refuse is called
 // instead when it cannot be.
 func (t *tunnel) serveTCP(ctx context.Context, accept func() (relay.Conn, error), refuse func()) {
-	r := &record{start: time.Now(), client: &t.client, to: &t.to, flags: "-"}
+	r := &record{start: time.Now(), client: &t.client, to: &t.to, sni: t.sni, flags: "-"}
 	defer t.rep.close(r)
 	ctx, p := t.passages.enter(ctx, t, nil)
 	defer t.passages.leave(p)
@@ -89,8 +89,8 @@ func (t *tunnel) courseTCP(r *record) *course {
 		return &course{pick: t.up.workload(w, t.to.addr)}
 	}
 	rule := v.table.MatchStream(t.to.service, t.to.port, &route.Stream{
-		Destination: t.to.addr.Addr(), Source: t.client.addr.Addr(), Port: t.to.port, SourceNamespace: t.client.namespace(),
-		SourceLabels: t.client.labels(),
+		SNI: t.sni, Destination: t.to.addr.Addr(), Source: t.client.addr.Addr(), Port: t.to.port,
+		SourceNamespace: t.client.namespace(), SourceLabels: t.client.labels(),
 	})
 	if rule == nil || rule.Refuse != 0 {
 		r.fail("NR", "route_not_found")

@@ -53,6 +53,9 @@ func (s *Routes) MatchStream(c *Stream) *Rule {
 	return nil
 }
 
+// NeedsSNI reports whether a rule asks for the server name of TLS.
+func (s *Routes) NeedsSNI() bool { return len(s.tls) > 0 }
+
 // MatchStream is Routes.MatchStream for a port of a service.
 func (t *Table) MatchStream(service string, port uint16, c *Stream) *Rule {
 	return t.Lookup(service, port).MatchStream(c)
