@@ -30,7 +30,7 @@ func Main(ctx context.Context, args []string, out, errOut io.Writer) int {
 	root.SetErr(errOut)
 	root.AddCommand(installCommand(out), upgradeCommand(out), uninstallCommand(out), manifestCommand(out),
 		ztunnelConfigCommand(out), proxyStatusCommand(out), checkCommand(out))
-	root.AddCommand(demoCommand(out), versionCommand(out), bugReportCommand(out))
+	root.AddCommand(analyzeCommand(out), explainCommand(out), demoCommand(out), versionCommand(out), bugReportCommand(out))
 	beHelpful(root)
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(errOut, "mistctl:", strings.Join(strings.Fields(err.Error()), " "))

@@ -135,6 +135,7 @@ var places = []place{
 	{"cli", tops, false},
 	{"e2e", tops, false},
 	{"bench", tops, false},
+	{"docs", tops, false},       // tests only
 	{"manifests", nouns, false}, // data
 	{"tools", tops, false},
 	{"cli/fakeapi", tops, false},           // tests only

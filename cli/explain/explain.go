@@ -1,0 +1,147 @@
+// Package explain answers from YAML alone, without a cluster, what a mesh would do: what is wrong with the configuration,
+// and what becomes of a request. It asks the very code that istiod and waypoints run.
+package explain
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/mistnet/mistnet/internal/mesh"
+	"github.com/mistnet/mistnet/istiod/files"
+	"github.com/mistnet/mistnet/istiod/index"
+	"github.com/mistnet/mistnet/istiod/translate"
+	"github.com/mistnet/mistnet/waypoint/route"
+)
+
+// Mesh is what a configuration means.
+type Mesh struct {
+	cfg      translate.Config
+	nouns    translate.Nouns
+	table    *route.Table
+	problems []Problem
+}
+
+// Problem is something in a configuration that does not do what it says.
+type Problem struct {
+	Object string // "VirtualService shop/reviews"
+	Reason string // a word: Invalid, UnsupportedValue, Ignored, Refused, …
+	What   string // for the person who wrote it
+}
+
+// Read reads the YAML files and directories named by paths, as istiod does in files mode.
+func Read(ctx context.Context, paths ...string) (*Mesh, error) {
+	dir, err := os.MkdirTemp("", "mistctl-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	for _, p := range paths {
+		if err := gather(dir, p); err != nil {
+			return nil, err
+		}
+	}
+	cfg := translate.Config{}.WithDefaults()
+	x := index.New(cfg)
+	source := files.New(files.Config{Dir: dir})
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	err = source.Run(ctx, func(events []index.Event) {
+		x.Apply(events...)
+		cancel() // the first call carries everything
+	})
+	if err != nil && !errors.Is(err, context.Canceled) {
+		return nil, err
+	}
+	m := &Mesh{cfg: cfg, nouns: x.Nouns()}
+	for _, p := range source.Problems() {
+		m.problems = append(m.problems, Problem{
+			Object: strings.TrimSpace(fmt.Sprintf("%s:%d %s", strings.TrimPrefix(p.File, dir+string(filepath.Separator)), p.Line, p.Key)),
+			Reason: "Refused", What: p.Reason,
+		})
+	}
+	m.judge()
+	return m, nil
+}
+
+// gather copies the YAML files below path into dir, so that they are read as one directory.
+func gather(dir, path string) error {
+	return filepath.WalkDir(path, func(p string, d os.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		if ext := filepath.Ext(p); p != path && ext != ".yaml" && ext != ".yml" && ext != ".json" {
+			return nil
+		}
+		text, err := os.ReadFile(p)
+		if err != nil {
+			return err
+		}
+		name := strings.ReplaceAll(strings.Trim(filepath.ToSlash(filepath.Clean(p)), "./"), "/", "_")
+		if filepath.Ext(name) == "" {
+			name += ".yaml"
+		}
+		return os.WriteFile(filepath.Join(dir, name), text, 0o600)
+	})
+}
+
+// judge compiles the routes and collects what is wrong.
+func (m *Mesh) judge() {
+	for _, s := range m.nouns.Statuses {
+		m.problems = append(m.problems, Problem{Object: s.Key(), Reason: string(s.Reason), What: s.Message})
+	}
+	routes := make([]*mesh.Route, 0, len(m.nouns.Routes))
+	for _, r := range m.nouns.Routes {
+		routes = append(routes, r)
+	}
+	var faults []route.Problem
+	m.table, faults = route.Compile(routes)
+	for _, f := range faults {
+		m.problems = append(m.problems, ruleProblem(&f))
+	}
+	slices.SortFunc(m.problems, func(a, b Problem) int {
+		return cmp.Or(cmp.Compare(a.Object, b.Object), cmp.Compare(a.What, b.What))
+	})
+}
+
+// ruleProblem says what route.Compile found. A rule's key is kind/namespace/name/protocol/index.
+func ruleProblem(f *route.Problem) Problem {
+	p := Problem{Object: f.Route, Reason: f.Kind.String(), What: f.Reason}
+	if part := strings.Split(f.Route, "/"); len(part) == 5 {
+		p.Object = fmt.Sprintf("%s %s/%s", part[0], part[1], part[2])
+		p.What = fmt.Sprintf("%s rule %s: %s", part[3], part[4], f.Reason)
+	}
+	return p
+}
+
+// Problems are ordered by object.
+func (m *Mesh) Problems() []Problem { return m.problems }
+
+// service finds the one that a client of a namespace means by a host.
+func (m *Mesh) service(host, namespace string) (*mesh.Service, error) {
+	names := []string{host}
+	if !strings.HasSuffix(host, "."+m.cfg.ClusterDomain) {
+		names = append(names, host+"."+m.cfg.ClusterDomain, host+".svc."+m.cfg.ClusterDomain, host+"."+namespace+".svc."+m.cfg.ClusterDomain)
+	}
+	var found []*mesh.Service
+	for _, s := range m.nouns.Services {
+		if slices.Contains(names, s.Hostname) {
+			return s, nil
+		}
+		if s.Name == host {
+			found = append(found, s)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return nil, fmt.Errorf("no service is called %s", host)
+	case 1:
+		return found[0], nil
+	}
+	return nil, fmt.Errorf("there are services %s in several namespaces: say %s.NAMESPACE", host, host)
+}
