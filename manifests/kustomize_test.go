@@ -9,10 +9,12 @@ import (
 	"strings"
 	"testing"
 
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/kubernetes/scheme"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/mistnet/mistnet/manifests"
 )
@@ -87,8 +89,10 @@ func TestSamplesAreValid(t *testing.T) {
 	if err := scheme.AddToScheme(known); err != nil {
 		t.Fatal(err)
 	}
-	if err := securityv1.AddToScheme(known); err != nil {
-		t.Fatal(err)
+	for _, add := range []func(*runtime.Scheme) error{securityv1.AddToScheme, networkingv1.AddToScheme, gatewayv1.Install} {
+		if err := add(known); err != nil {
+			t.Fatal(err)
+		}
 	}
 	strict := serializer.NewCodecFactory(known, serializer.EnableStrict).UniversalDeserializer()
 	files, err := filepath.Glob("samples/*.yaml")

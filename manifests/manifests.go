@@ -11,3 +11,8 @@ import "embed"
 //
 //go:embed all:charts
 var Files embed.FS
+
+// Samples are the files of samples/, in that directory: a shop to try the mesh on, and what can be said of it.
+//
+//go:embed samples/*.yaml
+var Samples embed.FS
