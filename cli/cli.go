@@ -29,7 +29,7 @@ func Main(ctx context.Context, args []string, out, errOut io.Writer) int {
 	root.SetOut(out)
 	root.SetErr(errOut)
 	root.AddCommand(installCommand(out), upgradeCommand(out), uninstallCommand(out), manifestCommand(out),
-		ztunnelConfigCommand(out), proxyStatusCommand(out), checkCommand(out))
+		ztunnelConfigCommand(out), proxyStatusCommand(out), waypointCommand(out), checkCommand(out))
 	root.AddCommand(analyzeCommand(out), explainCommand(out), demoCommand(out), versionCommand(out), bugReportCommand(out))
 	beHelpful(root)
 	if err := root.ExecuteContext(ctx); err != nil {

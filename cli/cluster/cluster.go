@@ -48,6 +48,7 @@ type Cluster struct {
 	Dynamic   dynamic.Interface
 	Mapper    Mapper
 	Namespace string        // of the control plane
+	Current   string        // the namespace that the kubeconfig's context is in
 	Version   *version.Info // of the API server
 }
 
@@ -81,6 +82,9 @@ func Connect(o Options) (*Cluster, error) {
 	c, err := New(cfg, o.Namespace)
 	if err != nil {
 		return nil, err
+	}
+	if c.Current, _, err = loader.Namespace(); err != nil {
+		return nil, explainConfig(err, file)
 	}
 	short := rest.CopyConfig(cfg)
 	short.Timeout = 15 * time.Second

@@ -32,6 +32,7 @@ var kinds = map[string]map[string]string{
 	"policy/v1":                       {"poddisruptionbudgets": "PodDisruptionBudget"},
 	"autoscaling/v2":                  {"horizontalpodautoscalers": "HorizontalPodAutoscaler"},
 	"coordination.k8s.io/v1":          {"leases": "Lease"},
+	gatewayAPI:                        {"gateways": "Gateway", "gatewayclasses": "*GatewayClass"},
 	"apiextensions.k8s.io/v1":         {"customresourcedefinitions": "*CustomResourceDefinition"},
 	"admissionregistration.k8s.io/v1": {"validatingwebhookconfigurations": "*ValidatingWebhookConfiguration"},
 	"authorization.k8s.io/v1":         {"selfsubjectaccessreviews": "*SelfSubjectAccessReview"},
@@ -39,9 +40,12 @@ var kinds = map[string]map[string]string{
 		"roles": "Role", "rolebindings": "RoleBinding"},
 }
 
+const gatewayAPI = "gateway.networking.k8s.io/v1"
+
 // Server is a running fake.
 type Server struct {
-	Config *rest.Config
+	Config     *rest.Config
+	GatewayAPI bool // whether its kinds are served
 
 	mu      sync.Mutex
 	objects map[string]Object // by path
@@ -162,7 +166,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if discovered(w, r.URL.Path) {
+	if s.discovered(w, r.URL.Path) {
 		return
 	}
 	parts := strings.Split(strings.Trim(r.URL.Path, "/"), "/")
@@ -174,7 +178,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if len(rest) >= 3 && rest[0] == "namespaces" {
 		namespace, rest = rest[1], rest[2:]
 	}
-	kind := strings.TrimPrefix(kinds[gv][rest[0]], "*")
+	kind := strings.TrimPrefix(s.kinds()[gv][rest[0]], "*")
 	if kind == "" {
 		fail(w, http.StatusNotFound, "NotFound", "the server could not find the requested resource")
 		return
@@ -312,7 +316,17 @@ func (s *Server) answer(w http.ResponseWriter, o Object) {
 	send(w, http.StatusOK, o)
 }
 
-func discovered(w http.ResponseWriter, path string) bool {
+// kinds are those that this server serves.
+func (s *Server) kinds() map[string]map[string]string {
+	all := maps.Clone(kinds)
+	if !s.GatewayAPI {
+		delete(all, gatewayAPI)
+	}
+	return all
+}
+
+func (s *Server) discovered(w http.ResponseWriter, path string) bool {
+	kinds := s.kinds()
 	switch path {
 	case "/version":
 		send(w, http.StatusOK, Object{"major": "1", "minor": "36", "gitVersion": "v1.36.3"})

@@ -195,9 +195,11 @@ func sum(b []byte) uint64 {
 	return h.Sum64()
 }
 
-// fingerprint is of what of an object people can spoil.
+// fingerprint is of what of an object people can spoil. The controller of Deployments counts in an annotation.
 func fingerprint(u *unstructured.Unstructured) uint64 {
-	text, err := json.Marshal([]any{u.GetUID(), u.GetLabels(), u.GetAnnotations(), u.GetOwnerReferences(), u.Object["spec"]})
+	annotations := u.GetAnnotations()
+	delete(annotations, "deployment.kubernetes.io/revision")
+	text, err := json.Marshal([]any{u.GetUID(), u.GetLabels(), annotations, u.GetOwnerReferences(), u.Object["spec"]})
 	if err != nil {
 		return 0
 	}
