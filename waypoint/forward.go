@@ -1,6 +1,7 @@
 package waypoint
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"math/rand/v2"
@@ -139,6 +140,7 @@ func (s *session) plan(p *plan, b *route.Backend) *reply {
 	}
 	s.search.begin(s.up, p.target, &s.client, s.to.addr, hash)
 	s.search.way.OtherTiers = s.rule.Retry.OtherLocalities
+	s.persist(cmp.Or(s.rule.Persistence, p.target.settings.Persistence), s.log.start)
 	return nil
 }
 
@@ -174,6 +176,7 @@ func (s *session) try(ctx context.Context, p *plan, attempt uint32) (*upstream, 
 		}
 	}
 	s.log.upstream, s.log.workload, s.log.attempts = to.endpoint.key.addr, to.workload, attempt
+	s.settle(to.host, s.log.start)
 	to.endpoint.active.Add(1)
 	up, outcome, r := s.exchange(ctx, p, to)
 	if up == nil {
@@ -428,6 +431,9 @@ func (s *session) responseEdits(p *plan, took time.Duration) {
 	e.Remove("x-envoy-peer-metadata-id")
 	if s.cookie != "" {
 		e.Add("set-cookie", s.cookie)
+	}
+	if s.stays.value != "" {
+		e.Add(cmp.Or(s.stays.of.Header, "set-cookie"), s.stays.value)
 	}
 	s.corsHeaders()
 	p.backend.Response.Apply(editor{e})

@@ -35,11 +35,8 @@ func (s *session) hashKey(h *mesh.ConsistentHash) string {
 
 // hashCookie is the cookie's value. A client that has none yet is given one, if the policy says for how long.
 func (s *session) hashCookie(c *mesh.HashCookie) string {
-	line, _ := s.q.Value("cookie")
-	for pair := range strings.SplitSeq(strings.ReplaceAll(line, ",", ";"), ";") {
-		if name, value, ok := strings.Cut(strings.TrimSpace(pair), "="); ok && name == c.Name {
-			return strings.Trim(value, `"`)
-		}
+	if value, ok := s.cookieValue(c.Name); ok {
+		return value
 	}
 	if c.TTL == nil {
 		return ""
@@ -62,6 +59,17 @@ func (s *session) hashCookie(c *mesh.HashCookie) string {
 	b.WriteString("; HttpOnly")
 	s.cookie = b.String()
 	return value
+}
+
+// cookieValue is the value of the request's cookie of that name.
+func (s *session) cookieValue(name string) (string, bool) {
+	line, _ := s.q.Value("cookie")
+	for pair := range strings.SplitSeq(strings.ReplaceAll(line, ",", ";"), ";") {
+		if n, value, ok := strings.Cut(strings.TrimSpace(pair), "="); ok && n == name {
+			return strings.Trim(value, `"`), true
+		}
+	}
+	return "", false
 }
 
 // queryValue is the first value of a parameter of a query.

@@ -42,6 +42,7 @@ type session struct {
 	held   *cluster // that counts the request; nil: none does
 	cookie string   // to set; "": none
 
+	stays    persistence
 	retrying *cluster // that counts a retry; nil: none does
 
 	busy  atomic.Pointer[upstream] // that is waited for
@@ -153,7 +154,7 @@ func (s *session) hangUp() {
 // begin starts the record of a request; q is nil when it could not be read.
 func (s *session) begin(q *http1.Request) {
 	s.q, s.rule, s.at, s.cors = q, nil, route.Matched{}, route.CORSDecision{}
-	s.req, s.cookie = route.Request{}, ""
+	s.req, s.cookie, s.stays = route.Request{}, "", persistence{}
 	s.view = s.state.load()
 	s.log = record{start: time.Now(), client: &s.client, to: &s.to, http: true, protocol: "HTTP/1.1", flags: "-"}
 	if s.stream != nil {

@@ -91,6 +91,7 @@ func (v *view) resolve(u *upstreams, clients string, key clusterKey) *target {
 type members struct {
 	set   *lb.Set
 	hosts []*host // by place in the set
+	byID  map[uint64]int32
 
 	// What they were made of.
 	service   *mesh.Service
@@ -106,6 +107,7 @@ type members struct {
 // host is an endpoint as a member of a cluster.
 type host struct {
 	pick
+	id    uint64       // by which clients know it
 	since time.Time    // it is known
 	until atomic.Int64 // it is ejected, in nanoseconds since 1970
 	outlier
@@ -196,6 +198,7 @@ func (t *target) gather(u *upstreams, ipv4 bool, now time.Time) *members {
 		near.Locality = t.settings.Balancer.Locality
 	}
 	m.set = lb.NewSet(&r, near)
+	m.byID = make(map[uint64]int32, len(m.set.Members))
 	before := make(map[string]*host)
 	for i := range t.cluster.members {
 		if old := t.cluster.members[i].Load(); old != nil {
@@ -208,13 +211,13 @@ func (t *target) gather(u *upstreams, ipv4 bool, now time.Time) *members {
 		p := u.member(t, &m.set.Members[i])
 		h := before[p.workload.UID]
 		if h == nil {
-			h = &host{pick: p, since: now}
+			h = &host{pick: p, id: sessionID(p.workload.UID), since: now}
 			h.pick.host = h
 		} else if h.endpoint.key != p.endpoint.key {
-			h = &host{pick: p, since: h.since} // as new: it is reached in another way
+			h = &host{pick: p, id: h.id, since: h.since} // as new: it is reached in another way
 			h.pick.host = h
 		}
-		m.hosts = append(m.hosts, h)
+		m.hosts, m.byID[h.id] = append(m.hosts, h), int32(i)
 		m.worry(h.until.Load())
 		if m.warmup != nil {
 			m.worry(h.since.Add(m.warmup.Duration).UnixNano())
@@ -240,6 +243,7 @@ type search struct {
 	way     lb.Way
 	members *members // nil: the original destination is the only one
 	tried   [4]int32 // room for way.Tried
+	first   int32    // the member to try first, and one more; 0: none
 
 	target  *target
 	from    netip.AddrPort // the client
@@ -284,7 +288,10 @@ func (s *search) next(u *upstreams, now time.Time) (p pick, ok bool) {
 		p.endpoint = u.endpoint(key)
 	} else {
 		s.members.now.Store(now.UnixNano())
-		i := s.members.set.Choose(s.members, &s.way)
+		i := int(s.first - 1)
+		if s.first = 0; i < 0 || s.members.Out(i) {
+			i = s.members.set.Choose(s.members, &s.way)
+		}
 		if i < 0 {
 			return pick{}, false
 		}

@@ -253,3 +253,49 @@ func TestRetryBudget(t *testing.T) {
 		})
 	}
 }
+
+// TestSessionsStay on the endpoint that answered first, by a cookie or by a header, until that is gone.
+func TestSessionsStay(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, nil)
+	for i := range 4 {
+		l.endpoint("cart", i, named(t, fmt.Sprint("e", i)), func(*mesh.Workload) {})
+	}
+	l.service("cart", "10.9.0.1", mesh.AppHTTP1)
+	l.known("cart")
+	l.traffic("cart", mesh.TrafficSettings{Persistence: &mesh.SessionPersistence{Cookie: "sid", Absolute: time.Hour, Permanent: true}})
+	l.routes(mesh.KindHTTPRoute,
+		mesh.HTTPRule{Matches: prefix("/header"), Persistence: &mesh.SessionPersistence{Header: "x-session"}, Backends: []mesh.Backend{to("cart", 1)}},
+		mesh.HTTPRule{Backends: []mesh.Backend{to("cart", 1)}})
+	resp, body := l.get(cart + "/")
+	own, cookie := strings.Fields(body)[0], resp.Header.Get("Set-Cookie")
+	if !strings.HasPrefix(cookie, "sid=") || !strings.HasSuffix(cookie, "; Path=/; Max-Age=3600; HttpOnly; SameSite=Lax") {
+		t.Errorf("set-cookie is %q", cookie)
+	}
+	pair, _, _ := strings.Cut(cookie, ";")
+	for range 20 {
+		if resp, body := l.get(cart+"/", "Cookie", pair); !strings.HasPrefix(body, own) || resp.Header.Get("Set-Cookie") != "" {
+			t.Fatalf("with the cookie of %s, %q answers and sets %q", own, body, resp.Header.Get("Set-Cookie"))
+		}
+	}
+	for _, bad := range []string{"sid=1.1", "sid=" + strings.Replace(pair, "sid=", "", 1)[:10] + ".1", "sid=nonsense"} {
+		if resp, _ := l.get(cart+"/", "Cookie", bad); !strings.HasPrefix(resp.Header.Get("Set-Cookie"), "sid=") {
+			t.Errorf("with %s no new session is given", bad)
+		}
+	}
+	resp, body = l.get(cart + "/header")
+	own = strings.Fields(body)[0]
+	for range 20 {
+		again, body := l.get(cart+"/header", "X-Session", resp.Header.Get("X-Session"))
+		if !strings.HasPrefix(body, own) || again.Header.Get("X-Session") != "" {
+			t.Fatalf("with the header of %s, %q answers", own, body)
+		}
+	}
+	var gone int
+	_, _ = fmt.Sscanf(own, "e%d", &gone)
+	l.istiod.Publish(mesh.TypeAddress, nil, []string{fmt.Sprintf("Kubernetes//Pod/shop/cart-%d", gone)})
+	l.eventually("another session", func() bool {
+		again, body := l.get(cart+"/header", "X-Session", resp.Header.Get("X-Session"))
+		return again.StatusCode == 200 && !strings.HasPrefix(body, own) && again.Header.Get("X-Session") != ""
+	})
+}
