@@ -37,11 +37,19 @@ type Config struct {
 	Grace        time.Duration // how long, after that, connections may take to end
 	AccessLog    bool
 
+	AccessLogEncoding string // TEXT or JSON
+
 	// What it says of clients, and who may.
 	TrustedGateways []string // namespace/serviceaccount
 	ClientCert      bool     // x-forwarded-client-cert names the client to applications
 	HTTP10          bool
 }
+
+// How the access log may be written.
+const (
+	encodingText = "TEXT"
+	encodingJSON = "JSON"
+)
 
 // Register declares the flags and their environment variables.
 func (c *Config) Register(fs *daemon.FlagSet) {
@@ -61,6 +69,7 @@ func (c *Config) Register(fs *daemon.FlagSet) {
 	fs.DurationVar(&c.DrainDelay, "drain-delay", 5*time.Second, "DRAIN_DELAY", "how long after a stop new connections are still served")
 	fs.DurationVar(&c.Grace, "grace", 20*time.Second, "CONNECTION_TERMINATION_DEADLINE", "how long, after -drain-delay, connections may take to end")
 	fs.BoolVar(&c.AccessLog, "access-log", true, "ACCESS_LOG", "write one line per request or connection")
+	fs.StringVar(&c.AccessLogEncoding, "access-log-encoding", encodingText, "ACCESS_LOG_ENCODING", "TEXT or JSON: how those lines are written (meshConfig.accessLogEncoding)")
 	fs.ListVar(&c.TrustedGateways, "trusted-gateways", "TRUSTED_GATEWAYS", "namespace/serviceaccount of gateways that are believed for whom they speak, "+
 		"besides those of the waypoint's own and the root namespace")
 	fs.BoolVar(&c.ClientCert, "xfcc-client-identity", false, "XFCC_INCLUDE_CLIENT_IDENTITY", "name the client to applications in x-forwarded-client-cert "+
@@ -90,6 +99,9 @@ func (c *Config) Validate() error {
 	if c.SniffTimeout <= 0 || c.DrainDelay < 0 || c.Grace < 0 {
 		errs = append(errs, fmt.Errorf("-sniff-timeout %s, -drain-delay %s, -grace %s: want no negative time, and some to sniff",
 			c.SniffTimeout, c.DrainDelay, c.Grace))
+	}
+	if c.AccessLogEncoding != encodingText && c.AccessLogEncoding != encodingJSON {
+		errs = append(errs, fmt.Errorf("-access-log-encoding: %q: want %s or %s", c.AccessLogEncoding, encodingText, encodingJSON))
 	}
 	for _, g := range c.TrustedGateways {
 		if namespace, account, ok := strings.Cut(g, "/"); !ok || namespace == "" || account == "" || strings.Contains(account, "/") {

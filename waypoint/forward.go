@@ -273,6 +273,7 @@ func (s *session) unconnected(err error, until time.Time, whole bool) (*upstream
 		return nil, route.Outcome{Reset: route.ResetTimeout}, timeoutReply(whole)
 	}
 	r := replyConnect(err)
+	s.log.failure = err.Error()
 	return nil, route.Outcome{Reset: route.ResetConnect}, &r
 }
 
@@ -320,7 +321,7 @@ func (s *session) respond(p *plan, x exchange, up *upstream, resp *http1.Respons
 		return nil, o, &reply{status, "", "URX", "via_upstream"}
 	}
 	up.SetDeadline(p.whole)
-	s.log.status, s.log.details, s.log.upstreamTime = resp.Status, "via_upstream", time.Since(sent)
+	s.log.status, s.log.details, s.log.upstreamTime, s.log.answered = resp.Status, "via_upstream", time.Since(sent), true
 	s.responseEdits(p, s.log.upstreamTime)
 	tunnel, outcome := resp.Tunnel, route.Outcome{Status: uint16(resp.Status)}
 	err := x.Respond(&s.edits)

@@ -110,7 +110,7 @@ func newLab(t *testing.T, change func(*waypoint.Config)) *lab {
 	if err := fs.Parse([]string{
 		"-gateway=gate", "-namespace=shop", "-pod-name=gate-1", "-instance-ip=" + l.ip, "-xds-address=https://" + target,
 		"-xds-root-ca=" + root, "-auth-token=" + token, "-listen-addr=" + l.ip + ":15008", "-admin-addr=" + l.ip + ":15000",
-		"-metrics-addr=" + l.ip + ":15020", "-ready-addr=" + l.ip + ":15021", "-drain-delay=0s", "-sniff-timeout=50ms",
+		"-metrics-addr=" + l.ip + ":15020", "-ready-addr=" + l.ip + ":15021", "-drain-delay=0s", "-access-log-encoding=JSON", "-sniff-timeout=50ms",
 	}, func(string) (string, bool) { return "", false }); err != nil {
 		t.Fatal(err)
 	}

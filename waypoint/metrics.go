@@ -34,8 +34,12 @@ const unknown = "unknown"
 
 func or(s string) string { return cmp.Or(s, unknown) }
 
-func labelsOf(r *record) labels {
+// labelsOf are the labels of a record; told is what its client says of itself, if that is to count.
+func labelsOf(r *record, told *source) labels {
 	s, d := workloadLabels(r.client.workload), workloadLabels(r.workload)
+	if told != nil {
+		s = workloadLabelSet{or(told.workload), or(told.service), cmp.Or(told.revision, "latest"), or(told.namespace), or(told.cluster)}
+	}
 	service, serviceNamespace, serviceName := or(r.to.hostname), unknown, unknown
 	if v := r.service; v != nil {
 		service, serviceNamespace, serviceName = or(v.Hostname), or(v.Namespace), or(v.Name)
@@ -111,22 +115,43 @@ type series struct {
 	received, sentData uint64
 }
 
-// seriesCache is the series a session used last: most of its requests end alike.
-type seriesCache struct {
-	status   int
-	grpc     bool
-	grpcCode string
-	flags    string
+// seriesKey is all that the labels of a request follow from. It is found without making them.
+type seriesKey struct {
+	from     *mesh.Workload
+	id       mesh.Identity
+	told     *source
+	hostname string // that was asked for
 	service  *mesh.Service
 	workload *mesh.Workload
-	series   *series
+	status   int
+	grpc     bool
+	code     string
+	flags    string
 }
+
+func keyOf(r *record) seriesKey {
+	return seriesKey{r.client.workload, r.client.id, r.client.told, r.to.hostname, r.service, r.workload, r.status, r.grpc, r.grpcStatus, r.flags}
+}
+
+// seriesCache is the series a session used last: most of its requests end alike.
+type seriesCache struct {
+	key    seriesKey
+	series *series
+}
+
+// Bounds of what is remembered: of keys, which hold on to workloads that may be gone, and of clients that describe themselves.
+const (
+	maxResolved = 4096
+	maxTold     = 512
+)
 
 // metrics collects the istio_* metrics of requests and connections.
 type metrics struct {
-	mu   sync.Mutex
-	all  map[labels]*series
-	live map[*record]struct{} // connections
+	mu       sync.Mutex
+	all      map[labels]*series
+	live     map[*record]struct{}  // connections
+	resolved map[seriesKey]*series // begun anew when it is full
+	told     map[source]struct{}   // descriptions that clients gave of themselves: each makes series, so only so many do
 
 	requests, duration, reqSize, repSize   *prometheus.Desc
 	opened, closedTotal, received, sentAll *prometheus.Desc
@@ -140,7 +165,7 @@ func newMetrics() *metrics {
 		return prometheus.NewDesc("istio_tcp_"+name, help, labelNames[:countTCPLabels], nil)
 	}
 	return &metrics{
-		all: make(map[labels]*series), live: make(map[*record]struct{}),
+		all: make(map[labels]*series), live: make(map[*record]struct{}), resolved: make(map[seriesKey]*series), told: make(map[source]struct{}),
 		requests:    http("requests_total", "Requests."),
 		duration:    http("request_duration_milliseconds", "From the request's head to the end of its response."),
 		reqSize:     http("request_bytes", "Bytes of request bodies."),
@@ -152,10 +177,33 @@ func newMetrics() *metrics {
 	}
 }
 
-func (m *metrics) series(l labels, http bool) *series {
+// resolve finds the series of a request.
+func (m *metrics) resolve(key seriesKey, r *record) *series {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.seriesLocked(l, http)
+	s := m.resolved[key]
+	if s == nil {
+		s = m.seriesLocked(labelsOf(r, m.believed(r.client.told)), true)
+		if len(m.resolved) >= maxResolved {
+			clear(m.resolved)
+		}
+		m.resolved[key] = s
+	}
+	return s
+}
+
+// believed is what a client says of itself, unless too many others said something else before. The caller holds mu.
+func (m *metrics) believed(s *source) *source {
+	if s == nil {
+		return nil
+	}
+	if _, ok := m.told[*s]; !ok {
+		if len(m.told) >= maxTold {
+			return nil
+		}
+		m.told[*s] = struct{}{}
+	}
+	return s
 }
 
 func (m *metrics) seriesLocked(l labels, http bool) *series {
@@ -169,9 +217,8 @@ func (m *metrics) seriesLocked(l labels, http bool) *series {
 
 // request counts one that is over.
 func (m *metrics) request(r *record, c *seriesCache, took time.Duration) {
-	if c.series == nil || c.status != r.status || c.grpc != r.grpc || c.grpcCode != r.grpcStatus || c.flags != r.flags ||
-		c.service != r.service || c.workload != r.workload {
-		*c = seriesCache{r.status, r.grpc, r.grpcStatus, r.flags, r.service, r.workload, m.series(labelsOf(r), true)}
+	if key := keyOf(r); c.series == nil || c.key != key {
+		*c = seriesCache{key, m.resolve(key, r)}
 	}
 	s := c.series
 	s.requests.Add(1)
@@ -184,7 +231,7 @@ func (m *metrics) request(r *record, c *seriesCache, took time.Duration) {
 func (m *metrics) open(r *record) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	r.series = m.seriesLocked(labelsOf(r), false)
+	r.series = m.seriesLocked(labelsOf(r, m.believed(r.client.told)), false)
 	r.series.opened++
 	m.live[r] = struct{}{}
 }
@@ -196,7 +243,7 @@ func (m *metrics) close(r *record) {
 	delete(m.live, r)
 	s := r.series
 	if s == nil { // it was never opened: count both, with what ended it
-		s = m.seriesLocked(labelsOf(r), false)
+		s = m.seriesLocked(labelsOf(r, m.believed(r.client.told)), false)
 		s.opened++
 	}
 	s.closed++

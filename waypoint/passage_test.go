@@ -98,7 +98,7 @@ func TestWhatLastsIsJudgedAgain(t *testing.T) {
 	l.eventually("the connection ends", func() bool { return echoes(tcp) != nil })
 	alive("another service", open)
 	l.eventually("the access log says why", func() bool {
-		return strings.Contains(l.log.String(), `"response_code_details":"rbac_access_denied_matched_policy[none]"`) &&
+		return strings.Contains(l.log.String(), `"connection_termination_details":"rbac_access_denied_matched_policy[none]"`) &&
 			strings.Contains(l.log.String(), `rbac_access_denied_matched_policy[ns[shop]-policy[no-shut]]`)
 	})
 	if s, err := l.open(t.Context(), "10.9.0.2:80"); err == nil {

@@ -278,6 +278,7 @@ func (s *session) describe() {
 	}
 	s.log.method, s.log.target, s.log.authority = q.Method, q.Target, q.Authority
 	s.log.userAgent, _ = q.Value("user-agent")
+	s.log.forwardedFor, _ = q.Value("x-forwarded-for")
 	s.log.grpc = s.req.GRPC
 	if s.log.requestID, ok = q.Value("x-request-id"); !ok {
 		s.log.requestID = newRequestID()

@@ -3,7 +3,6 @@ package waypoint
 import (
 	"errors"
 	"net/netip"
-	"strconv"
 	"time"
 
 	"go.uber.org/zap"
@@ -23,9 +22,10 @@ type record struct {
 	to     *destination
 	http   bool
 
-	protocol                  string // of HTTP: its version
+	protocol                  string // of HTTP: its version; "": it is not HTTP
 	method, target, authority string
 	userAgent, requestID      string
+	forwardedFor              string // x-forwarded-for
 	sni                       string // of a TLS hello that was looked at
 
 	route        *route.Rule
@@ -37,6 +37,8 @@ type record struct {
 	port         uint16
 	attempts     uint32
 	upstreamTime time.Duration
+	answered     bool   // by the upstream, after upstreamTime
+	failure      string // why the upstream could not be connected to; "": it could
 
 	status         int    // of HTTP; 0: no response
 	grpc           bool   // the request is one of gRPC
@@ -74,87 +76,16 @@ func (r *record) cluster(key, subset string, port uint16) {
 	r.backend, r.subset, r.port = key, subset, port
 }
 
-// fields are those of Envoy's access log in JSON.
-func (r *record) fields(took time.Duration) []zap.Field {
-	f := make([]zap.Field, 0, 24)
-	str := func(key, value string) {
-		if value != "" {
-			f = append(f, zap.String(key, value))
-		}
-	}
-	protocol := "TCP"
-	if r.http {
-		protocol = r.protocol
-		str("method", r.method)
-		str("path", r.target)
-	}
-	str("protocol", protocol)
-	if r.http {
-		f = append(f, zap.Int("response_code", r.status))
-		str("grpc_status", r.grpcStatus)
-	}
-	str("response_flags", r.flags)
-	str("response_code_details", r.details)
-	received, sent := r.received, r.sent
-	if n := r.bytes.AToB.Load(); n > 0 || !r.http {
-		received, sent = received+n, sent+r.bytes.BToA.Load()
-	}
-	f = append(f, zap.Int64("bytes_received", received), zap.Int64("bytes_sent", sent), zap.Int64("duration", took.Milliseconds()))
-	if r.upstreamTime > 0 {
-		f = append(f, zap.Int64("upstream_service_time", r.upstreamTime.Milliseconds()))
-	}
-	str("user_agent", r.userAgent)
-	str("request_id", r.requestID)
-	str("authority", r.authority)
-	if r.upstream.IsValid() {
-		str("upstream_host", r.upstream.String())
-	}
-	str("requested_server_name", r.sni)
-	str("upstream_cluster", r.clusterName())
-	str("downstream_local_address", r.to.addr.String())
-	str("downstream_remote_address", r.client.addr.String())
-	str("src.identity", r.client.id.String())
-	if r.client.workload != nil {
-		str("src.workload", r.client.workload.Name)
-	}
-	if r.workload != nil {
-		str("dst.workload", r.workload.Name)
-	}
-	if r.route != nil {
-		str("route_name", r.route.Name())
-	}
-	if r.attempts > 1 {
-		f = append(f, zap.Uint32("attempts", r.attempts))
-	}
-	return f
-}
-
-// clusterName is how Istio's waypoints call a backend.
-func (r *record) clusterName() string {
-	if r.service == nil {
-		return ""
-	}
-	kind := "tcp"
-	if r.http {
-		kind = "http"
-		if r.subset != "" {
-			kind += "/" + r.subset
-		}
-	}
-	return "inbound-vip|" + strconv.Itoa(int(r.port)) + "|" + kind + "|" + r.service.Hostname
-}
-
 // reporter writes access-log lines and keeps the metrics.
 type reporter struct {
-	access  *zap.Logger
+	access  *accessLog  // nil: none is wanted
 	limited *zap.Logger // for what costs a peer nothing
-	enabled bool
 	*metrics
 }
 
-func newReporter(access *zap.Logger, enabled bool) *reporter {
-	return &reporter{access: access, enabled: enabled, metrics: newMetrics(),
-		limited: access.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core {
+func newReporter(access *accessLog, log *zap.Logger) *reporter {
+	return &reporter{access: access, metrics: newMetrics(),
+		limited: log.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core {
 			return zapcore.NewSamplerWithOptions(c, time.Minute, 10, 0)
 		}))}
 }
@@ -163,16 +94,16 @@ func newReporter(access *zap.Logger, enabled bool) *reporter {
 func (p *reporter) request(r *record, cache *seriesCache) {
 	took := time.Since(r.start)
 	p.metrics.request(r, cache, took)
-	if p.enabled {
-		p.access.Info("request complete", r.fields(took)...)
+	if p.access != nil {
+		p.access.write(r, took)
 	}
 }
 
 // close tells of a connection that is over.
 func (p *reporter) close(r *record) {
 	p.metrics.close(r)
-	if p.enabled {
-		p.access.Info("connection complete", r.fields(time.Since(r.start))...)
+	if p.access != nil {
+		p.access.write(r, time.Since(r.start))
 	}
 }
 

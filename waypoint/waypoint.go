@@ -57,7 +57,11 @@ func New(cfg *Config, env *daemon.Env) (*Waypoint, error) {
 	w.istiod, w.ids = client, client.IDs
 	w.up = newUpstreams(cfg, w.ids, env.Log.Named("upstream"))
 	w.mirrors = newMirrors(w.up)
-	w.rep = newReporter(env.Log.Named("access"), cfg.AccessLog)
+	var access *accessLog
+	if cfg.AccessLog {
+		access = &accessLog{out: env.Out, json: cfg.AccessLogEncoding == encodingJSON}
+	}
+	w.rep = newReporter(access, env.Log.Named("access"))
 	w.server = &hbone.Server{TLS: w.ids.ServerConfig(cfg.identity()), Handle: w.connect, Log: env.Log.Named("hbone")}
 	env.Registry.MustRegister(w.rep)
 	return w, nil

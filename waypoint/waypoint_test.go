@@ -44,7 +44,7 @@ func TestARequestGoesThrough(t *testing.T) {
 	if id := h.Get("X-Request-Id"); len(id) != 36 || id[14] != '4' {
 		t.Errorf("x-request-id is %q, want a random UUID", id)
 	}
-	l.eventually("access log", func() bool { return strings.Contains(l.log.String(), "request complete") })
+	l.eventually("access log", func() bool { return strings.Contains(l.log.String(), `{"start_time":"20`) })
 	for _, want := range []string{
 		`"response_code":201`, `"method":"GET"`, `"upstream_cluster":"inbound-vip|80|http|cart.shop.svc.cluster.local"`,
 		`"src.identity":"spiffe://cluster.local/ns/web/sa/front"`, `"dst.workload":"cart-0"`, `"response_flags":"-"`,

@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 )
 
 // Flags is the configuration of a program: it declares its flags, and checks them once parsed.
@@ -30,6 +31,7 @@ type Flags interface {
 type Env struct {
 	Name     string
 	Log      *zap.Logger
+	Out      io.Writer // where Log writes, for lines that have a format of their own; one Write is one line
 	Level    zap.AtomicLevel
 	Registry *prometheus.Registry
 	Ready    *Readiness
@@ -40,13 +42,14 @@ type Env struct {
 
 // NewEnv returns an environment that logs to out, for Main and for tests that run a program in-process.
 func NewEnv(name string, out io.Writer, o LogOptions) (*Env, error) {
+	out = zapcore.Lock(zapcore.AddSync(out))
 	log, level, err := NewLogger(out, o)
 	if err != nil {
 		return nil, err
 	}
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewGoCollector())
-	return &Env{Name: name, Log: log, Level: level, Registry: reg, Ready: NewReadiness(), Hurry: context.Background()}, nil
+	return &Env{Name: name, Log: log, Out: out, Level: level, Registry: reg, Ready: NewReadiness(), Hurry: context.Background()}, nil
 }
 
 // Main is the body of every main function: it parses os.Args and the environment, runs the program until it ends or

@@ -1,0 +1,233 @@
+package waypoint
+
+import (
+	"io"
+	"net/netip"
+	"strconv"
+	"sync"
+	"time"
+	"unicode/utf8"
+)
+
+// accessLog writes the line of each request and connection, in Istio's format: text, or an object of JSON.
+type accessLog struct {
+	out  io.Writer // takes a line at a time, from many goroutines
+	json bool
+}
+
+// lines are buffers for lines.
+var lines = sync.Pool{New: func() any { b := make([]byte, 0, 1024); return &b }}
+
+func (l *accessLog) write(r *record, took time.Duration) {
+	b := lines.Get().(*[]byte)
+	if l.json {
+		*b = r.appendJSON((*b)[:0], took)
+	} else {
+		*b = r.appendText((*b)[:0], took)
+	}
+	_, _ = l.out.Write(*b)
+	lines.Put(b)
+}
+
+// startFormat is Envoy's START_TIME.
+const startFormat = "2006-01-02T15:04:05.000Z"
+
+// appendText is Istio's default format:
+//
+//	[start] "METHOD path PROTOCOL" code flags details termination "failure" received sent duration upstream_time "xff" "agent"
+//	"request-id" "authority" "upstream" cluster upstream_local local remote sni route
+//
+// What is not there is "-". What clients wrote cannot end a field: quotes and what is not printable are escaped.
+func (r *record) appendText(b []byte, took time.Duration) []byte {
+	b = append(b, '[')
+	b = r.start.UTC().AppendFormat(b, startFormat)
+	b = append(b, `] "`...)
+	b = appendField(b, r.method)
+	b = appendField(append(b, ' '), r.target)
+	b = appendField(append(b, ' '), r.protocol)
+	b = append(b, `" `...)
+	b = strconv.AppendInt(b, int64(r.status), 10)
+	b = appendField(append(b, ' '), r.flags)
+	details, termination := r.ends()
+	b = appendWord(append(b, ' '), details)
+	b = appendWord(append(b, ' '), termination)
+	b = appendField(append(b, ` "`...), r.failure)
+	received, sent := r.amounts()
+	b = append(b, `" `...)
+	b = strconv.AppendInt(b, received, 10)
+	b = strconv.AppendInt(append(b, ' '), sent, 10)
+	b = strconv.AppendInt(append(b, ' '), took.Milliseconds(), 10)
+	b = append(b, ' ')
+	if r.answered {
+		b = strconv.AppendInt(b, r.upstreamTime.Milliseconds(), 10)
+	} else {
+		b = append(b, '-')
+	}
+	for _, v := range [...]string{r.forwardedFor, r.userAgent, r.requestID, r.authority} {
+		b = appendField(append(b, ` "`...), v)
+		b = append(b, '"')
+	}
+	b = appendAddr(append(b, ` "`...), r.upstream)
+	b = r.appendCluster(append(b, `" `...))
+	b = appendAddr(append(b, " - "...), r.to.addr) // the address of this end of the upstream's connection is not told
+	b = appendAddr(append(b, ' '), r.client.addr)
+	b = appendWord(append(b, ' '), r.sni)
+	b = append(b, ' ')
+	if r.route == nil {
+		b = append(b, '-')
+	} else {
+		b = appendWord(b, r.route.Name())
+	}
+	return append(b, '\n')
+}
+
+// appendJSON has the names Istio gives the same in accessLogEncoding JSON, and, beyond them, who the client and its workload's
+// counterpart are. What is not there is left out.
+func (r *record) appendJSON(b []byte, took time.Duration) []byte {
+	b = append(b, `{"start_time":"`...)
+	b = r.start.UTC().AppendFormat(b, startFormat)
+	b = append(b, '"')
+	str := func(key, value string) {
+		if value != "" {
+			b = appendJSONString(append(append(append(b, `,"`...), key...), `":`...), value)
+		}
+	}
+	num := func(key string, value int64) {
+		b = strconv.AppendInt(append(append(append(b, `,"`...), key...), `":`...), value, 10)
+	}
+	addr := func(key string, a netip.AddrPort) {
+		if a.IsValid() {
+			b = append(appendAddr(append(append(append(b, `,"`...), key...), `":"`...), a), '"')
+		}
+	}
+	str("method", r.method)
+	str("path", r.target)
+	str("protocol", r.protocol)
+	num("response_code", int64(r.status))
+	str("grpc_status", r.grpcStatus)
+	str("response_flags", r.flags)
+	details, termination := r.ends()
+	str("response_code_details", details)
+	str("connection_termination_details", termination)
+	str("upstream_transport_failure_reason", r.failure)
+	received, sent := r.amounts()
+	num("bytes_received", received)
+	num("bytes_sent", sent)
+	num("duration", took.Milliseconds())
+	if r.answered {
+		num("upstream_service_time", r.upstreamTime.Milliseconds())
+	}
+	str("x_forwarded_for", r.forwardedFor)
+	str("user_agent", r.userAgent)
+	str("request_id", r.requestID)
+	str("authority", r.authority)
+	addr("upstream_host", r.upstream)
+	if r.service != nil {
+		b = append(r.appendCluster(append(b, `,"upstream_cluster":"`...)), '"')
+	}
+	addr("downstream_local_address", r.to.addr)
+	addr("downstream_remote_address", r.client.addr)
+	str("requested_server_name", r.sni)
+	if r.route != nil {
+		str("route_name", r.route.Name())
+	}
+	str("src.identity", r.client.id.String())
+	if w := r.client.workload; w != nil {
+		str("src.workload", w.Name)
+	}
+	if g := r.client.gateway; g != nil {
+		str("src.gateway", g.id.String())
+	}
+	if w := r.workload; w != nil {
+		str("dst.workload", w.Name)
+	}
+	if r.attempts > 1 {
+		num("attempts", int64(r.attempts))
+	}
+	return append(b, "}\n"...)
+}
+
+// ends are why a request, or else a connection, ended as it did.
+func (r *record) ends() (details, termination string) {
+	if r.http {
+		return r.details, ""
+	}
+	return "", r.details
+}
+
+// amounts are the bytes of bodies, or those of a connection, and of one that was HTTP once both.
+func (r *record) amounts() (received, sent int64) {
+	return r.received + r.bytes.AToB.Load(), r.sent + r.bytes.BToA.Load()
+}
+
+// appendCluster is how Istio's waypoints call a backend.
+func (r *record) appendCluster(b []byte) []byte {
+	if r.service == nil {
+		return append(b, '-')
+	}
+	b = strconv.AppendUint(append(b, "inbound-vip|"...), uint64(r.port), 10)
+	switch {
+	case !r.http:
+		b = append(b, "|tcp|"...)
+	case r.subset != "":
+		b = append(append(append(b, "|http/"...), r.subset...), '|')
+	default:
+		b = append(b, "|http|"...)
+	}
+	return append(b, r.service.Hostname...)
+}
+
+func appendAddr(b []byte, a netip.AddrPort) []byte {
+	if !a.IsValid() {
+		return append(b, '-')
+	}
+	return a.AppendTo(b)
+}
+
+const hexDigits = "0123456789abcdef"
+
+// appendField is a text between quotes; "-" when it is empty.
+func appendField(b []byte, s string) []byte {
+	if s == "" {
+		return append(b, '-')
+	}
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c == '"' || c == '\\':
+			b = append(b, '\\', c)
+		case c < ' ' || c > '~':
+			b = append(b, '\\', 'x', hexDigits[c>>4], hexDigits[c&15])
+		default:
+			b = append(b, c)
+		}
+	}
+	return b
+}
+
+// appendWord is a text between blanks: it has none itself. "-" when it is empty.
+func appendWord(b []byte, s string) []byte {
+	from := len(b)
+	b = appendField(b, s)
+	for i := from; i < len(b); i++ {
+		if b[i] == ' ' {
+			b[i] = '_'
+		}
+	}
+	return b
+}
+
+// appendJSONString is a string of JSON. What is no UTF-8 is replaced.
+func appendJSONString(b []byte, s string) []byte {
+	b = append(b, '"')
+	for _, c := range s {
+		switch {
+		case c == '"' || c == '\\':
+			b = append(b, '\\', byte(c))
+		case c < ' ' || c == 0x7f:
+			b = append(b, '\\', 'u', '0', '0', hexDigits[c>>4], hexDigits[c&15])
+		default:
+			b = utf8.AppendRune(b, c)
+		}
+	}
+	return append(b, '"')
+}
