@@ -21,8 +21,9 @@ var acts = []act{
 	{"3. who talks to whom", identities},
 	{"4. an AuthorizationPolicy takes effect, also on connections that are open", deny},
 	{"5. PeerAuthentication: STRICT refuses who PERMISSIVE admits", strict},
-	{"6. ztunnel dies and comes back", crash},
-	{"7. the namespace leaves the mesh", leave},
+	{"6. a waypoint routes, retries, limits and judges requests", requests},
+	{"7. ztunnel dies and comes back", crash},
+	{"8. the namespace leaves the mesh", leave},
 }
 
 // VIP is the address of service shop/cart.

@@ -7,6 +7,7 @@ package demo
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -26,6 +27,9 @@ func Run(ctx context.Context, o Options) error {
 	fmt.Fprintln(o.Out, "Mistnet demo: two nodes, one mesh, no Kubernetes")
 	w, err := newWorld(ctx, o.Bin)
 	if err != nil {
+		if failed, ok := errors.AsType[*setupError](err); ok {
+			fmt.Fprintf(o.Out, "\n%s", failed.tails)
+		}
 		return fmt.Errorf("set up the demo: %w", err)
 	}
 	defer w.stop()

@@ -24,7 +24,7 @@ func TestDemo(t *testing.T) {
 	if raceEnabled {
 		args = append(args, "-race")
 	}
-	for _, program := range []string{"istiod", "ztunnel", "cni-agent", "cni-plugin", "demo-app"} {
+	for _, program := range []string{"istiod", "ztunnel", "waypoint", "cni-agent", "cni-plugin", "demo-app"} {
 		args = append(args, "github.com/mistnet/mistnet/cmd/"+program)
 	}
 	if out, err := exec.CommandContext(t.Context(), "go", args...).CombinedOutput(); err != nil {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -16,10 +17,14 @@ import (
 
 	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/internal/netlab"
+	"github.com/mistnet/mistnet/manifests"
 )
 
+// own are the demo's own manifests: where there is no Kubernetes, pods are written down one by one. What is said of them is
+// the same everywhere, and among the samples.
+//
 //go:embed manifests/*.yaml
-var manifests embed.FS
+var own embed.FS
 
 // world is the demo's mesh: a lab of two nodes, the programs on them, and the pods.
 type world struct {
@@ -39,18 +44,26 @@ type pod struct {
 	ip, ip6 netip.Addr
 }
 
+// setupError is why there is no world, and what its programs said last.
+type setupError struct {
+	error
+	tails string
+}
+
+func (e *setupError) Unwrap() error { return e.error }
+
 // newWorld builds the lab, starts the programs and the pods, and waits until the mesh knows them all.
-func newWorld(ctx context.Context, bin string) (w *world, err error) {
+func newWorld(ctx context.Context, bin string) (_ *world, err error) {
 	bin, err = filepath.Abs(bin)
 	if err != nil {
 		return nil, err
 	}
-	for _, program := range []string{"istiod", "cni-agent", "cni-plugin", "ztunnel", "demo-app"} {
+	for _, program := range []string{"istiod", "cni-agent", "cni-plugin", "ztunnel", "waypoint", "demo-app"} {
 		if _, err := os.Stat(filepath.Join(bin, program)); err != nil {
 			return nil, fmt.Errorf("%w: run make build", err)
 		}
 	}
-	w = &world{bin: bin, pods: make(map[string]*pod), procs: make(map[string]*process), host: hostRules()}
+	w := &world{bin: bin, pods: make(map[string]*pod), procs: make(map[string]*process), host: hostRules()}
 	w.lab, err = netlab.Start(ctx, netlab.Config{
 		Name: "demo", Nodes: 2, IPv6: true, PluginDirs: []string{bin}, Chained: func(n *netlab.Node) []byte {
 			return fmt.Appendf(nil, `{"type": "cni-plugin", "cni_agent_run_dir": %q}`, n.RunDir)
@@ -63,7 +76,7 @@ func newWorld(ctx context.Context, bin string) (w *world, err error) {
 	defer func() {
 		if err != nil {
 			w.keepLogs()
-			err = errors.Join(err, w.lab.Close(), errors.New(w.tails()))
+			err = &setupError{errors.Join(err, w.lab.Close()), w.tails()}
 		}
 	}()
 	for _, start := range []func(context.Context) error{w.writeConfig, w.startControlPlane, w.startNodes, w.startPods, w.settled} {
@@ -84,7 +97,7 @@ func (w *world) writeConfig(context.Context) error {
 			return err
 		}
 	}
-	for _, name := range []string{"shop.yaml", "legacy.yaml"} {
+	for _, name := range []string{"shop.yaml", "legacy.yaml", "api.yaml", "waypoint.yaml"} {
 		if err := w.write(name, nil); err != nil {
 			return err
 		}
@@ -94,7 +107,15 @@ func (w *world) writeConfig(context.Context) error {
 
 // write puts one of the embedded manifests into istiod's directory, as it is or changed.
 func (w *world) write(name string, change func(string) string) error {
-	b, err := manifests.ReadFile("manifests/" + name)
+	return w.writeAs(name, name, change)
+}
+
+// writeAs does so under another name.
+func (w *world) writeAs(as, name string, change func(string) string) error {
+	b, err := own.ReadFile("manifests/" + name)
+	if errors.Is(err, fs.ErrNotExist) {
+		b, err = manifests.Samples.ReadFile("samples/" + name)
+	}
 	if err != nil {
 		return err
 	}
@@ -102,11 +123,11 @@ func (w *world) write(name string, change func(string) string) error {
 	if change != nil {
 		text = change(text)
 	}
-	tmp := w.path("config", "."+name+".tmp")
+	tmp := w.path("config", "."+as+".tmp")
 	if err := os.WriteFile(tmp, []byte(text), 0o600); err != nil {
 		return err
 	}
-	return os.Rename(tmp, w.path("config", name))
+	return os.Rename(tmp, w.path("config", as))
 }
 
 // apply adds a manifest to istiod's directory.
@@ -139,13 +160,16 @@ func (w *world) relabel(c *checks, ambient bool) {
 // podPlan is where each pod runs; the names are those of the manifests.
 var podPlan = []struct {
 	namespace, name, node string
-	serves                bool
+	serves                string // demo-app's command; "": it only calls
 }{
-	{"shop", "web", "node1", false},
-	{"shop", "cart-1", "node1", true},
-	{"shop", "cart-2", "node2", true},
-	{"legacy", "old", "node1", false},
-	{"legacy", "print", "node2", true},
+	{"shop", "web", "node1", ""},
+	{"shop", "cart-1", "node1", "serve"},
+	{"shop", "cart-2", "node2", "serve"},
+	{"shop", "api-v1", "node1", "web"},
+	{"shop", "api-v2", "node2", "web"},
+	{"shop", "waypoint", "node2", ""},
+	{"legacy", "old", "node1", ""},
+	{"legacy", "print", "node2", "serve"},
 }
 
 func (w *world) startPods(ctx context.Context) error {
@@ -157,11 +181,14 @@ func (w *world) startPods(ctx context.Context) error {
 			return fmt.Errorf("start pod %s/%s: %w", plan.namespace, plan.name, err)
 		}
 		w.pods[plan.namespace+"/"+plan.name] = &pod{Pod: p, ip: p.IPs[0], ip6: p.IPs[1]}
-		if plan.serves {
-			if err := w.serve(ctx, p, plan.name); err != nil {
+		if plan.serves != "" {
+			if err := w.serve(ctx, p, plan.serves); err != nil {
 				return err
 			}
 		}
+	}
+	if err := w.startWaypoint(ctx, w.pods["shop/waypoint"].Pod, "node2"); err != nil {
+		return err
 	}
 	vip := netip.MustParseAddrPort(serviceVIP)
 	return w.lab.SetService(netlab.Service{VIP: vip.Addr(), Ports: []netlab.ServicePort{{Port: vip.Port(), Endpoints: []netip.AddrPort{
@@ -169,9 +196,9 @@ func (w *world) startPods(ctx context.Context) error {
 	}}}})
 }
 
-// serve runs the demo's server in a pod and waits until it listens.
-func (w *world) serve(ctx context.Context, p *netlab.Pod, name string) error {
-	proc, err := w.start(name, p.Namespace, "demo-app", "serve", name, "[::]:8080")
+// serve runs one of the demo's servers in a pod and waits until it listens.
+func (w *world) serve(ctx context.Context, p *netlab.Pod, command string) error {
+	proc, err := w.start(p.Spec.Name, p.Namespace, "demo-app", command, p.Spec.Name, "[::]:8080")
 	if err != nil {
 		return err
 	}
@@ -196,7 +223,7 @@ func (w *world) at6(pod string) string { return addrOf(w.pods[pod].ip6) }
 // settled waits until both ztunnels know every pod of the mesh as one of the mesh.
 func (w *world) settled(ctx context.Context) error {
 	for _, node := range []string{"node1", "node2"} {
-		_, err := eventually(ctx, 10*time.Second, func() error { return w.knows(ctx, node, "HBONE", 3) })
+		_, err := eventually(ctx, 10*time.Second, func() error { return w.knows(ctx, node, "HBONE", inMesh) })
 		if err != nil {
 			return err
 		}
@@ -228,9 +255,12 @@ func (w *world) knows(ctx context.Context, node, protocol string, want int) erro
 	return nil
 }
 
+// inMesh is how many pods of namespace shop join the mesh. Its waypoint does not: it speaks HBONE itself.
+const inMesh = 5
+
 // outsideMesh checks that both ztunnels reach shop's pods by plain TCP.
 func (w *world) outsideMesh(ctx context.Context) error {
-	return errors.Join(w.knows(ctx, "node1", "TCP", 3), w.knows(ctx, "node2", "TCP", 3))
+	return errors.Join(w.knows(ctx, "node1", "TCP", inMesh+1), w.knows(ctx, "node2", "TCP", inMesh+1))
 }
 
 // stop ends everything and reports what is left.
@@ -241,7 +271,7 @@ func (w *world) stop() error {
 	w.stopped = true
 	w.keepLogs()
 	var errs []error
-	for _, name := range []string{"ztunnel-node1", "ztunnel-node2", "cni-agent-node1", "cni-agent-node2", "istiod"} {
+	for _, name := range []string{"waypoint", "ztunnel-node1", "ztunnel-node2", "cni-agent-node1", "cni-agent-node2", "istiod"} {
 		if p := w.procs[name]; p != nil {
 			if err := p.Stop(10 * time.Second); err != nil {
 				errs = append(errs, fmt.Errorf("%s did not stop cleanly: %w", name, err))
@@ -276,12 +306,14 @@ The mesh is up until you press Ctrl-C. In another terminal:
   edit its YAML         %s
   call as pod web       ip netns exec %s %s call %s hello
   from outside          ip netns exec %s %s call %s hello
+  ask the service api   ip netns exec %s %s get %s 100 1
   what ztunnel knows    ip netns exec %s curl -s 127.0.0.1:%d/config_dump
   its metrics           ip netns exec %s curl -s 127.0.0.1:%d/metrics | grep istio_tcp
   the rules in a pod    ip netns exec %s iptables-save
   access logs           tail -f %s
 `, w.path("config"), w.pods["shop/web"].NSName, filepath.Join(w.bin, "demo-app"), serviceVIP,
 		w.pods["legacy/old"].NSName, filepath.Join(w.bin, "demo-app"), serviceVIP,
+		w.pods["shop/web"].NSName, filepath.Join(w.bin, "demo-app"), apiURL,
 		w.node("node1").NSName, mesh.PortAdmin, w.node("node1").NSName, mesh.PortMetrics,
 		w.pods["shop/web"].NSName, w.path("logs", "ztunnel-node*.log"))
 }
