@@ -24,6 +24,7 @@ import (
 	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/internal/xds"
 	"github.com/mistnet/mistnet/istiod/ca"
+	"github.com/mistnet/mistnet/istiod/index"
 	"github.com/mistnet/mistnet/istiod/token"
 )
 
@@ -67,7 +68,10 @@ func New(ctx context.Context, cfg Config, env *daemon.Env) (*Istiod, error) {
 	})
 	d.mirror.publish = d.xds.PublishAll
 	d.metrics = newMetrics(env.Registry, d)
-	d.mirror.applied = d.metrics.applied
+	d.mirror.applied = func(changes []index.Change, took time.Duration) {
+		d.metrics.applied(changes, took)
+		d.source.tell(changes)
+	}
 	d.grpc = d.newGRPC(o)
 	if err := d.listen(); err != nil {
 		return nil, err

@@ -18,7 +18,7 @@ import (
 type mirror struct {
 	log     *zap.Logger
 	publish func([]xds.Change)
-	applied func(changes []index.Change, took time.Duration) // for metrics
+	applied func(changes []index.Change, took time.Duration) // who counts them, and tells of them
 	filled  chan struct{}                                    // closed once the first events were published
 
 	mu sync.RWMutex
@@ -64,7 +64,7 @@ func (m *mirror) encode(changes []index.Change) []xds.Change {
 		case index.NounStatus:
 			m.tell(c)
 		case index.NounRouteStatus: // of what is in the object, not of the mesh
-		case index.NounConditions: // for the source, which applied passes them to
+		case index.NounConditions: // what objects' statuses say, not the mesh
 		}
 	}
 	var out []xds.Change

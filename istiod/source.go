@@ -26,6 +26,8 @@ import (
 type source interface {
 	// Run reads until ctx is done. The first call of on carries everything there is, later ones what changed.
 	Run(ctx context.Context, on func([]index.Event)) error
+	// tell takes the nouns that differ because of what Run delivered.
+	tell(changes []index.Change)
 	// problems are the objects that are not in force as written.
 	problems() []problem
 	// report is what only this source can tell, for its debug page; it must be fit for JSON.
@@ -126,6 +128,9 @@ type problem struct {
 // fileSource is a directory of YAML.
 type fileSource struct{ *files.Source }
 
+// tell implements source: there is nowhere to tell it but on the debug page.
+func (s fileSource) tell([]index.Change) {}
+
 func (s fileSource) problems() []problem {
 	var all []problem
 	for _, p := range s.Problems() {
@@ -167,6 +172,8 @@ func (s *kubeSource) Run(ctx context.Context, on func([]index.Event)) error {
 	g.Go(func() error { s.keeper.run(ctx); return nil })
 	return g.Wait()
 }
+
+func (s *kubeSource) tell(changes []index.Change) { s.Tell(changes) }
 
 func (s *kubeSource) problems() []problem {
 	var all []problem

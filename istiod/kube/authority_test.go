@@ -112,7 +112,7 @@ func TestPluggedAuthorityGoesFirst(t *testing.T) {
 func TestMeshConfigIsAwaited(t *testing.T) {
 	t.Parallel()
 	client := fake.NewClientset(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "istio-system", Name: "istio-canary"},
-		Data: map[string]string{"mesh": "trustDomain: mesh.example\nrootNamespace: istio-config\naccessLogFile: /dev/stdout\n"}})
+		Data: map[string]string{"mesh": "trustDomain: mesh.example\nrootNamespace: istio-config\naccessLogFile: /dev/stdout\nmistnet: {waypointUnavailable: deny}\n"}})
 	refusals := 2
 	client.PrependReactor("get", "configmaps", func(clienttesting.Action) (bool, runtime.Object, error) {
 		if refusals--; refusals >= 0 {
@@ -122,7 +122,8 @@ func TestMeshConfigIsAwaited(t *testing.T) {
 	})
 	cfg := kube.Config{Clients: kube.Clients{Kube: client}, Revision: "canary", Mesh: translate.Config{ClusterID: "east"}}
 	got, err := kube.ReadMesh(t.Context(), cfg)
-	want := translate.Config{ClusterID: "east", TrustDomain: "mesh.example", RootNamespace: "istio-config", ClusterDomain: "cluster.local"}
+	want := translate.Config{ClusterID: "east", TrustDomain: "mesh.example", RootNamespace: "istio-config", ClusterDomain: "cluster.local",
+		DenyWithoutWaypoint: true}
 	if err != nil || got != want {
 		t.Errorf("ReadMesh = %+v, %v, want %+v", got, err, want)
 	}

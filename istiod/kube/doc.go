@@ -57,6 +57,8 @@
 //	get list watch create patch delete: poddisruptionbudgets.policy
 //	get: configmaps
 //	patch: authorizationpolicies/status.security.istio.io
+//	patch: services/status
+//	patch: serviceentries/status.networking.istio.io
 //	patch: httproutes/status.gateway.networking.k8s.io grpcroutes/status.gateway.networking.k8s.io tlsroutes/status.gateway.networking.k8s.io tcproutes/status.gateway.networking.k8s.io
 //	create: tokenreviews.authentication.k8s.io
 //	get list watch patch: configmaps (istio-ca-root-cert)

@@ -109,6 +109,8 @@ func (s *Source) makeCustom() []*feed {
 		switch k.kind {
 		case index.AuthorizationPolicy:
 			take = s.takePolicies
+		case index.ServiceEntry:
+			take = s.takeEntries
 		case index.HTTPRoute, index.GRPCRoute, index.TCPRoute, index.TLSRoute:
 			take = s.routeTaker(k.kind)
 		case index.Gateway:

@@ -64,6 +64,7 @@ func (s *Source) write(ctx context.Context) {
 	var g errgroup.Group
 	g.Go(func() error { s.roots.run(ctx); return nil })
 	g.Go(func() error { s.told.run(ctx); return nil })
+	g.Go(func() error { s.bound.run(ctx); return nil })
 	g.Go(func() error { s.gateways.run(ctx); return nil })
 	_ = g.Wait() // none fails
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"go.uber.org/zap"
 	corev1 "k8s.io/api/core/v1"
@@ -19,6 +20,7 @@ import (
 type meshConfig struct {
 	rootNamespace, trustDomain string
 	selectors                  []labels.Selector
+	denyWithoutWaypoint        *bool    // nil: nothing is said
 	ignored                    []string // other fields that are set
 }
 
@@ -32,6 +34,10 @@ func readMeshConfig(cm *corev1.ConfigMap) (m meshConfig, err error) {
 		RootNamespace string                 `json:"rootNamespace"`
 		TrustDomain   string                 `json:"trustDomain"`
 		Selectors     []metav1.LabelSelector `json:"discoverySelectors"`
+		// Mistnet is what Istio's MeshConfig has no field for.
+		Mistnet struct {
+			WaypointUnavailable string `json:"waypointUnavailable"` // deny or allow
+		} `json:"mistnet"`
 	}
 	text := []byte(cm.Data["mesh"])
 	if err := errors.Join(yaml.Unmarshal(text, &all), yaml.Unmarshal(text, &some)); err != nil {
@@ -45,7 +51,15 @@ func readMeshConfig(cm *corev1.ConfigMap) (m meshConfig, err error) {
 		}
 		m.selectors = append(m.selectors, sel)
 	}
-	for _, known := range []string{"rootNamespace", "trustDomain", "discoverySelectors"} {
+	switch v := some.Mistnet.WaypointUnavailable; strings.ToLower(v) {
+	case "":
+	case "deny", "allow":
+		deny := strings.EqualFold(v, "deny")
+		m.denyWithoutWaypoint = &deny
+	default:
+		return m, fmt.Errorf("mistnet.waypointUnavailable: %q is neither deny nor allow", v)
+	}
+	for _, known := range []string{"rootNamespace", "trustDomain", "discoverySelectors", "mistnet"} {
 		delete(all, known)
 	}
 	m.ignored = slices.Sorted(maps.Keys(all))
@@ -59,6 +73,9 @@ func (m meshConfig) over(cfg translate.Config) translate.Config {
 	}
 	if m.trustDomain != "" {
 		cfg.TrustDomain = m.trustDomain
+	}
+	if m.denyWithoutWaypoint != nil {
+		cfg.DenyWithoutWaypoint = *m.denyWithoutWaypoint
 	}
 	return cfg
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
@@ -35,6 +36,7 @@ type Source struct {
 	feeds    []*feed
 	roots    *roots
 	told     *statuses
+	bound    *bound
 	gateways *waypoints
 
 	unread      unread
@@ -57,6 +59,7 @@ func New(cfg Config) *Source {
 	}
 	s.roots = newRoots(cfg.Clients.Kube, cfg.Log.Named("roots"))
 	s.told = newStatuses(cfg.Clients.Dynamic, cfg.Mesh, s.known, cfg.Log.Named("status"))
+	s.bound = newBound(cfg.Clients.Dynamic, s.known, cfg.Log.Named("status"))
 	s.gateways = newWaypoints(cfg.Clients, cfg.waypoints(), s.known, cfg.Log.Named("waypoints"))
 	s.feeds = s.makeFeeds()
 	s.unread = unread{log: s.log, have: make(map[string]map[translate.Name]struct{})}
@@ -79,7 +82,7 @@ func (s *Source) makeFeeds() []*feed {
 		{name: "namespaces", client: k, versions: typed(core.Namespaces().List, core.Namespaces().Watch, "", ""), trim: trimNamespace, take: s.takeNamespaces},
 		{name: "nodes", client: k, versions: typed(core.Nodes().List, core.Nodes().Watch, "", ""), trim: trimNode, take: s.taker(index.Node)},
 		{name: "pods", client: k, versions: typed(core.Pods(all).List, core.Pods(all).Watch, "", ""), trim: trimPod, take: s.taker(index.Pod), selected: true},
-		{name: "services", client: k, versions: typed(core.Services(all).List, core.Services(all).Watch, "", ""), trim: trimService, take: s.taker(index.Service), selected: true},
+		{name: "services", client: k, versions: typed(core.Services(all).List, core.Services(all).Watch, "", ""), trim: trimService, take: s.takeServices, selected: true},
 		{name: "endpointslices", client: k, versions: typed(k.DiscoveryV1().EndpointSlices(all).List, k.DiscoveryV1().EndpointSlices(all).Watch, "", slicesByHand),
 			trim: trimSlice, take: s.taker(index.EndpointSlice), selected: true},
 		{name: "configmaps/" + RootConfigMap, client: k, versions: typed(core.ConfigMaps(all).List, core.ConfigMaps(all).Watch, copies, ""),
@@ -183,8 +186,47 @@ func (s *Source) takeNamespaces(changes []change) {
 		ns, _ := c.object.(*corev1.Namespace)
 		s.roots.takeNamespace(c.name.Name, ns != nil && ns.DeletionTimestamp == nil)
 		s.told.choose(c.name.Name)
+		s.bound.choose(c.name.Name)
 		s.gateways.choose(c.name.Name)
 	}
+}
+
+func (s *Source) takeServices(changes []change) {
+	for _, c := range changes {
+		svc, _ := c.object.(*corev1.Service)
+		if svc == nil {
+			s.bound.take(index.Service, c.name, nil, nil)
+			continue
+		}
+		var conditions []condition
+		for _, o := range svc.Status.Conditions {
+			conditions = append(conditions, condition{Type: o.Type, Status: string(o.Status), Reason: o.Reason, Message: o.Message,
+				LastTransitionTime: o.LastTransitionTime.UTC().Format(time.RFC3339), ObservedGeneration: o.ObservedGeneration})
+		}
+		s.bound.take(index.Service, c.name, &svc.ObjectMeta, conditions)
+	}
+	s.taker(index.Service)(changes)
+}
+
+func (s *Source) takeEntries(changes []change) {
+	plain := make([]change, len(changes))
+	for i, c := range changes {
+		plain[i] = c
+		if se, ok := c.object.(*serviceEntry); ok {
+			plain[i].object = &se.ServiceEntry
+			s.bound.take(index.ServiceEntry, c.name, &se.ObjectMeta, se.conditions)
+		} else {
+			s.bound.take(index.ServiceEntry, c.name, nil, nil)
+		}
+	}
+	s.taker(index.ServiceEntry)(plain)
+}
+
+// Tell takes the nouns that differ because of what Run delivered, the first time all that there are: some of them are written
+// into the objects' statuses.
+func (s *Source) Tell(changes []index.Change) {
+	s.told.tell(changes)
+	s.bound.tell(changes)
 }
 
 func (s *Source) takePolicies(changes []change) {
@@ -210,8 +252,9 @@ func (s *Source) takeMesh(changes []change) {
 			continue
 		}
 		if fixed := m.over(s.cfg.Mesh); fixed != s.cfg.Mesh {
-			s.log.Error("mesh configuration asks for another trust domain or root namespace: restart istiod for it",
-				zap.String("trust_domain", fixed.TrustDomain), zap.String("root_namespace", fixed.RootNamespace))
+			s.log.Error("mesh configuration asks for another trust domain, root namespace or treatment of missing waypoints: restart istiod for it",
+				zap.String("trust_domain", fixed.TrustDomain), zap.String("root_namespace", fixed.RootNamespace),
+				zap.Bool("deny_without_waypoint", fixed.DenyWithoutWaypoint))
 		}
 		m.tell(s.log)
 		s.choose(m.selectors)
@@ -224,6 +267,7 @@ func (s *Source) choose(selectors []labels.Selector) {
 	s.add(events...)
 	s.mu.Unlock()
 	s.told.choose("")
+	s.bound.choose("")
 	s.gateways.choose("")
 	if !relist {
 		return

@@ -70,11 +70,13 @@ type statuses struct {
 	queue  keyQueue
 
 	mu       sync.Mutex
-	policies map[string]*policy // by namespace/name
+	policies map[string]*policy               // by namespace/name
+	told     map[string]*translate.Conditions // what the mesh has of those with targets, by namespace/name
+	heard    bool                             // of all of them at least once
 }
 
 func newStatuses(client dynamic.Interface, cfg translate.Config, known func(string) bool, log *zap.Logger) *statuses {
-	return &statuses{client: client, cfg: cfg, known: known, log: log, policies: make(map[string]*policy)}
+	return &statuses{client: client, cfg: cfg, known: known, log: log, policies: make(map[string]*policy), told: make(map[string]*translate.Conditions)}
 }
 
 // take takes a policy that changed; p is nil when it is gone.
@@ -87,6 +89,32 @@ func (s *statuses) take(n translate.Name, p *policy) {
 	}
 	s.policies[n.String()] = p
 	s.queue.add(n.String())
+}
+
+// tell takes what changed of what the mesh has of policies with targets.
+func (s *statuses) tell(changes []index.Change) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.heard {
+		s.heard = true
+		for key := range s.policies {
+			s.queue.add(key)
+		}
+	}
+	for _, c := range changes {
+		if key, ok := strings.CutPrefix(c.Key.Name, index.AuthorizationPolicy.String()+" "); ok && c.Key.Kind == index.NounConditions {
+			keepConditions(s.told, key, c.Conditions)
+			s.queue.add(key)
+		}
+	}
+}
+
+func keepConditions(m map[string]*translate.Conditions, key string, c *translate.Conditions) {
+	if c == nil {
+		delete(m, key)
+		return
+	}
+	m[key] = c
 }
 
 // choose looks again at the policies of every namespace, or at those of one: it may be known now.
@@ -125,13 +153,19 @@ func notUnderstoodMessage(p *policy) string {
 
 func (s *statuses) write(ctx context.Context, key string) error {
 	s.mu.Lock()
-	p := s.policies[key]
+	p, told, heard := s.policies[key], s.told[key], s.heard
 	s.mu.Unlock()
 	if p == nil || !s.known(p.Namespace) {
 		return nil
 	}
-	want := s.verdict(p)
-	all, differs := merge(p.conditions, want, time.Now())
+	own, want := []string{ZtunnelAccepted}, s.verdict(p)
+	if heard {
+		own = append(own, translate.ConditionWaypointAccepted)
+	}
+	if translate.TargetsWaypoint(&p.AuthorizationPolicy) {
+		want = conditionsTold(told, p.Generation)
+	}
+	all, differs := merge(p.conditions, own, want, time.Now())
 	if !differs {
 		return nil
 	}
@@ -154,13 +188,13 @@ func (s *statuses) write(ctx context.Context, key string) error {
 	return err
 }
 
-// verdict is the condition a policy should have, or nil when it is not for node proxies.
-func (s *statuses) verdict(p *policy) *condition {
+// verdict is what node proxies make of a policy: nothing when it is not for them.
+func (s *statuses) verdict(p *policy) []condition {
 	if translate.TargetsWaypoint(&p.AuthorizationPolicy) {
 		return nil
 	}
 	noun, status := translate.Policy(s.cfg, &p.AuthorizationPolicy)
-	c := &condition{Type: ZtunnelAccepted, Status: "True", Reason: reasonAccepted, Message: "attached to ztunnel", ObservedGeneration: p.Generation}
+	c := condition{Type: ZtunnelAccepted, Status: "True", Reason: reasonAccepted, Message: "attached to ztunnel", ObservedGeneration: p.Generation}
 	if status != nil {
 		c.Reason, c.Message = string(status.Reason), status.Message
 	}
@@ -170,29 +204,47 @@ func (s *statuses) verdict(p *policy) *condition {
 	if p.unknown != "" {
 		c.Message = notUnderstoodMessage(p)
 	}
-	return c
+	return []condition{c}
 }
 
-// merge puts want among the conditions that others wrote, which stay: the list is one value to the API server.
-func merge(have []condition, want *condition, now time.Time) (all []condition, differs bool) {
-	all = []condition{}
-	var old *condition
-	for _, c := range have {
-		if c.Type == ZtunnelAccepted {
-			old = &c
-			continue
+// conditionsTold are those that the mesh has of an object of that generation; told may be nil.
+func conditionsTold(told *translate.Conditions, generation int64) []condition {
+	if told == nil {
+		return nil
+	}
+	var all []condition
+	for _, t := range told.List {
+		c := condition{Type: t.Type, Status: "False", Reason: t.Reason, Message: t.Message, ObservedGeneration: generation}
+		if t.Status {
+			c.Status = "True"
 		}
 		all = append(all, c)
 	}
-	if want == nil {
-		return all, old != nil
+	return all
+}
+
+// merge puts want in the place of those conditions that are of our own types. The others, which somebody else wrote, stay: in
+// most kinds the list is one value to the API server.
+func merge(have []condition, own []string, want []condition, now time.Time) (all []condition, differs bool) {
+	all = []condition{}
+	old := make(map[string]condition)
+	for _, c := range have {
+		if slices.Contains(own, c.Type) {
+			old[c.Type] = c
+		} else {
+			all = append(all, c)
+		}
 	}
-	c := *want
-	c.LastTransitionTime = now.UTC().Format(time.RFC3339)
-	if old != nil && old.Status == c.Status && old.LastTransitionTime != "" {
-		c.LastTransitionTime = old.LastTransitionTime
+	differs = len(old) != len(want)
+	for _, c := range want {
+		was, had := old[c.Type]
+		c.LastTransitionTime = now.UTC().Format(time.RFC3339)
+		if had && was.Status == c.Status && was.LastTransitionTime != "" {
+			c.LastTransitionTime = was.LastTransitionTime
+		}
+		differs = differs || !had || was != c
+		all = append(all, c)
 	}
-	all = append(all, c)
 	slices.SortFunc(all, func(a, b condition) int { return strings.Compare(a.Type, b.Type) })
-	return all, old == nil || *old != c
+	return all, differs
 }

@@ -55,7 +55,8 @@ func trimNamespace(o runtime.Object) (runtime.Object, error) {
 	if !ok {
 		return nil, unexpected(o)
 	}
-	return &corev1.Namespace{ObjectMeta: trimmedMeta(&ns.ObjectMeta, annotationTraffic), Status: corev1.NamespaceStatus{Phase: ns.Status.Phase}}, nil
+	return &corev1.Namespace{ObjectMeta: trimmedMeta(&ns.ObjectMeta, annotationTraffic, translate.AnnotationCanaryWeight, translate.AnnotationUnavailable),
+		Status: corev1.NamespaceStatus{Phase: ns.Status.Phase}}, nil
 }
 
 func trimNode(o runtime.Object) (runtime.Object, error) {
@@ -71,7 +72,9 @@ func trimService(o runtime.Object) (runtime.Object, error) {
 	if !ok {
 		return nil, unexpected(o)
 	}
-	return &corev1.Service{ObjectMeta: trimmedMeta(&svc.ObjectMeta, annotationTraffic), Spec: svc.Spec}, nil
+	t := &corev1.Service{ObjectMeta: trimmedMeta(&svc.ObjectMeta, annotationTraffic, translate.AnnotationCanaryWeight), Spec: svc.Spec}
+	t.ResourceVersion, t.Generation, t.Status.Conditions = svc.ResourceVersion, svc.Generation, svc.Status.Conditions
+	return t, nil
 }
 
 func trimSlice(o runtime.Object) (runtime.Object, error) {
@@ -116,7 +119,8 @@ func readIstio(o runtime.Object) (s istioObject, err error) {
 		return s, err
 	}
 	s.Status.Conditions = conditionsOf(u.Object)
-	m := trimmedMeta(&s.Metadata, annotationDryRun, annotationTraffic, mesh.AnnotationRedirection, translate.AnnotationConnectStrategy)
+	m := trimmedMeta(&s.Metadata, annotationDryRun, annotationTraffic, mesh.AnnotationRedirection, translate.AnnotationConnectStrategy,
+		translate.AnnotationCanaryWeight)
 	m.CreationTimestamp, m.Generation = s.Metadata.CreationTimestamp, s.Metadata.Generation
 	s.Metadata = m
 	return s, nil
@@ -194,15 +198,23 @@ func trimPeerAuthentication(o runtime.Object) (runtime.Object, error) {
 	return pa, err
 }
 
+// serviceEntry is a ServiceEntry and what its status says now.
+type serviceEntry struct {
+	networkingv1.ServiceEntry
+	conditions []condition
+}
+
 func trimServiceEntry(o runtime.Object) (runtime.Object, error) {
-	if se, ok := o.(*networkingv1.ServiceEntry); ok {
+	if se, ok := o.(*serviceEntry); ok {
 		return se, nil
 	}
 	s, err := readIstio(o)
 	if err != nil {
 		return nil, err
 	}
-	se := &networkingv1.ServiceEntry{ObjectMeta: s.Metadata}
+	se := &serviceEntry{conditions: s.Status.Conditions}
+	se.ObjectMeta = s.Metadata
+	se.ResourceVersion = metaVersion(o)
 	return se, understand(s.Spec, &se.Spec)
 }
 

@@ -32,8 +32,12 @@ type patch struct {
 }
 
 func (c *cluster) patches() patches {
+	return c.patchesOf("authorizationpolicies")
+}
+
+func (c *cluster) patchesOf(resources ...string) patches {
 	ch := make(patches, 100)
-	c.dynamic.PrependReactor("patch", "authorizationpolicies", func(a clienttesting.Action) (bool, runtime.Object, error) {
+	record := func(a clienttesting.Action) (bool, runtime.Object, error) {
 		pa := a.(clienttesting.PatchActionImpl)
 		p := patch{Name: pa.Namespace + "/" + pa.Name}
 		if err := json.Unmarshal(pa.Patch, &p); err != nil {
@@ -44,7 +48,10 @@ func (c *cluster) patches() patches {
 		}
 		ch <- p
 		return true, &unstructured.Unstructured{Object: map[string]any{"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy"}}, nil
-	})
+	}
+	for _, r := range resources {
+		c.dynamic.PrependReactor("patch", r, record)
+	}
 	return ch
 }
 
@@ -140,8 +147,8 @@ func TestConditionsOfPolicies(t *testing.T) {
 			{"type": "ZtunnelAccepted", "status": "False", "reason": "Invalid", "observedGeneration": 3.0}}},
 		"says more than we know": {spec: future, want: []map[string]any{
 			{"type": "ZtunnelAccepted", "status": "False", "reason": "Invalid", "observedGeneration": 3.0}}},
-		"conditions of others stay": {spec: spec("ALLOW", plain), have: []any{map[string]any{"type": "WaypointAccepted", "status": "True", "reason": "Accepted"}},
-			want: []map[string]any{{"type": "WaypointAccepted", "status": "True", "reason": "Accepted"},
+		"conditions of others stay": {spec: spec("ALLOW", plain), have: []any{map[string]any{"type": "Audited", "status": "True", "reason": "Accepted"}},
+			want: []map[string]any{{"type": "Audited", "status": "True", "reason": "Accepted"},
 				{"type": "ZtunnelAccepted", "status": "True", "reason": "Accepted", "observedGeneration": 3.0}}},
 		"one that is old is renewed": {spec: spec("ALLOW", plain), have: []any{map[string]any{"type": "ZtunnelAccepted", "status": "True", "reason": "Accepted",
 			"message": "attached to ztunnel", "observedGeneration": "2", "lastTransitionTime": "2020-01-01T00:00:00Z"}},
