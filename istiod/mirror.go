@@ -63,8 +63,7 @@ func (m *mirror) encode(changes []index.Change) []xds.Change {
 			m.add(&addresses, c.Key, c.Workload != nil, func() (xds.Resource, error) { return workloadResource(c.Workload) })
 		case index.NounStatus:
 			m.tell(c)
-		case index.NounRouteStatus: // of what is in the object, not of the mesh
-		case index.NounConditions: // what objects' statuses say, not the mesh
+		case index.NounRouteStatus, index.NounConditions: // for the source, to which applied passes them
 		}
 	}
 	var out []xds.Change

@@ -15,8 +15,9 @@
 // What lies in other namespaces than those selected, and the root namespace, is not known to the mesh.
 //
 // Writing: every replica serves; the one that holds the Lease istio-leader writes the ConfigMap istio-ca-root-cert of
-// every namespace, and the condition ZtunnelAccepted of every AuthorizationPolicy. All writes are server-side apply as
-// mistnet-istiod. The Secret istio-ca-secret is created by whichever replica is first, and changed when its certificate is
+// every namespace, the condition ZtunnelAccepted of every AuthorizationPolicy, and what became of the Gateway API's routes below
+// services (status.parents, under the name istio.io/mesh-controller, or mistnet.io/mesh-controller where Istio's Gateways are
+// left to Istio). All writes are server-side apply as mistnet-istiod. The Secret istio-ca-secret is created by whichever replica is first, and changed when its certificate is
 // about to expire. Secrets of the authority are looked at every few seconds rather than watched: so little is asked that a
 // watch, which can fall silent, is not worth it.
 //

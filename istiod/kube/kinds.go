@@ -112,7 +112,7 @@ func (s *Source) makeCustom() []*feed {
 		case index.ServiceEntry:
 			take = s.takeEntries
 		case index.HTTPRoute, index.GRPCRoute, index.TCPRoute, index.TLSRoute:
-			take = s.routeTaker(k.kind)
+			take = both(s.routeTaker(k.kind), func(changes []change) { s.routes.take(k, changes) })
 		case index.Gateway:
 			take = both(take, s.gateways.takeGateways)
 		case index.GatewayClass:
@@ -138,26 +138,13 @@ func (s *Source) routeTaker(kind index.Kind) func([]change) {
 	return func(changes []change) {
 		meant := make([]change, len(changes))
 		for i, c := range changes {
-			if meant[i] = c; !isMeshRoute(parentsOf(c.object)) {
+			meant[i] = c
+			if parents, _ := parentsOf(c.object); !isMeshRoute(parents) {
 				meant[i].object = nil
 			}
 		}
 		take(meant)
 	}
-}
-
-func parentsOf(o runtime.Object) []gatewayv1.ParentReference {
-	switch r := o.(type) {
-	case *gatewayv1.HTTPRoute:
-		return r.Spec.ParentRefs
-	case *gatewayv1.GRPCRoute:
-		return r.Spec.ParentRefs
-	case *gatewayv1.TCPRoute:
-		return r.Spec.ParentRefs
-	case *gatewayv1.TLSRoute:
-		return r.Spec.ParentRefs
-	}
-	return nil
 }
 
 // isMeshRoute: a route speaks to the mesh when one of its parents is a service.

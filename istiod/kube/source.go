@@ -37,6 +37,7 @@ type Source struct {
 	roots    *roots
 	told     *statuses
 	bound    *bound
+	routes   *routeStatuses
 	gateways *waypoints
 
 	unread      unread
@@ -60,6 +61,7 @@ func New(cfg Config) *Source {
 	s.roots = newRoots(cfg.Clients.Kube, cfg.Log.Named("roots"))
 	s.told = newStatuses(cfg.Clients.Dynamic, cfg.Mesh, s.known, cfg.Log.Named("status"))
 	s.bound = newBound(cfg.Clients.Dynamic, s.known, cfg.Log.Named("status"))
+	s.routes = newRouteStatuses(cfg.Clients.Dynamic, cfg.Waypoints, s.known, cfg.Log.Named("status"))
 	s.gateways = newWaypoints(cfg.Clients, cfg.waypoints(), s.known, cfg.Log.Named("waypoints"))
 	s.feeds = s.makeFeeds()
 	s.unread = unread{log: s.log, have: make(map[string]map[translate.Name]struct{})}
@@ -227,6 +229,7 @@ func (s *Source) takeEntries(changes []change) {
 func (s *Source) Tell(changes []index.Change) {
 	s.told.tell(changes)
 	s.bound.tell(changes)
+	s.routes.tell(changes)
 }
 
 func (s *Source) takePolicies(changes []change) {

@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	dynamicfake "k8s.io/client-go/dynamic/fake"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/mistnet/mistnet/istiod/index"
 	"github.com/mistnet/mistnet/istiod/kube"
@@ -110,7 +111,7 @@ func (c *cluster) next() {
 	c.t.Helper()
 	select {
 	case events := <-c.batches:
-		c.index.Apply(events...)
+		c.source.Tell(c.index.Apply(events...))
 	case <-time.After(patience):
 		c.t.Fatalf("no events; feeds: %+v", c.source.Feeds())
 	}
@@ -122,7 +123,7 @@ func (c *cluster) until(what string, holds func(translate.Nouns) bool) {
 	for !holds(c.index.Nouns()) {
 		select {
 		case events := <-c.batches:
-			c.index.Apply(events...)
+			c.source.Tell(c.index.Apply(events...))
 		case <-time.After(patience):
 			c.t.Fatalf("never: %s; there is %s", what, c.names())
 		}
@@ -345,6 +346,9 @@ func TestWhatIsNotHonouredIsTold(t *testing.T) {
 	}
 	told("requestauthentications.security.istio.io shop/token", "sidecars.networking.istio.io shop/less")
 	sidecars := entries.GroupVersion().WithResource("sidecars")
+	c.eventually("sidecars are watched", func(context.Context) bool { // what goes between list and watch, the pretended server forgets
+		return slices.ContainsFunc(c.dynamic.Actions(), func(a clienttesting.Action) bool { return a.Matches("watch", sidecars.Resource) })
+	})
 	if err := c.dynamic.Resource(sidecars).Namespace("shop").Delete(t.Context(), "less", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}

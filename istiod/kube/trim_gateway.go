@@ -40,6 +40,7 @@ func trimGatewayAPI[T any, P interface {
 	if err := d.Decode(t); err != nil {
 		return nil, err
 	}
+	t.GetObjectKind().SetGroupVersionKind(u.GroupVersionKind())
 	t.SetName(u.GetName())
 	t.SetNamespace(u.GetNamespace())
 	t.SetUID(u.GetUID())

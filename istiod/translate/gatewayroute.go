@@ -38,15 +38,7 @@ func (s *RouteStatus) Key() string { return s.Kind + " " + s.Namespace + "/" + s
 // ParentStatus is what became of a route below one parent.
 type ParentStatus struct {
 	Ref        gatewayv1.ParentReference
-	Conditions []RouteCondition
-}
-
-// RouteCondition is one of a parent's conditions.
-type RouteCondition struct {
-	Type    string
-	True    bool
-	Reason  string
-	Message string
+	Conditions []Condition
 }
 
 // gatewayRoute is a route of the Gateway API under way.
@@ -103,8 +95,8 @@ func (g *gatewayRoute) attach(refs []gatewayv1.ParentReference) bool {
 		if message != "" {
 			g.add(Ignored, "%s: %s", at, message)
 		}
-		g.statuses = append(g.statuses, ParentStatus{Ref: ref, Conditions: []RouteCondition{
-			{Type: string(gatewayv1.RouteConditionAccepted), True: message == "", Reason: reason, Message: message}}})
+		g.statuses = append(g.statuses, ParentStatus{Ref: ref, Conditions: []Condition{
+			{Type: string(gatewayv1.RouteConditionAccepted), Status: message == "", Reason: reason, Message: message}}})
 	}
 	g.parents = sortedParents(g.parents)
 	return len(g.statuses) > 0
@@ -198,19 +190,19 @@ func (g *gatewayRoute) done() (Routing, *RouteStatus) {
 		return out, nil
 	}
 	s := &RouteStatus{Kind: g.kind.String(), Namespace: g.meta.Namespace, Name: g.meta.Name, Generation: g.meta.Generation, Parents: g.statuses}
-	resolved := RouteCondition{Type: string(gatewayv1.RouteConditionResolvedRefs), True: true, Reason: string(gatewayv1.RouteReasonResolvedRefs)}
+	resolved := Condition{Type: string(gatewayv1.RouteConditionResolvedRefs), Status: true, Reason: string(gatewayv1.RouteReasonResolvedRefs)}
 	if g.unresolved != "" {
-		resolved.True, resolved.Reason, resolved.Message = false, string(g.unresolved), joinMessages(g.unresolvedMessages)
+		resolved.Status, resolved.Reason, resolved.Message = false, string(g.unresolved), joinMessages(g.unresolvedMessages)
 	}
 	for i := range s.Parents {
 		p := &s.Parents[i]
 		accepted := &p.Conditions[0]
 		switch {
-		case !accepted.True || g.refused == 0:
+		case !accepted.Status || g.refused == 0:
 		case g.refused == g.rules:
-			accepted.True, accepted.Reason, accepted.Message = false, string(gatewayv1.RouteReasonUnsupportedValue), g.refusal
+			accepted.Status, accepted.Reason, accepted.Message = false, string(gatewayv1.RouteReasonUnsupportedValue), g.refusal
 		default:
-			p.Conditions = append(p.Conditions, RouteCondition{Type: string(gatewayv1.RouteConditionPartiallyInvalid), True: true,
+			p.Conditions = append(p.Conditions, Condition{Type: string(gatewayv1.RouteConditionPartiallyInvalid), Status: true,
 				Reason: string(gatewayv1.RouteReasonUnsupportedValue), Message: "Dropped Rule: requests that match it are refused: " + g.refusal})
 		}
 		p.Conditions = append(p.Conditions, resolved)
