@@ -236,7 +236,12 @@ func (s *session) exchange(ctx context.Context, p *plan, to pick) (*upstream, ro
 }
 
 func (s *session) connect(ctx context.Context, p *plan, to pick, fresh bool, until time.Time) (*upstream, error) {
-	if !fresh && !p.http2 {
+	switch {
+	case p.http2:
+		if up := s.up.streamNow(to.endpoint); up != nil {
+			return up, nil
+		}
+	case !fresh:
 		if up := s.up.kept(to.endpoint, !idempotent(s.q.Method)); up != nil {
 			return up, nil
 		}

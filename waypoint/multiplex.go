@@ -57,6 +57,22 @@ func (u *upstreams) stream(ctx context.Context, to pick, h hbone.Header, pool *m
 	}
 }
 
+// streamNow opens a stream on a connection that is there and has room, or returns nil.
+func (u *upstreams) streamNow(e *endpoint) *upstream {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	there := u.endpoints[e.key]
+	if there == nil {
+		return nil
+	}
+	for _, c := range there.shared.conns {
+		if st := c.Open(); st != nil {
+			return &upstream{stream: st, use: st.Use(), to: e, reused: true}
+		}
+	}
+	return nil
+}
+
 // streamOr opens a stream on a connection that is there, or returns the attempt to wait for.
 func (u *upstreams) streamOr(ctx context.Context, to pick, h hbone.Header, pool *mesh.ConnectionPool, within time.Duration) (*http2.ClientStream, *dialing, error) {
 	u.mu.Lock()

@@ -83,7 +83,7 @@ type ServerConn struct {
 func NewServerConn(conn net.Conn, cfg Config) *ServerConn {
 	s := &ServerConn{conn: conn, cfg: cfg.filled()}
 	s.in.conn = conn
-	s.out = writer{conn: conn, as: ofResponse, timeout: s.cfg.WriteTimeout}
+	s.out.conn, s.out.as, s.out.timeout = conn, ofResponse, s.cfg.WriteTimeout
 	return s
 }
 
@@ -238,7 +238,7 @@ func (s *ServerConn) Reply(status int, body string, e *Edits) error {
 		b = appendFraming(b, bodyLength, int64(len(body)))
 	}
 	if !e.has(&none, nameDate) {
-		b = appendDate(b)
+		b = s.out.appendDate(b)
 	}
 	switch {
 	case status == 426:

@@ -17,6 +17,7 @@ type writer struct {
 	timeout  time.Duration
 	deadline time.Time
 	err      error // sticky
+	date     Date
 
 	vec     [2][]byte
 	buffers net.Buffers
@@ -319,7 +320,7 @@ func (w *writer) responseHead(p *Response, q *Request, e *Edits, last bool) (fra
 		b = append(b, "Connection: close\r\n"...)
 	}
 	if p.Status >= 200 && !e.has(&p.Fields, nameDate) {
-		b = appendDate(b) // RFC 9110, 6.6.1
+		b = w.appendDate(b) // RFC 9110, 6.6.1
 	}
 	w.buf = append(b, crlf...)
 	return kind, nil
@@ -333,8 +334,6 @@ func appendStatus(b []byte, status int, phrase string) []byte {
 	return append(b, crlf...)
 }
 
-func appendDate(b []byte) []byte {
-	b = append(b, "Date: "...)
-	b = time.Now().UTC().AppendFormat(b, "Mon, 02 Jan 2006 15:04:05 GMT")
-	return append(b, crlf...)
+func (w *writer) appendDate(b []byte) []byte {
+	return append(w.date.Append(append(b, "Date: "...)), crlf...)
 }

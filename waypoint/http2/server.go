@@ -25,6 +25,7 @@ type ServerConn struct {
 	idle    []chan *ServerStream // of workers without; guarded by mu
 	free    []*ServerStream      // guarded by mu
 	workers sync.WaitGroup
+	dates   http1.Date
 	scratch *ServerStream // of the reader goroutine: the next stream
 }
 
@@ -428,7 +429,7 @@ func (st *ServerStream) date() {
 	e.b = appendInt(e.b, 0, 4, indexDate)
 	at := len(e.b)
 	e.b = append(e.b, 0)
-	e.b = time.Now().UTC().AppendFormat(e.b, "Mon, 02 Jan 2006 15:04:05 GMT")
+	e.b = st.c.server.dates.Append(e.b)
 	e.b[at] = byte(len(e.b) - at - 1)
 }
 
