@@ -19,7 +19,6 @@ type Set struct {
 // tier is the members that are alike in preference.
 type tier struct {
 	groups []group
-	share  uint64 // the sum of the groups' shares
 }
 
 // group is the members of a tier that get one share of its traffic.

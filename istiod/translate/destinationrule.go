@@ -112,8 +112,9 @@ func (r *ruleReader) settings(at string, p *networkingapi.TrafficPolicy) (mesh.T
 }
 
 var simpleBalancers = map[networkingapi.LoadBalancerSettings_SimpleLB]mesh.BalancerAlgorithm{
-	networkingapi.LoadBalancerSettings_UNSPECIFIED:   mesh.BalancerLeastRequest,
-	networkingapi.LoadBalancerSettings_LEAST_CONN:    mesh.BalancerLeastRequest, //nolint:staticcheck // still written by users
+	networkingapi.LoadBalancerSettings_UNSPECIFIED: mesh.BalancerLeastRequest,
+	//lint:ignore SA1019 still written by users
+	networkingapi.LoadBalancerSettings_LEAST_CONN:    mesh.BalancerLeastRequest,
 	networkingapi.LoadBalancerSettings_LEAST_REQUEST: mesh.BalancerLeastRequest,
 	networkingapi.LoadBalancerSettings_RANDOM:        mesh.BalancerRandom,
 	networkingapi.LoadBalancerSettings_ROUND_ROBIN:   mesh.BalancerRoundRobin,
@@ -184,7 +185,8 @@ func (r *ruleReader) hash(at string, h *networkingapi.LoadBalancerSettings_Consi
 	}
 	b.Algorithm, b.Hash = mesh.BalancerRingHash, out
 	const maxRing = 8 << 20
-	out.MinRingSize = max(h.GetMinimumRingSize(), h.GetRingHash().GetMinimumRingSize()) //nolint:staticcheck // still written by users
+	//lint:ignore SA1019 still written by users
+	out.MinRingSize = max(h.GetMinimumRingSize(), h.GetRingHash().GetMinimumRingSize())
 	if out.MinRingSize > maxRing {
 		r.fault(Invalid, at+".ringHash.minimumRingSize", "%d is more than %d, which is used", out.MinRingSize, maxRing)
 		out.MinRingSize = maxRing
@@ -269,7 +271,7 @@ func (r *ruleReader) warmup(at string, lb *networkingapi.LoadBalancerSettings) *
 		}
 		return out
 	}
-	if d := r.duration(at+".warmupDurationSecs", lb.GetWarmupDurationSecs()); d > 0 { //nolint:staticcheck // still written by users
+	if d := r.duration(at+".warmupDurationSecs", lb.GetWarmupDurationSecs()); d > 0 {
 		return &mesh.Warmup{Duration: d}
 	}
 	return nil
@@ -330,7 +332,8 @@ func (r *ruleReader) outliers(at string, o *networkingapi.OutlierDetection) *mes
 		MaxEjected: min(r.count(at+".maxEjectionPercent", o.GetMaxEjectionPercent()), 100),
 		MinHealthy: min(r.count(at+".minHealthPercent", o.GetMinHealthPercent()), 100),
 	}
-	if n := r.count(at+".consecutiveErrors", o.GetConsecutiveErrors()); n > 0 && out.Consecutive5xx == nil { //nolint:staticcheck // still written by users
+	//lint:ignore SA1019 still written by users
+	if n := r.count(at+".consecutiveErrors", o.GetConsecutiveErrors()); n > 0 && out.Consecutive5xx == nil {
 		out.Consecutive5xx = &n
 	}
 	for i, code := range o.GetOutlierDetectionHttpErrorCodes() {

@@ -123,18 +123,9 @@ func visibleTo(dr *DestinationRule, client string) bool {
 	})
 }
 
-// FullHost is a host as a rule of a namespace means it: a name without dots is that of a Service there.
-func FullHost(cfg Config, namespace, host string) string {
-	host = strings.ToLower(host)
-	if host == "" || host == "*" || strings.ContainsAny(host, ".:") {
-		return host
-	}
-	return Hostname(cfg, Name{namespace, host})
-}
-
 // RuleHost is the host that a DestinationRule is about, in full. It may begin with "*".
 func RuleHost(cfg Config, dr *DestinationRule) string {
-	return FullHost(cfg, dr.Namespace, dr.Spec.Host)
+	return fullHost(cfg, dr.Namespace, dr.Spec.Host)
 }
 
 // covers reports whether host, which may begin with "*", stands for hostname.
