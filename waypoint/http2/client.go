@@ -36,12 +36,13 @@ func NewClientConn(raw net.Conn, cfg Config) *ClientConn {
 	c := &ClientConn{}
 	c.client = c
 	c.init(raw, cfg)
+	c.greet(http2.Setting{ID: http2.SettingEnablePush, Val: 0})
 	return c
 }
 
 // Run serves the connection until it ends and returns why; nil when both sides were done with it.
 func (c *ClientConn) Run() error {
-	c.start(http2.Setting{ID: http2.SettingEnablePush, Val: 0})
+	c.start()
 	return c.run()
 }
 

@@ -140,8 +140,8 @@ func (c *conn) init(raw net.Conn, cfg Config) {
 	c.idleSince = time.Now()
 }
 
-// start sends our first frames (RFC 9113, 3.4) and starts the timer.
-func (c *conn) start(settings ...http2.Setting) {
+// greet stages our first frames (RFC 9113, 3.4), before anybody can stage others.
+func (c *conn) greet(settings ...http2.Setting) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.server == nil {
@@ -151,6 +151,15 @@ func (c *conn) start(settings ...http2.Setting) {
 		http2.Setting{ID: http2.SettingInitialWindowSize, Val: recvStreamWindow},
 		http2.Setting{ID: http2.SettingMaxHeaderListSize, Val: maxHeadList})...)
 	c.w.staged = appendWindowUpdate(c.room(13), 0, recvConnWindow-defaultWindow)
+}
+
+// start sends what is staged and starts the timer.
+func (c *conn) start() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return
+	}
 	c.ticker = time.AfterFunc(c.tickEvery(), c.tick)
 	c.kickLocked()
 }

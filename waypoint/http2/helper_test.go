@@ -23,7 +23,8 @@ type memBuffer struct {
 	cond     *sync.Cond
 	b        []byte
 	r        int
-	room     int // 0: any
+	room     int  // 0: any
+	paused   bool // nobody reads
 	closed   bool
 	deadline time.Time // of the reader
 	timer    *time.Timer
@@ -46,7 +47,7 @@ func (c *memConn) Read(p []byte) (int, error) {
 	b := c.in
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for b.r == len(b.b) && !b.closed {
+	for (b.paused || b.r == len(b.b)) && !b.closed {
 		if !b.deadline.IsZero() && !time.Now().Before(b.deadline) {
 			return 0, os.ErrDeadlineExceeded
 		}

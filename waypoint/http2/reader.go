@@ -172,10 +172,7 @@ func (c *conn) dataFrame(h frameHeader, p []byte) error {
 	end := h.flags.Has(http2.FlagDataEndStream)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	switch {
-	case len(p) > 0:
-		c.budget.control = min(c.budget.control+controlPerData, 2*fullBudget.control)
-	case !end:
+	if len(p) == 0 && !end {
 		if err := c.spendLocked(&c.budget.control); err != nil {
 			return err
 		}
@@ -211,6 +208,7 @@ func (c *conn) dataFrame(h frameHeader, p []byte) error {
 			return nil
 		}
 		if len(p) > 0 && s.wantsLocked() {
+			c.budget.control = min(c.budget.control+controlPerData, 2*fullBudget.control)
 			s.received(p)
 		}
 		if end {

@@ -37,6 +37,7 @@ func NewServerConn(raw net.Conn, cfg Config) *ServerConn {
 	c := &ServerConn{}
 	c.server = c
 	c.init(raw, cfg)
+	c.greet(http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: uint32(c.cfg.MaxStreams)})
 	return c
 }
 
@@ -45,7 +46,7 @@ func NewServerConn(raw net.Conn, cfg Config) *ServerConn {
 // connection ended; nil when both sides were done with it.
 func (c *ServerConn) Serve(worker func() func(*ServerStream)) error {
 	c.worker = worker
-	c.start(http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: uint32(c.cfg.MaxStreams)})
+	c.start()
 	err := c.run()
 	c.mu.Lock()
 	for _, ch := range c.idle {
