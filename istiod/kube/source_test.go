@@ -43,6 +43,13 @@ type cluster struct {
 	source  *kube.Source
 	index   *index.Index
 	batches chan []index.Event
+	tells   bool // whether the source hears what became of its objects, as in istiod
+}
+
+func (c *cluster) apply(events []index.Event) {
+	if changes := c.index.Apply(events...); c.tells {
+		c.source.Tell(changes)
+	}
 }
 
 func newCluster(t *testing.T, objects ...runtime.Object) *cluster {
@@ -111,7 +118,7 @@ func (c *cluster) next() {
 	c.t.Helper()
 	select {
 	case events := <-c.batches:
-		c.source.Tell(c.index.Apply(events...))
+		c.apply(events)
 	case <-time.After(patience):
 		c.t.Fatalf("no events; feeds: %+v", c.source.Feeds())
 	}
@@ -123,7 +130,7 @@ func (c *cluster) until(what string, holds func(translate.Nouns) bool) {
 	for !holds(c.index.Nouns()) {
 		select {
 		case events := <-c.batches:
-			c.source.Tell(c.index.Apply(events...))
+			c.apply(events)
 		case <-time.After(patience):
 			c.t.Fatalf("never: %s; there is %s", what, c.names())
 		}

@@ -116,6 +116,7 @@ func TestStatusOfRoutes(t *testing.T) {
 			// It is written in any case.
 			marker := gatewayAPI("HTTPRoute", "shop", "zz-marker", map[string]any{"parentRefs": []any{ref}, "rules": rule("web")})
 			cl := newCluster(t, namespace("shop", nil), service("shop", "web", "10.96.0.1"), route, marker)
+			cl.tells = true
 			written := cl.routeStatuses()
 			cl.startWaypoints(gateway.Config{IgnoreIstio: c.ignore})
 			var got []routeWrite
