@@ -39,6 +39,8 @@ type Config struct {
 
 	AccessLogEncoding string // TEXT or JSON
 
+	PathNormalization string // NONE, BASE (or DEFAULT), MERGE_SLASHES, DECODE_AND_MERGE_SLASHES
+
 	// What it says of clients, and who may.
 	TrustedGateways []string // namespace/serviceaccount
 	ClientCert      bool     // x-forwarded-client-cert names the client to applications
@@ -70,6 +72,8 @@ func (c *Config) Register(fs *daemon.FlagSet) {
 	fs.DurationVar(&c.Grace, "grace", 20*time.Second, "CONNECTION_TERMINATION_DEADLINE", "how long, after -drain-delay, connections may take to end")
 	fs.BoolVar(&c.AccessLog, "access-log", true, "ACCESS_LOG", "write one line per request or connection")
 	fs.StringVar(&c.AccessLogEncoding, "access-log-encoding", encodingText, "ACCESS_LOG_ENCODING", "TEXT or JSON: how those lines are written (meshConfig.accessLogEncoding)")
+	fs.StringVar(&c.PathNormalization, "path-normalization", "BASE", "PATH_NORMALIZATION", "NONE, BASE, MERGE_SLASHES or DECODE_AND_MERGE_SLASHES: "+
+		"what is done to paths before policies and routes look at them (meshConfig.pathNormalization)")
 	fs.ListVar(&c.TrustedGateways, "trusted-gateways", "TRUSTED_GATEWAYS", "namespace/serviceaccount of gateways that are believed for whom they speak, "+
 		"besides those of the waypoint's own and the root namespace")
 	fs.BoolVar(&c.ClientCert, "xfcc-client-identity", false, "XFCC_INCLUDE_CLIENT_IDENTITY", "name the client to applications in x-forwarded-client-cert "+
@@ -99,6 +103,9 @@ func (c *Config) Validate() error {
 	if c.SniffTimeout <= 0 || c.DrainDelay < 0 || c.Grace < 0 {
 		errs = append(errs, fmt.Errorf("-sniff-timeout %s, -drain-delay %s, -grace %s: want no negative time, and some to sniff",
 			c.SniffTimeout, c.DrainDelay, c.Grace))
+	}
+	if _, err := parseNormalization(c.PathNormalization); err != nil {
+		errs = append(errs, fmt.Errorf("-path-normalization: %w", err))
 	}
 	if c.AccessLogEncoding != encodingText && c.AccessLogEncoding != encodingJSON {
 		errs = append(errs, fmt.Errorf("-access-log-encoding: %q: want %s or %s", c.AccessLogEncoding, encodingText, encodingJSON))

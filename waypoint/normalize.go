@@ -1,31 +1,65 @@
 package waypoint
 
-import "strings"
+import (
+	"fmt"
+	"strings"
+)
+
+// normalization is how much of the many ways to write a path counts as one (meshConfig.pathNormalization).
+type normalization uint8
+
+const (
+	normalizeBase   normalization = iota // BASE, DEFAULT: escapes, dots and backslashes
+	normalizeNone                        // NONE: nothing
+	normalizeMerge                       // MERGE_SLASHES: BASE, and slashes in a row are one
+	normalizeDecode                      // DECODE_AND_MERGE_SLASHES: the same, and escaped slashes are slashes
+)
+
+func parseNormalization(s string) (normalization, error) {
+	switch s {
+	case "", "DEFAULT", "BASE":
+		return normalizeBase, nil
+	case "NONE":
+		return normalizeNone, nil
+	case "MERGE_SLASHES":
+		return normalizeMerge, nil
+	case "DECODE_AND_MERGE_SLASHES":
+		return normalizeDecode, nil
+	}
+	return 0, fmt.Errorf("%q: want NONE, BASE, MERGE_SLASHES or DECODE_AND_MERGE_SLASHES", s)
+}
 
 // normalize is a path as policies and routes see it, and as it goes on: backslashes are slashes, escaped unreserved
-// characters are not escaped (RFC 3986, 6.2.2.2), and dot segments are gone (RFC 3986, 5.2.4). Without it /public/../admin
-// would be another path here than at the application.
-func normalize(path string) string {
-	if !strings.HasPrefix(path, "/") || isNormal(path) {
+// characters are not escaped (RFC 3986, 6.2.2.2), dot segments are gone (RFC 3986, 5.2.4), and what else was asked for.
+// Without it /public/../admin would be another path here than at the application.
+func (n normalization) normalize(path string) string {
+	if n == normalizeNone || !strings.HasPrefix(path, "/") || isNormal(path) && (n == normalizeBase || !strings.Contains(path, "//")) {
 		return path
 	}
 	b := make([]byte, 0, len(path))
 	for i := 0; i < len(path); i++ {
 		c := path[i]
-		switch {
-		case c == '\\':
-			c = '/'
-		case c == '%' && i+2 < len(path):
-			if d, ok := unescaped(path[i+1], path[i+2]); ok && unreserved(d) {
+		if c == '%' && i+2 < len(path) {
+			d, ok := unescaped(path[i+1], path[i+2])
+			if ok && (unreserved(d) || n == normalizeDecode && (d == '/' || d == '\\')) {
 				c, i = d, i+2
 			}
 		}
+		if c == '\\' {
+			c = '/'
+		}
 		b = append(b, c)
 	}
-	return removeDots(string(b))
+	path = removeDots(string(b))
+	if n == normalizeMerge || n == normalizeDecode {
+		for strings.Contains(path, "//") {
+			path = strings.ReplaceAll(path, "//", "/")
+		}
+	}
+	return path
 }
 
-// isNormal reports whether a path certainly is what normalize makes of it.
+// isNormal reports whether a path certainly is what BASE makes of it.
 func isNormal(path string) bool {
 	for i := range len(path) {
 		switch path[i] {

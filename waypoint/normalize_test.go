@@ -21,11 +21,45 @@ func TestNormalize(t *testing.T) {
 		"/a%2e":               "/a.",
 		"/public/.%2e/admin/": "/admin/",
 	} {
-		if got := normalize(path); got != want {
+		if got := normalizeBase.normalize(path); got != want {
 			t.Errorf("normalize(%q) = %q, want %q", path, got, want)
 		}
-		if twice := normalize(normalize(path)); twice != want {
+		if twice := normalizeBase.normalize(normalizeBase.normalize(path)); twice != want {
 			t.Errorf("normalize of its result %q is %q: a path normalised once more is another", want, twice)
 		}
+	}
+}
+
+// TestNormalizations differ in what they hold for a way to write a slash.
+func TestNormalizations(t *testing.T) {
+	t.Parallel()
+	for path, want := range map[string][4]string{ // NONE, BASE, MERGE_SLASHES, DECODE_AND_MERGE_SLASHES
+		"/a/b":             {"/a/b", "/a/b", "/a/b", "/a/b"},
+		"/a//b///c/":       {"/a//b///c/", "/a//b///c/", "/a/b/c/", "/a/b/c/"},
+		"//":               {"//", "//", "/", "/"},
+		"/a/../b":          {"/a/../b", "/b", "/b", "/b"},
+		"/a%2Fb%5cc":       {"/a%2Fb%5cc", "/a%2Fb%5cc", "/a%2Fb%5cc", "/a/b/c"},
+		"/a%2f..%2fadmin":  {"/a%2f..%2fadmin", "/a%2f..%2fadmin", "/a%2f..%2fadmin", "/admin"},
+		"/a//../b":         {"/a//../b", "/a/b", "/a/b", "/a/b"},
+		`/a\\b`:            {`/a\\b`, "/a//b", "/a/b", "/a/b"},
+		"/a%252Fb":         {"/a%252Fb", "/a%252Fb", "/a%252Fb", "/a%252Fb"},
+		"/%2e%2e%2f%2fx/.": {"/%2e%2e%2f%2fx/.", "/..%2f%2fx/", "/..%2f%2fx/", "/x/"},
+		"*":                {"*", "*", "*", "*"},
+	} {
+		for i, name := range []string{"NONE", "BASE", "MERGE_SLASHES", "DECODE_AND_MERGE_SLASHES"} {
+			n, err := parseNormalization(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := n.normalize(path); got != want[i] {
+				t.Errorf("%s of %q is %q, want %q", name, path, got, want[i])
+			}
+			if twice := n.normalize(n.normalize(path)); twice != want[i] {
+				t.Errorf("%s of its result %q is %q", name, want[i], twice)
+			}
+		}
+	}
+	if _, err := parseNormalization("MERGE"); err == nil {
+		t.Error("MERGE is taken for a normalization")
 	}
 }

@@ -273,7 +273,7 @@ func (s *session) describe() {
 	}
 	contentType, _ := q.Value("content-type")
 	s.req = route.Request{
-		Method: q.Method, Scheme: scheme, Authority: q.Authority, Path: normalize(q.Path), RawQuery: q.RawQuery, Header: q,
+		Method: q.Method, Scheme: scheme, Authority: q.Authority, Path: s.normal.normalize(q.Path), RawQuery: q.RawQuery, Header: q,
 		Port: s.to.port, SourceNamespace: s.client.namespace(), SourceLabels: s.client.labels(), GRPC: strings.HasPrefix(contentType, "application/grpc"),
 	}
 	s.log.method, s.log.target, s.log.authority = q.Method, q.Target, q.Authority

@@ -38,6 +38,7 @@ type Waypoint struct {
 	rep      *reporter
 	sessions sessions
 	passages passages
+	normal   normalization // of paths
 	server   *hbone.Server
 	quit     context.CancelFunc
 }
@@ -45,6 +46,7 @@ type Waypoint struct {
 // New wires the program without starting anything.
 func New(cfg *Config, env *daemon.Env) (*Waypoint, error) {
 	w := &Waypoint{cfg: cfg, env: env, log: env.Log, state: newState(cfg, env.Log.Named("state"))}
+	w.normal, _ = parseNormalization(cfg.PathNormalization) // Validate has seen it
 	w.state.changed = w.passages.recheck
 	client, err := controlplane.New(&cfg.Config, controlplane.Options{
 		Node: nodeOf(cfg), Apply: w.state.apply, Log: env.Log,

@@ -1,0 +1,135 @@
+package waypoint_test
+
+import (
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/mistnet/mistnet/internal/mesh"
+	"github.com/mistnet/mistnet/waypoint"
+)
+
+// TestHeadersOfAWaypoint: what it adds, replaces and takes away, both ways.
+func TestHeadersOfAWaypoint(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, func(c *waypoint.Config) { c.PathNormalization = "MERGE_SLASHES" })
+	seen := make(chan *http.Request, 8)
+	l.service("cart", "10.9.0.1", mesh.AppHTTP1, app(t, func(w http.ResponseWriter, r *http.Request) {
+		seen <- r
+		w.Header().Set("X-Envoy-Peer-Metadata", "secret")
+		w.Header().Set("X-Envoy-Peer-Metadata-Id", "secret")
+		w.Header().Set("Server", "own")
+		w.Header().Set("X-Own", "kept")
+		w.Header().Set("Connection", "X-Hop")
+		w.Header().Set("X-Hop", "dropped")
+		time.Sleep(2 * time.Millisecond) // so that upstream time is one
+	}))
+	l.known("cart")
+	l.routes(mesh.KindVirtualService,
+		mesh.HTTPRule{
+			Matches: []mesh.HTTPMatch{{Path: mesh.PathMatch{Kind: mesh.PathPrefix, Value: "/old"}}},
+			Rewrite: &mesh.Rewrite{Path: mesh.PathEdit{Kind: mesh.ReplacePrefix, Value: "/new"}},
+			Timeout: 7 * time.Second, Backends: []mesh.Backend{to("cart", 1)},
+		},
+		mesh.HTTPRule{Backends: []mesh.Backend{to("cart", 1)}})
+	spoofed := []string{
+		"X-Forwarded-Client-Cert", "URI=spiffe://forged", "X-Envoy-Peer-Metadata", "x", "X-Envoy-Peer-Metadata-Id", "x",
+		"X-Envoy-Decorator-Operation", "x", "X-Envoy-Attempt-Count", "9", "Connection", "X-Mine", "X-Mine", "dropped",
+	}
+	for _, c := range []struct {
+		name, path string
+		headers    []string
+		want       map[string]string // at the application; "": absent, "*": anything
+		target     string
+	}{
+		{"plain", "/a", nil, map[string]string{
+			"X-Request-Id": "*", "X-Forwarded-Proto": "http", "X-Envoy-Attempt-Count": "1", "X-Forwarded-For": "", "X-Forwarded-Host": "",
+			"X-Envoy-Expected-Rq-Timeout-Ms": "", "X-Envoy-Original-Path": "", "X-Forwarded-Client-Cert": "",
+		}, "/a"},
+		{"what clients may say", "/a", []string{"X-Request-Id", "mine", "X-Forwarded-Proto", "https", "X-Forwarded-For", "203.0.113.1", "Traceparent", "00-1-2-01", "B3", "x-y-1"}, map[string]string{
+			"X-Request-Id": "mine", "X-Forwarded-Proto": "https", "X-Forwarded-For": "203.0.113.1", "Traceparent": "00-1-2-01", "B3": "x-y-1",
+		}, "/a"},
+		{"what they may not", "/a", spoofed, map[string]string{
+			"X-Forwarded-Client-Cert": "", "X-Envoy-Peer-Metadata": "", "X-Envoy-Peer-Metadata-Id": "", "X-Envoy-Decorator-Operation": "",
+			"X-Envoy-Attempt-Count": "1", "X-Mine": "",
+		}, "/a"},
+		{"rewritten", "/old/x?q=1", nil, map[string]string{"X-Envoy-Original-Path": "/old/x?q=1", "X-Envoy-Expected-Rq-Timeout-Ms": "*"}, "/new/x?q=1"},
+		{"normalised before it is matched", "//old/./x", nil, map[string]string{"X-Envoy-Original-Path": "//old/./x"}, "/new/x"},
+		{"only normalised", "/b//c", nil, map[string]string{"X-Envoy-Original-Path": ""}, "/b/c"},
+	} {
+		resp, _ := l.get("http://10.9.0.1"+c.path, c.headers...)
+		r := <-seen
+		for name, want := range c.want {
+			if got := r.Header.Get(name); want == "*" && got == "" || want != "*" && got != want {
+				t.Errorf("%s: %s is %q at the application, want %q", c.name, name, got, want)
+			}
+		}
+		if ms := r.Header.Get("X-Envoy-Expected-Rq-Timeout-Ms"); ms != "" {
+			if n, err := strconv.Atoi(ms); err != nil || n < 1 || n > 7000 {
+				t.Errorf("%s: x-envoy-expected-rq-timeout-ms is %q, want up to 7000", c.name, ms)
+			}
+		}
+		if r.RequestURI != c.target {
+			t.Errorf("%s: the application is asked for %s, want %s", c.name, r.RequestURI, c.target)
+		}
+		for name, want := range map[string]string{"Server": "istio-envoy", "X-Own": "kept", "X-Envoy-Peer-Metadata": "", "X-Envoy-Peer-Metadata-Id": "", "X-Hop": "", "X-Envoy-Overloaded": ""} {
+			if got := resp.Header.Get(name); got != want {
+				t.Errorf("%s: %s of the response is %q, want %q", c.name, name, got, want)
+			}
+		}
+		if n, err := strconv.Atoi(resp.Header.Get("X-Envoy-Upstream-Service-Time")); err != nil || n < 1 {
+			t.Errorf("%s: x-envoy-upstream-service-time is %q, want milliseconds", c.name, resp.Header.Get("X-Envoy-Upstream-Service-Time"))
+		}
+	}
+}
+
+// TestContinueIsAskedOfTheApplication: who waits for 100 Continue hears the application's, or its refusal before any body.
+func TestContinueIsAskedOfTheApplication(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, nil)
+	l.service("cart", "10.9.0.1", mesh.AppHTTP1, app(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/no" {
+			w.WriteHeader(http.StatusRequestEntityTooLarge)
+			return
+		}
+		b, _ := io.ReadAll(r.Body)
+		_, _ = io.WriteString(w, strings.ToUpper(string(b)))
+	}))
+	l.known("cart")
+	for path, want := range map[string]string{
+		"/yes": "HTTP/1.1 100 Continue|HTTP/1.1 200 OK", "/no": "HTTP/1.1 413 Request Entity Too Large",
+	} {
+		s, err := l.open(t.Context(), "10.9.0.1:80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = s.SetDeadline(time.Now().Add(10 * time.Second))
+		_, _ = io.WriteString(s, "POST "+path+" HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nConnection: close\r\nContent-Length: 5\r\n\r\n")
+		var heard string
+		var b [4096]byte
+		for !strings.Contains(heard, "\r\n\r\n") {
+			n, err := s.Read(b[:])
+			if heard += string(b[:n]); err != nil {
+				break
+			}
+		}
+		if strings.HasPrefix(heard, "HTTP/1.1 100") {
+			_, _ = io.WriteString(s, "hello")
+		}
+		rest, _ := io.ReadAll(s)
+		heard += string(rest)
+		var got []string
+		for line := range strings.SplitSeq(heard, "\r\n") {
+			if strings.HasPrefix(line, "HTTP/1.1 ") {
+				got = append(got, line)
+			}
+		}
+		if strings.Join(got, "|") != want || path == "/yes" && !strings.Contains(heard, "HELLO") {
+			t.Errorf("%s: heard %q, want %s", path, heard, want)
+		}
+		s.Close()
+	}
+}
