@@ -190,8 +190,8 @@ func isEmpty(m mesh.Match) bool {
 }
 
 // source returns what must hold of the caller: a match, and further ones where a match cannot say it all. Its trust domain
-// is how its principal begins. The address that a waypoint believes to be the caller's, remoteIpBlocks, is that of whoever
-// opened the tunnel: it trusts no header about it.
+// is how its principal begins. To a waypoint the caller's own address, which remoteIpBlocks asks for, is the one it knows the
+// client by: it believes no header of a request.
 func (c *ruleCompiler) source(path string, s *securityapi.Source) []mesh.Match {
 	left := c.leave("requestPrincipals", s.GetRequestPrincipals())
 	left = c.leave("notRequestPrincipals", s.GetNotRequestPrincipals()) || left
