@@ -1,6 +1,7 @@
 package waypoint
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"net/http"
@@ -20,12 +21,9 @@ type destination struct {
 	app      mesh.AppProtocol
 }
 
-// cluster is what a rule's backend means to a client that asked for d.
-func (d *destination) cluster(ref *mesh.BackendRef) clusterKey {
-	key := clusterKey{service: d.service, subset: ref.Subset, port: d.port}
-	if ref.Hostname != "" {
-		key.service = ref.Service()
-	}
+// cluster is what a rule's backend, with its service's key, means to a client that asked for d.
+func (d *destination) cluster(service string, ref *mesh.BackendRef) clusterKey {
+	key := clusterKey{service: cmp.Or(service, d.service), subset: ref.Subset, port: d.port}
 	if ref.Port != 0 {
 		key.port = ref.Port
 	}

@@ -120,7 +120,7 @@ func (s *session) plan(p *plan, b *route.Backend) *reply {
 		p.whole = s.log.start.Add(whole)
 	}
 	p.path, p.host = s.rule.Rewrite(b, s.at, &s.req)
-	key := s.to.cluster(&b.Ref)
+	key := s.to.cluster(b.Service, &b.Ref)
 	s.log.cluster(key.service, key.subset, key.port)
 	if key.service == "" {
 		if p.direct = v.Workload(s.to.uid); p.direct == nil {

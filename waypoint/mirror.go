@@ -153,7 +153,7 @@ func (s *session) mirror(p *plan) {
 
 // mirrorTo picks who gets a copy.
 func (s *session) mirrorTo(m *route.Mirror) (mirrored, bool) {
-	t := s.view.target(s.up, s.cfg.Namespace, s.to.cluster(&m.Ref))
+	t := s.view.target(s.up, s.cfg.Namespace, s.to.cluster(m.Service, &m.Ref))
 	if t == nil {
 		return mirrored{}, false
 	}

@@ -106,7 +106,7 @@ func (t *tunnel) courseTCP(r *record) *course {
 }
 
 func (t *tunnel) pickTCP(v *view, b *route.Backend, r *record) *course {
-	key := t.to.cluster(&b.Ref)
+	key := t.to.cluster(b.Service, &b.Ref)
 	r.cluster(key.service, key.subset, key.port)
 	r.service = v.Service(key.service)
 	c := course{target: v.target(t.up, t.cfg.Namespace, key)}

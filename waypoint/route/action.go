@@ -85,6 +85,14 @@ func (rule *Rule) http(m *mesh.HTTPRule, kind mesh.RouteKind) error {
 	return errors.Join(append(errs, rule.destinations(m.Backends, kind))...)
 }
 
+// serviceOf makes the key of a service once, for all requests.
+func serviceOf(ref *mesh.BackendRef) string {
+	if ref.Hostname == "" {
+		return ""
+	}
+	return ref.Service()
+}
+
 // destinations compiles the backends. Without any weight, a Gateway API route answers 500 and so does a VirtualService,
 // which could not have been written like that.
 func (rule *Rule) destinations(backends []mesh.Backend, kind mesh.RouteKind) error {
@@ -96,7 +104,7 @@ func (rule *Rule) destinations(backends []mesh.Backend, kind mesh.RouteKind) err
 	}
 	for i := range backends {
 		m := &backends[i]
-		b := Backend{Ref: m.Ref, Weight: m.Weight, Mirrors: compileMirrors(m.Mirrors)}
+		b := Backend{Ref: m.Ref, Service: serviceOf(&m.Ref), Weight: m.Weight, Mirrors: compileMirrors(m.Mirrors)}
 		if m.Ref.Invalid != "" {
 			b.Refuse = invalid
 		}
@@ -134,7 +142,7 @@ func (rule *Rule) destinations(backends []mesh.Backend, kind mesh.RouteKind) err
 func compileMirrors(list []mesh.Mirror) []Mirror {
 	var out []Mirror
 	for _, m := range list {
-		out = append(out, Mirror(m))
+		out = append(out, Mirror{Ref: m.Ref, Service: serviceOf(&m.Ref), Percent: m.Percent})
 	}
 	return out
 }

@@ -47,8 +47,9 @@ var defaultRule = &Rule{
 
 // Backend is one destination of a rule.
 type Backend struct {
-	Ref    mesh.BackendRef // Hostname "": the service the client asked for
-	Weight uint32
+	Ref     mesh.BackendRef // Hostname "": the service the client asked for
+	Service string          // Ref's key; "": as above
+	Weight  uint32
 
 	// Refuse is the status to answer with instead of sending anything: there is no such backend. 0: go on.
 	Refuse uint16
@@ -66,6 +67,7 @@ type Backend struct {
 // Mirror is where a copy of the request goes.
 type Mirror struct {
 	Ref     mesh.BackendRef
+	Service string // Ref's key, as in Backend
 	Percent mesh.Fraction
 }
 
