@@ -3,6 +3,7 @@ package waypoint
 import (
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/mistnet/mistnet/internal/daemon"
 	"github.com/mistnet/mistnet/internal/identity"
@@ -21,6 +22,7 @@ type dump struct {
 	Routes          []*mesh.Route              `json:"routes"`
 	Problems        []string                   `json:"problems,omitempty"`
 	TrafficPolicies []*mesh.TrafficPolicy      `json:"trafficPolicies"`
+	Clusters        []clusterDump              `json:"clusters"` // what has been talked to lately
 	Certificates    []identity.CertificateInfo `json:"certificates"`
 }
 
@@ -30,6 +32,7 @@ func (w *Waypoint) dump() dump {
 		Version: daemon.Version(), Gateway: w.cfg.Namespace + "/" + w.cfg.Gateway, Identity: w.cfg.identity().String(),
 		Self: v.self, MissingPolicies: v.missingPolicies(), Certificates: w.ids.Certificates(),
 		Services: []*mesh.Service{}, Policies: []*mesh.Policy{}, Routes: sorted(v.routes), TrafficPolicies: sorted(v.traffic),
+		Clusters: w.up.dump(time.Now()),
 	}
 	services := make(map[string]*mesh.Service)
 	for key, svc := range v.Services() {

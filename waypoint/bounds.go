@@ -1,8 +1,10 @@
 package waypoint
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -221,4 +223,54 @@ func (r *rate) count(now time.Time, interval time.Duration) float64 {
 		n += r.slots[(r.slot-back)%rateSlots]
 	}
 	return n
+}
+
+// clusterDump is a cluster as /config_dump shows it.
+type clusterDump struct {
+	Service   string       `json:"service"`
+	Subset    string       `json:"subset,omitempty"`
+	Port      uint16       `json:"port"`
+	Active    uint32       `json:"active"`  // requests and connections, where a bound counts them
+	Waiting   int          `json:"waiting"` // for a connection
+	Retries   uint32       `json:"retries"` // under way
+	Endpoints []memberDump `json:"endpoints"`
+}
+
+type memberDump struct {
+	Workload     string     `json:"workload"`
+	Address      string     `json:"address"`
+	Active       int64      `json:"active"` // from all clusters
+	EjectedUntil *time.Time `json:"ejectedUntil,omitempty"`
+}
+
+// dump is every cluster that is in use, in order.
+func (u *upstreams) dump(now time.Time) []clusterDump {
+	u.mu.Lock()
+	clusters := maps.Clone(u.clusters)
+	u.mu.Unlock()
+	all := make([]clusterDump, 0, len(clusters))
+	for key, c := range clusters {
+		d := clusterDump{Service: key.service, Subset: key.subset, Port: key.port, Endpoints: []memberDump{}}
+		c.mu.Lock()
+		d.Active, d.Waiting, d.Retries = c.active, len(c.waiting), c.retries
+		c.mu.Unlock()
+		for i := range c.members {
+			m := c.members[i].Load()
+			if m == nil || len(d.Endpoints) > 0 { // those of one family are those of the other
+				continue
+			}
+			for _, h := range m.hosts {
+				e := memberDump{Workload: h.workload.UID, Address: h.endpoint.key.addr.String(), Active: h.endpoint.active.Load()}
+				if until := time.Unix(0, h.until.Load()).UTC(); until.After(now) {
+					e.EjectedUntil = &until
+				}
+				d.Endpoints = append(d.Endpoints, e)
+			}
+		}
+		all = append(all, d)
+	}
+	slices.SortFunc(all, func(a, b clusterDump) int {
+		return cmp.Or(cmp.Compare(a.Service, b.Service), cmp.Compare(a.Port, b.Port), cmp.Compare(a.Subset, b.Subset))
+	})
+	return all
 }

@@ -300,6 +300,10 @@ func TestFailingEndpointsAreEjected(t *testing.T) {
 	if n := bad.Load(); n != 3 {
 		t.Errorf("the failing endpoint got %d of 200 requests, want 3 and then no more", n)
 	}
+	_, clusters, _ := strings.Cut(l.page(":15000/config_dump"), `"clusters"`)
+	if got := strings.Count(clusters, `"ejectedUntil"`); got != 1 || strings.Count(clusters, `"workload": "Kubernetes//Pod/shop/cart-`) != 2 {
+		t.Errorf("config_dump shows %d ejected endpoints, want one of two:\n%s", got, clusters)
+	}
 }
 
 // TestHashedRequestsStay on one endpoint, by header or by a cookie that the waypoint sets.
