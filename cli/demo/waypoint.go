@@ -105,7 +105,9 @@ func requests(ctx context.Context, w *world, c *checks) {
 		if err != nil {
 			return "", err
 		}
-		_, err = eventually(ctx, 3*time.Second, func() error { return w.procs["waypoint"].logContains(`path="/hello"`, `src.identity="spiffe://cluster.local/ns/shop/sa/web"`) })
+		_, err = eventually(ctx, 3*time.Second, func() error {
+			return w.procs["waypoint"].logContains(`path="/hello"`, `src.identity="spiffe://cluster.local/ns/shop/sa/web"`)
+		})
 		return "20 requests in the waypoint's access log", err
 	})
 
