@@ -115,10 +115,13 @@ func (c *cluster) get(r schema.GroupVersionResource, namespace, name string) *un
 
 // condition is "STATUS REASON" of a Gateway's condition.
 func (c *cluster) condition(namespace, name, which string) string {
-	u := c.get(gateways, namespace, name)
-	if u == nil {
-		return "gone"
+	if u := c.get(gateways, namespace, name); u != nil {
+		return conditionIn(u, which)
 	}
+	return "gone"
+}
+
+func conditionIn(u *unstructured.Unstructured, which string) string {
 	all, _, _ := unstructured.NestedSlice(u.Object, "status", "conditions")
 	for _, v := range all {
 		if k := v.(map[string]any); k["type"] == which {
