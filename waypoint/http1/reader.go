@@ -26,6 +26,7 @@ type reader struct {
 	conn net.Conn
 	buf  []byte // nil while nothing is borrowed
 	r, w int
+	idle *idler // nil: not needed yet
 
 	moves int     // grows whenever bytes before r are lost, so that a body knows whether it can be read again
 	ahead Flusher // flushed before waiting: whatever waits here may be the answer to what waits there

@@ -114,7 +114,7 @@ func (s *ServerConn) ReadRequest() (*Request, error) {
 	return &s.req, nil
 }
 
-// await waits for the first byte of a request, holding a small buffer only.
+// await waits for the first byte of a request, holding no buffer, or of a tunnel's stream a small one.
 func (s *ServerConn) await() error {
 	s.in.rest()
 	s.out.rest()
@@ -127,7 +127,7 @@ func (s *ServerConn) await() error {
 	if s.draining.Load() { // after waiting was set, so that Drain either sees it or was seen
 		return io.EOF
 	}
-	err := s.in.fill()
+	err := s.in.fillIdle()
 	switch {
 	case err == nil:
 		return nil

@@ -2,7 +2,7 @@ package http1
 
 import "github.com/mistnet/mistnet/internal/slab"
 
-// A small slab holds most heads with their small bodies, and is all that an idle connection keeps. A large one holds the
+// A small slab holds most heads with their small bodies, and is all that an idle tunnel keeps. A large one holds the
 // largest head, and bulk.
 const (
 	smallBytes = 4 << 10

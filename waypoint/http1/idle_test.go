@@ -1,0 +1,109 @@
+package http1_test
+
+import (
+	"errors"
+	"io"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/mistnet/mistnet/waypoint/http1"
+)
+
+// TestWaitingOnTCP: a real TCP connection that waits for its second request, and how the wait ends. Such a connection waits
+// without a buffer, by other means than all else is read by.
+func TestWaitingOnTCP(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		end    func(client *net.TCPConn, s *http1.ServerConn) error
+		eof    bool
+		reason http1.Reason
+		target string
+	}{
+		"with a request": {
+			end: func(c *net.TCPConn, _ *http1.ServerConn) error {
+				_, err := io.WriteString(c, "GET /2 HTTP/1.1\r\nHost: a\r\n\r\n")
+				return err
+			},
+			target: "/2",
+		},
+		"with half of one": {
+			end: func(c *net.TCPConn, _ *http1.ServerConn) error {
+				_, err := io.WriteString(c, "GET /2 HT")
+				return firstOf(err, c.CloseWrite())
+			},
+			reason: http1.ClientClosed,
+		},
+		"with the client's end":   {end: func(c *net.TCPConn, _ *http1.ServerConn) error { return c.CloseWrite() }, eof: true},
+		"with the client's reset": {end: func(c *net.TCPConn, _ *http1.ServerConn) error { return firstOf(c.SetLinger(0), c.Close()) }, reason: http1.ClientClosed},
+		"with Drain":              {end: func(_ *net.TCPConn, s *http1.ServerConn) error { s.Drain(); return nil }, eof: true},
+		"with the idle time":      {end: func(*net.TCPConn, *http1.ServerConn) error { return nil }, reason: http1.IdleTimeout},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ln, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer ln.Close()
+			client, err := net.Dial("tcp", ln.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer client.Close()
+			conn, err := ln.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			cfg := http1.Config{}
+			if c.reason == http1.IdleTimeout {
+				cfg.IdleTimeout = 200 * time.Millisecond
+			}
+			s := http1.NewServerConn(conn, cfg)
+			defer s.Close()
+			if _, err := io.WriteString(client, "GET /1 HTTP/1.1\r\nHost: a\r\n\r\n"); err != nil {
+				t.Fatal(err)
+			}
+			if q, err := s.ReadRequest(); err != nil || q.Target != "/1" {
+				t.Fatalf("ReadRequest() = %+v, %v", q, err)
+			}
+			if err := s.Reply(204, "", nil); err != nil {
+				t.Fatal(err)
+			}
+			ended := make(chan error, 1)
+			go func() { ended <- c.end(client.(*net.TCPConn), s) }()
+			q, err := s.ReadRequest()
+			if err := <-ended; err != nil {
+				t.Fatal(err)
+			}
+			switch {
+			case c.target != "":
+				if err != nil || q.Target != c.target {
+					t.Errorf("ReadRequest() = %+v, %v, want %s", q, err, c.target)
+				}
+			case c.eof:
+				if err != io.EOF {
+					t.Errorf("ReadRequest() = %v, want io.EOF", err)
+				}
+			default:
+				if got := reasonOf(err); got != c.reason {
+					t.Errorf("ReadRequest() = %v, a %v, want %v", err, got, c.reason)
+				}
+			}
+		})
+	}
+}
+
+func firstOf(a, b error) error {
+	if a != nil {
+		return a
+	}
+	return b
+}
+
+func reasonOf(err error) http1.Reason {
+	if e, ok := errors.AsType[*http1.Error](err); ok {
+		return e.Reason
+	}
+	return http1.ReasonUnknown
+}
