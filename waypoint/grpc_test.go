@@ -326,3 +326,37 @@ func TestPoliciesHoldForGRPC(t *testing.T) {
 		return err == nil && got == "x"
 	})
 }
+
+// TestStreamsOutliveTheDrain: a waypoint that stops tells its clients, and lets what is under way come to its end.
+func TestStreamsOutliveTheDrain(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, nil)
+	at, _ := grpcApp(t, echo(""))
+	l.service("cart", "10.9.0.1", mesh.AppGRPC, at)
+	l.known("cart")
+	s, err := l.grpc("10.9.0.1:80").NewStream(t.Context(), &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, "/a.B/Echo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := func(text string) {
+		var got wrapperspb.StringValue
+		if err := s.SendMsg(wrapperspb.String(text)); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.RecvMsg(&got); err != nil || got.GetValue() != text {
+			t.Fatalf("said %q, heard %q, %v", text, got.GetValue(), err)
+		}
+	}
+	said("before")
+	l.stop()
+	l.eventually("draining", func() bool { return strings.Contains(l.log.String(), `"draining"`) })
+	said("meanwhile")
+	_ = s.CloseSend()
+	if err := s.RecvMsg(new(wrapperspb.StringValue)); err != io.EOF {
+		t.Errorf("the stream ended with %v, want EOF", err)
+	}
+	l.end()
+	if log := l.log.String(); strings.Contains(log, "cut at the end of the grace period") {
+		t.Error("the waypoint did not end with its last stream")
+	}
+}

@@ -2,7 +2,6 @@ package waypoint_test
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -12,18 +11,17 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/net/http2"
-
 	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/waypoint"
 )
 
 // client2 speaks HTTP/2 with prior knowledge through the tunnel.
 func (l *lab) client2() *http.Client {
-	tr := &http2.Transport{
-		AllowHTTP: true, StrictMaxConcurrentStreams: true,
-		DialTLSContext: func(ctx context.Context, _, addr string, _ *tls.Config) (net.Conn, error) { return l.open(ctx, addr) },
+	tr := &http.Transport{
+		Protocols:   new(http.Protocols),
+		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) { return l.open(ctx, addr) },
 	}
+	tr.Protocols.SetUnencryptedHTTP2(true)
 	l.t.Cleanup(tr.CloseIdleConnections)
 	return &http.Client{Transport: tr}
 }

@@ -111,8 +111,3 @@ func (p *reporter) close(r *record) {
 func (p *reporter) refused(r *hbone.Request, err error) {
 	p.limited.Warn("tunnel refused", zap.Stringer("src.addr", r.RemoteAddr), zap.String("dst.hbone_addr", r.Authority), zap.Error(err))
 }
-
-// unserved tells of a connection that nothing could be done with.
-func (p *reporter) unserved(t *tunnel, why string) {
-	p.limited.Warn("connection refused", zap.Stringer("src.addr", t.client.addr), zap.Stringer("dst.addr", t.to.addr), zap.String("reason", why))
-}

@@ -62,11 +62,10 @@ func (m *message) to(w io.Writer, stream uint32) error {
 
 // reader reads frames without allocating.
 type reader struct {
-	r    io.Reader
-	buf  []byte
-	r0   int
-	w    int
-	head [9]byte
+	r   io.Reader
+	buf []byte
+	r0  int
+	w   int
 }
 
 // untilEnd reads to the next end of a stream and returns which.
