@@ -241,7 +241,7 @@ func (s *stream) malformedLocked(why string) {
 	s.c.tellLater(s)
 }
 
-// tellLater calls a stream's hook when no lock is held.
+// tellLater calls a stream's hook when no lock is held, and not on the reader's time: the end of an upstream may take some.
 func (c *conn) tellLater(s *stream) {
 	if c.err == nil {
 		c.work.Go(s.tellGone)
@@ -271,8 +271,8 @@ func (c *conn) rstFrame(h frameHeader, code http2.ErrCode) error {
 	s.endLocked(&resetError{code: code, remote: true})
 	c.endedLocked(s.id)
 	c.forgetLocked(s)
+	c.tellLater(s)
 	c.mu.Unlock()
-	s.tellGone()
 	return err
 }
 

@@ -213,6 +213,9 @@ func (c *ServerConn) work1(st *ServerStream) {
 	next := make(chan *ServerStream, 1) // so that who hands over does not wait
 	for {
 		serve(st)
+		st.hook.Lock() // not under mu: what is called may take its time
+		st.gone = nil
+		st.hook.Unlock()
 		c.mu.Lock()
 		st.finishLocked()
 		c.running--
@@ -264,9 +267,6 @@ func (st *ServerStream) OnGone(f func()) {
 
 // finishLocked ends a stream whose worker has returned.
 func (st *ServerStream) finishLocked() {
-	st.hook.Lock() // nobody holds it and waits for conn.mu
-	st.gone = nil
-	st.hook.Unlock()
 	st.deaf = true
 	if st.err == nil {
 		switch {

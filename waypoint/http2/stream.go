@@ -59,7 +59,10 @@ type part struct {
 
 // begin makes the stream ready for another use. It is called with c.mu held.
 func (s *stream) begin(c *conn, id uint32) {
-	s.c, s.id = c, id
+	if s.c == nil { // its memory stays with its connection
+		s.c = c
+	}
+	s.id = id
 	s.sendWindow = c.peerWindow
 	s.sentEnd, s.gotEnd, s.queued, s.err = false, false, false, nil
 	s.in = inbox{parts: s.in.parts[:0], window: recvStreamWindow, declared: -1}
@@ -91,11 +94,17 @@ func (s *stream) endLocked(err error) {
 	}
 }
 
-// tellGone calls the hook.
+// tellGone calls the hook, unless the stream's memory serves another request by now, which is well.
 func (s *stream) tellGone() {
 	s.hook.Lock()
 	defer s.hook.Unlock()
-	if s.gone != nil {
+	if s.gone == nil {
+		return
+	}
+	s.c.mu.Lock()
+	gone := s.err != nil
+	s.c.mu.Unlock()
+	if gone {
 		s.gone()
 	}
 }
