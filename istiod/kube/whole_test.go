@@ -261,7 +261,7 @@ func TestWithARealAPIServer(t *testing.T) {
 	condition("True", "Accepted", 1)
 	// Somebody else's condition is there to stay: the API server holds the list for one value.
 	_, err = s.dynamic.Resource(policies).Namespace("shop").Patch(t.Context(), "guard", "application/json-patch+json",
-		[]byte(`[{"op":"add","path":"/status/conditions/0","value":{"type":"WaypointAccepted","status":"True"}}]`), metav1.PatchOptions{}, "status")
+		[]byte(`[{"op":"add","path":"/status/conditions/0","value":{"type":"SomebodyElses","status":"True"}}]`), metav1.PatchOptions{}, "status")
 	s.check(err)
 	others = 1
 	_, err = s.dynamic.Resource(policies).Namespace("shop").Patch(t.Context(), "guard", "application/merge-patch+json",
