@@ -131,7 +131,7 @@ func (s *space) conformanceProgram() string {
 	program := filepath.Join(s.TempDir(), "conformance.test")
 	cmd := exec.CommandContext(s.Context(), "nice", "-n", "19", "go", "test", "-c", "-o", program, ".")
 	cmd.Dir = "../bins/gatewayapi"
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false")
+	cmd.Env = append(os.Environ(), "GOFLAGS=-buildvcs=false")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		s.Fatalf("build upstream's suite: %v\n%s", err, out)
 	}
