@@ -51,6 +51,9 @@ func frugal(t testing.TB) netip.AddrPort {
 // TestTheCommonRequestAllocatesLittle: of all the programs of a request's way, which run in this process, the waypoint is the
 // only one that allocates for each.
 func TestTheCommonRequestAllocatesLittle(t *testing.T) {
+	if waypoint.Race {
+		t.Skip("the race detector makes pools forget")
+	}
 	l := newLab(t, func(c *waypoint.Config) { c.AccessLog = false })
 	l.service("cart", "10.9.0.1", mesh.AppHTTP1, frugal(t))
 	l.known("cart")

@@ -18,6 +18,7 @@ import (
 	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/internal/wds"
 	"github.com/mistnet/mistnet/internal/xds"
+	"github.com/mistnet/mistnet/waypoint"
 )
 
 // TestWebSocket with a client and server of golang.org/x/net: messages of all sizes, both ways at once, and its orderly end.
@@ -156,7 +157,10 @@ func TestManyRulesChangeUnderLoad(t *testing.T) {
 	l.service("cart", "10.9.0.1", mesh.AppHTTP1, named(t, "cart"))
 	l.service("other", "10.9.0.2", mesh.AppHTTP1, named(t, "other"))
 	l.known("cart", "other")
-	const rules, changes = 10_000, 5
+	rules, changes := 10_000, 5
+	if waypoint.Race {
+		rules = 1000
+	}
 	rule := func(i int, name, backend string, match mesh.PathMatch) xds.Resource {
 		r := &mesh.Route{
 			Kind: mesh.KindVirtualService, Namespace: "shop", Name: name, Protocol: mesh.RouteHTTP, Rule: uint32(i), Created: time.Unix(1, 0).UTC(),
