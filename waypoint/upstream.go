@@ -203,7 +203,7 @@ func (u *upstreams) kept(e *endpoint, once bool) *upstream {
 		if up == nil {
 			return nil
 		}
-		_, seen := up.conn.(*net.TCPConn)
+		seen := isSeen(up.conn)
 		idle := time.Since(up.since)
 		switch {
 		case !up.Reusable() || idle >= idleFor(up.pool):
@@ -332,8 +332,11 @@ func (u *upstreams) reach(ctx context.Context, p pick, h hbone.Header) (relay.Co
 	return conn.(*net.TCPConn), nil
 }
 
-// ended looks, without waiting, whether the peer of a kept TCP connection has closed it, or sent what nobody asked for.
+// ended looks, without waiting, whether the peer of a kept connection or tunnel has closed it, or sent what nobody asked for.
 func ended(conn net.Conn) bool {
+	if s, ok := conn.(*hbone.Stream); ok {
+		return s.Ended()
+	}
 	tcp, ok := conn.(*net.TCPConn)
 	if !ok {
 		return false
@@ -350,6 +353,15 @@ func ended(conn net.Conn) bool {
 		return true
 	})
 	return over || err != nil
+}
+
+// isSeen reports whether ended sees the end of a connection: not inside of TLS.
+func isSeen(conn net.Conn) bool {
+	switch conn.(type) {
+	case *net.TCPConn, *hbone.Stream:
+		return true
+	}
+	return false
 }
 
 // run drops connections that were not used for long, until ctx is done, then all.

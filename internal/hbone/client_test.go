@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -378,4 +379,41 @@ func sum(frames []string) (n int) {
 		}
 	}
 	return n
+}
+
+// TestEndedSeesWhatThePeerDid without reading: of a stream that waits, which may be used again.
+func TestEndedSeesWhatThePeerDid(t *testing.T) {
+	t.Parallel()
+	for name, act := range map[string]func(s *hbone.Stream){
+		"half-close": func(s *hbone.Stream) { _ = s.CloseWrite() },
+		"close":      func(s *hbone.Stream) { _ = s.Close() },
+		"reset":      func(s *hbone.Stream) { _ = s.Reset() },
+		"bytes":      func(s *hbone.Stream) { _, _ = s.Write([]byte("unasked")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			now, over := make(chan struct{}), make(chan struct{})
+			addr := serve(t, &hbone.Server{Handle: func(_ context.Context, r *hbone.Request) {
+				s, err := r.Accept("")
+				if err != nil {
+					return
+				}
+				<-now
+				act(s)
+				<-over
+			}})
+			s := open(t, newPool(t, nil), addr)
+			defer close(over)
+			defer s.Close()
+			if s.Ended() {
+				t.Error("the stream has ended before anything happened")
+			}
+			close(now)
+			for end := time.Now().Add(10 * time.Second); !s.Ended(); runtime.Gosched() {
+				if time.Now().After(end) {
+					t.Fatal("the end is not seen")
+				}
+			}
+		})
+	}
 }

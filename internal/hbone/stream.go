@@ -174,6 +174,14 @@ func (s *Stream) Read(p []byte) (int, error) {
 	}
 }
 
+// Ended reports, without waiting, whether the peer has ended its half of the stream or all of it, or has sent what nobody has read
+// yet: nothing more can be asked on a stream that was waiting to be used again.
+func (s *Stream) Ended() bool {
+	s.in.mu.Lock()
+	defer s.in.mu.Unlock()
+	return s.in.end || s.in.size > 0
+}
+
 // CloseWrite ends our half of the stream.
 func (s *Stream) CloseWrite() error {
 	s.writing.Lock()
