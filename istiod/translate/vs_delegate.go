@@ -102,8 +102,10 @@ func (v *vsTranslator) merge(root, leaf *networkingapi.HTTPRoute, matches []*net
 	if m.MirrorPercentage == nil {
 		m.MirrorPercentage = root.GetMirrorPercentage()
 	}
-	if m.MirrorPercent == nil { //nolint:staticcheck // deprecated, and still written
-		m.MirrorPercent = root.GetMirrorPercent() //nolint:staticcheck // the same
+	//lint:ignore SA1019 deprecated, and still written
+	if m.MirrorPercent == nil {
+		//lint:ignore SA1019 the same
+		m.MirrorPercent = root.GetMirrorPercent()
 	}
 	if m.CorsPolicy == nil {
 		m.CorsPolicy = root.GetCorsPolicy()

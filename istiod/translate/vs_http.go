@@ -97,7 +97,8 @@ func (v *vsTranslator) mirrors(n *ruleNotes, namespace string, in *networkingapi
 	}
 	if in.GetMirror() != nil {
 		part := whole
-		switch old := in.GetMirrorPercent(); { //nolint:staticcheck // deprecated, and still written
+		//lint:ignore SA1019 deprecated, and still written
+		switch old := in.GetMirrorPercent(); {
 		case in.GetMirrorPercentage() != nil:
 			part = percentage(n, "mirrorPercentage", in.GetMirrorPercentage())
 		case old != nil:

@@ -79,11 +79,12 @@ func fault(n *ruleNotes, in *networkingapi.HTTPFaultInjection) *mesh.Fault {
 	var out mesh.Fault
 	if d := in.GetDelay(); d != nil {
 		part := d.GetPercentage()
-		if old := d.GetPercent(); part == nil && old != 0 { //nolint:staticcheck // deprecated, and still written
+		//lint:ignore SA1019 deprecated, and still written
+		if old := d.GetPercent(); part == nil && old != 0 {
 			part = &networkingapi.Percent{Value: float64(old)}
 		}
 		switch {
-		case d.GetExponentialDelay() != nil: //nolint:staticcheck // it never had an effect
+		case d.GetExponentialDelay() != nil:
 			n.note(Unsupported, "fault.delay.exponentialDelay", "has no effect")
 		case part == nil:
 			n.note(Ignored, "fault.delay", "without a percentage nothing is delayed")
@@ -158,7 +159,8 @@ func corsPolicy(n *ruleNotes, in *networkingapi.CorsPolicy) *mesh.CORS {
 		out.MaxAge = &age
 	}
 	origins := in.GetAllowOrigins()
-	for _, o := range in.GetAllowOrigin() { //nolint:staticcheck // deprecated, and still written
+	//lint:ignore SA1019 deprecated, and still written
+	for _, o := range in.GetAllowOrigin() {
 		origins = append(origins[:len(origins):len(origins)], &networkingapi.StringMatch{MatchType: &networkingapi.StringMatch_Exact{Exact: o}})
 	}
 	for i, o := range origins {
