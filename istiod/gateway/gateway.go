@@ -34,10 +34,13 @@ const (
 	AnnotationName    = "gateway.istio.io/name-override"   // of Deployment and Service
 	AnnotationAccount = "gateway.istio.io/service-account" // of the ServiceAccount
 	AnnotationType    = "networking.istio.io/service-type" // of the Service: ClusterIP if not given
-	annotationDist    = "networking.istio.io/traffic-distribution"
-	annotationVersion = "gateway.istio.io/controller-version"
-	annotationApplied = "kubectl.kubernetes.io/last-applied-configuration"
-	labelNetwork      = "topology.istio.io/network"
+
+	// AnnotationClientCert, of a Gateway, has its waypoint name clients to applications.
+	AnnotationClientCert = "ambient.istio.io/xfcc-include-client-identity" // "true"
+	annotationDist       = "networking.istio.io/traffic-distribution"
+	annotationVersion    = "gateway.istio.io/controller-version"
+	annotationApplied    = "kubectl.kubernetes.io/last-applied-configuration"
+	labelNetwork         = "topology.istio.io/network"
 
 	// ProtocolHBONE is the protocol of a waypoint's listener. It is Istio's addition to the Gateway API.
 	ProtocolHBONE gatewayv1.ProtocolType = "HBONE"

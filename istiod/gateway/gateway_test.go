@@ -6,6 +6,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -109,7 +110,16 @@ func TestEnvironmentIsTheWaypoints(t *testing.T) {
 			source = append(source, text...)
 		}
 	}
-	for _, e := range env(t, waypoint("waypoint"), nil) {
+	gw := waypoint("waypoint")
+	if gw.Annotations == nil {
+		gw.Annotations = make(map[string]string)
+	}
+	gw.Annotations[gateway.AnnotationClientCert] = "true"
+	asked := env(t, gw, nil)
+	if !slices.ContainsFunc(asked, func(e corev1.EnvVar) bool { return e.Name == "XFCC_INCLUDE_CLIENT_IDENTITY" && e.Value == "true" }) {
+		t.Error("the waypoint is not told to name clients, which its Gateway asks for")
+	}
+	for _, e := range asked {
 		if e.Name != "GOMEMLIMIT" && !bytes.Contains(source, []byte(`"`+e.Name+`"`)) {
 			t.Errorf("%s is not a variable of the waypoint", e.Name)
 		}

@@ -131,5 +131,8 @@ func (c Config) env(gw *gatewayv1.Gateway) []corev1.EnvVar {
 	if network := labels[labelNetwork]; network != "" {
 		env = append(env, corev1.EnvVar{Name: "NETWORK", Value: network})
 	}
+	if gw.Annotations[AnnotationClientCert] == "true" {
+		env = append(env, corev1.EnvVar{Name: "XFCC_INCLUDE_CLIENT_IDENTITY", Value: "true"})
+	}
 	return env
 }
