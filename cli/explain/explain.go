@@ -12,6 +12,10 @@ import (
 	"slices"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
 	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/istiod/files"
 	"github.com/mistnet/mistnet/istiod/index"
@@ -46,13 +50,13 @@ func Read(ctx context.Context, paths ...string) (*Mesh, error) {
 			return nil, err
 		}
 	}
-	cfg := translate.Config{}.WithDefaults()
+	cfg := translate.Config{NoStatus: true}.WithDefaults()
 	x := index.New(cfg)
 	source := files.New(files.Config{Dir: dir})
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	err = source.Run(ctx, func(events []index.Event) {
-		x.Apply(events...)
+		x.Apply(append(events, waypointServices(events)...)...)
 		cancel() // the first call carries everything
 	})
 	if err != nil && !errors.Is(err, context.Canceled) {
@@ -68,6 +72,35 @@ func Read(ctx context.Context, paths ...string) (*Mesh, error) {
 	m.judge()
 	return m, nil
 }
+
+// waypointServices are the Services that istiod would make of Gateways: on paper they are not there yet, and what is bound to
+// them is not wrong for that.
+func waypointServices(events []index.Event) (made []index.Event) {
+	have := make(map[translate.Name]bool)
+	for _, e := range events {
+		if e.Kind == index.Service {
+			have[e.Name] = true
+		}
+	}
+	for _, e := range events {
+		g, ok := e.Object.(*gatewayv1.Gateway)
+		if !ok {
+			continue
+		}
+		name := translate.ServiceOfGateway(g)
+		if have[name] || len(g.Spec.Addresses) > 0 {
+			continue
+		}
+		svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: name.Namespace, Name: name.Name}}
+		svc.Spec.ClusterIP, svc.Spec.ClusterIPs = onPaper, []string{onPaper}
+		svc.Spec.Ports = []corev1.ServicePort{{Name: "mesh", Port: mesh.PortHBONE}}
+		made = append(made, index.Event{Kind: index.Service, Name: name, Object: svc})
+	}
+	return made
+}
+
+// onPaper is the address of a Service that was never made (RFC 5737).
+const onPaper = "192.0.2.1"
 
 // gather copies the YAML files below path into dir, so that they are read as one directory.
 func gather(dir, path string) error {
