@@ -267,12 +267,17 @@ func (w *waypoints) patchStatus(ctx context.Context, resource, kind string, m *m
 		return err
 	}
 	force := true
-	_, err = w.clients.Dynamic.Resource(gatewayv1.SchemeGroupVersion.WithResource(resource)).Namespace(m.Namespace).
+	_, err = w.clients.Dynamic.Resource(gatewayResource(resource)).Namespace(m.Namespace).
 		Patch(ctx, m.Name, types.ApplyPatchType, patch, metav1.PatchOptions{FieldManager: fieldManager, Force: &force}, "status")
 	if apierrors.IsNotFound(err) {
 		return nil // it is gone
 	}
 	return err
+}
+
+// gatewayResource is a kind of the Gateway API in the version that is written.
+func gatewayResource(resource string) schema.GroupVersionResource {
+	return schema.GroupVersionResource{Group: gatewayAPI.name, Version: gatewayAPI.versions[0], Resource: resource}
 }
 
 // writeClass makes a class that should exist, and says of ours that they are accepted. What is in a class is left alone.
@@ -302,7 +307,7 @@ func (w *waypoints) makeClass(ctx context.Context, name string) error {
 		"apiVersion": gatewayv1.GroupVersion.String(), "kind": "GatewayClass", "metadata": map[string]any{"name": name},
 		"spec": map[string]any{"controllerName": controller, "description": "Waypoints, run by Mistnet"},
 	}}
-	_, err := w.clients.Dynamic.Resource(gatewayv1.SchemeGroupVersion.WithResource("gatewayclasses")).
+	_, err := w.clients.Dynamic.Resource(gatewayResource("gatewayclasses")).
 		Create(ctx, u, metav1.CreateOptions{FieldManager: fieldManager})
 	switch {
 	case apierrors.IsNotFound(err), apierrors.IsAlreadyExists(err): // the kind is not served; somebody was faster
