@@ -106,7 +106,7 @@ func requests(ctx context.Context, w *world, c *checks) {
 			return "", err
 		}
 		_, err = eventually(ctx, 3*time.Second, func() error {
-			return w.procs["waypoint"].logContains(`path="/hello"`, `src.identity="spiffe://cluster.local/ns/shop/sa/web"`)
+			return w.procs["waypoint"].logContains(`"GET /hello HTTP/1.1" 200`, "inbound-vip|80|http|api.shop.svc.cluster.local")
 		})
 		return "20 requests in the waypoint's access log", err
 	})
