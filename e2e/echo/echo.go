@@ -40,6 +40,9 @@ func Main(ctx context.Context, name string, args []string, out io.Writer) error 
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
+	if len(s.http)+len(s.grpc)+len(s.tcp) == 0 {
+		s.http = []string{"8080"} // upstream's manifests have one with no arguments at all
+	}
 	return s.run(ctx)
 }
 
