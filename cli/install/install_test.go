@@ -18,6 +18,7 @@ import (
 	"github.com/mistnet/mistnet/cli/cluster"
 	"github.com/mistnet/mistnet/cli/fakeapi"
 	"github.com/mistnet/mistnet/cli/install"
+	"github.com/mistnet/mistnet/istiod/gateway"
 )
 
 var update = flag.Bool("update", false, "rewrite golden files")
@@ -97,9 +98,26 @@ func TestUninstallLeavesTheClusterAsItWas(t *testing.T) {
 	t.Parallel()
 	for _, purge := range []bool{false, true} {
 		l := newLab(t)
+		l.api.GatewayAPI = true
+		theirs := object("gateway.networking.k8s.io/v1", "GatewayClass", "", "istio")
+		l.api.Put("/apis/gateway.networking.k8s.io/v1/gatewayclasses/istio", theirs)
+		l.api.Put("/apis/gateway.networking.k8s.io/v1/namespaces/shop/gateways/waypoint", object("gateway.networking.k8s.io/v1", "Gateway", "shop", "waypoint"))
+		l.api.Put("/apis/apps/v1/namespaces/shop/deployments/cart", object("apps/v1", "Deployment", "shop", "cart"))
 		before := l.api.Paths()
 		l.install(t)
 		// What istiod makes while it runs.
+		class := object("gateway.networking.k8s.io/v1", "GatewayClass", "", "istio-waypoint")
+		class["spec"] = fakeapi.Object{"description": gateway.ClassDescription}
+		l.api.Put("/apis/gateway.networking.k8s.io/v1/gatewayclasses/istio-waypoint", class)
+		for path, o := range map[string]fakeapi.Object{
+			"/apis/apps/v1/namespaces/shop/deployments/waypoint":                     object("apps/v1", "Deployment", "shop", "waypoint"),
+			"/api/v1/namespaces/shop/services/waypoint":                              object("v1", "Service", "shop", "waypoint"),
+			"/api/v1/namespaces/shop/serviceaccounts/waypoint":                       object("v1", "ServiceAccount", "shop", "waypoint"),
+			"/apis/policy/v1/namespaces/shop/poddisruptionbudgets/waypoint":          object("policy/v1", "PodDisruptionBudget", "shop", "waypoint"),
+			"/apis/autoscaling/v2/namespaces/shop/horizontalpodautoscalers/waypoint": object("autoscaling/v2", "HorizontalPodAutoscaler", "shop", "waypoint"),
+		} {
+			l.api.Put(path, labelled(o, gateway.LabelManaged, gateway.Managed))
+		}
 		for _, ns := range []string{"default", "istio-system", "kube-system"} {
 			l.api.Put("/api/v1/namespaces/"+ns+"/configmaps/istio-ca-root-cert", object("v1", "ConfigMap", ns, "istio-ca-root-cert"))
 		}

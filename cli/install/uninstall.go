@@ -10,8 +10,10 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"github.com/mistnet/mistnet/cli/cluster"
+	"github.com/mistnet/mistnet/istiod/gateway"
 )
 
 // removalOrder is how components leave: the agent first, which takes the redirection out of the pods while ztunnel still
@@ -74,6 +76,9 @@ func (in *Installer) Uninstall(ctx context.Context, purge bool) error {
 		return causeOf(ctx, err)
 	}
 	if err := in.removeMade(ctx, purge); err != nil {
+		return causeOf(ctx, err)
+	}
+	if err := in.removeWaypoints(ctx); err != nil {
 		return causeOf(ctx, err)
 	}
 	if purge {
@@ -240,6 +245,54 @@ func (in *Installer) removeMade(ctx context.Context, purge bool) error {
 	}
 	if err := core.Secrets(in.Cluster.Namespace).Delete(ctx, caSecret, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
 		return cluster.Explain(fmt.Errorf("remove the key of the certificate authority: %w", err))
+	}
+	return nil
+}
+
+// removeWaypoints deletes what istiod made of Gateways, and the classes it made. The Gateways are people's, and stay.
+func (in *Installer) removeWaypoints(ctx context.Context) error {
+	n := 0
+	for _, kind := range []Ref{
+		{Group: "gateway.networking.k8s.io", Version: "v1", Kind: "GatewayClass"},
+		{Group: "autoscaling", Version: "v2", Kind: "HorizontalPodAutoscaler"}, {Group: "policy", Version: "v1", Kind: "PodDisruptionBudget"},
+		{Group: "apps", Version: "v1", Kind: "Deployment"}, {Version: "v1", Kind: "Service"}, {Version: "v1", Kind: "ServiceAccount"},
+	} {
+		all, err := in.resource(kind)
+		if meta.IsNoMatchError(err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		isClass, selector := kind.Kind == "GatewayClass", gateway.LabelManaged+"="+gateway.Managed
+		if isClass {
+			selector = ""
+		}
+		list, err := all.List(ctx, metav1.ListOptions{LabelSelector: selector})
+		if err != nil {
+			return cluster.Explain(fmt.Errorf("find what waypoints are made of: %w", err))
+		}
+		for _, u := range list.Items {
+			description, _, _ := unstructured.NestedString(u.Object, "spec", "description") //nolint:errcheck // not a string: not ours
+			if isClass && description != gateway.ClassDescription {
+				continue
+			}
+			r := kind
+			r.Namespace, r.Name = u.GetNamespace(), u.GetName()
+			one, err := in.resource(r)
+			if err != nil {
+				return err
+			}
+			uid, how := u.GetUID(), metav1.DeletePropagationBackground
+			err = one.Delete(ctx, r.Name, metav1.DeleteOptions{PropagationPolicy: &how, Preconditions: &metav1.Preconditions{UID: &uid}})
+			if err != nil && !apierrors.IsNotFound(err) {
+				return cluster.Explain(fmt.Errorf("remove %s: %w", r, err))
+			}
+			n++
+		}
+	}
+	if n > 0 {
+		in.say("✓ %-10s %d objects removed", "waypoints", n)
 	}
 	return nil
 }

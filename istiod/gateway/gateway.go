@@ -31,6 +31,9 @@ const (
 	LabelManaged = "gateway.istio.io/managed"                     // on all objects; what lacks it is never touched
 	Managed      = "istio.io-mesh-controller"                     // its value
 
+	// ClassDescription is spec.description of the GatewayClasses that istiod makes, by which they are told from other people's.
+	ClassDescription = "Waypoints, run by Mistnet"
+
 	AnnotationName    = "gateway.istio.io/name-override"   // of Deployment and Service
 	AnnotationAccount = "gateway.istio.io/service-account" // of the ServiceAccount
 	AnnotationType    = "networking.istio.io/service-type" // of the Service: ClusterIP if not given

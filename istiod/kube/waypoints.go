@@ -305,7 +305,7 @@ func (w *waypoints) makeClass(ctx context.Context, name string) error {
 	}
 	u := &unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": gatewayv1.GroupVersion.String(), "kind": "GatewayClass", "metadata": map[string]any{"name": name},
-		"spec": map[string]any{"controllerName": controller, "description": "Waypoints, run by Mistnet"},
+		"spec": map[string]any{"controllerName": controller, "description": gateway.ClassDescription},
 	}}
 	_, err := w.clients.Dynamic.Resource(gatewayResource("gatewayclasses")).
 		Create(ctx, u, metav1.CreateOptions{FieldManager: fieldManager})
