@@ -20,8 +20,8 @@ import (
 //	call ADDR TEXT        connect, send one line, print the greeting and the echo
 //	hold ADDR INTERVAL    connect and echo a line every INTERVAL, printing "tick N", until the connection ends
 //	web NAME ADDR         serve HTTP: answer NAME; /flaky fails every other time with 503, /slow takes 3 s
-//	get URL N PARALLEL [HEADER: VALUE]...
-//	                      send N requests, PARALLEL at a time, and count the answers
+//	get URL N PARALLEL [HEADER]
+//	                      with headers NAME: VALUE, any number of them, send N requests, PARALLEL at a time, and count the answers
 func Main(ctx context.Context, args []string, out io.Writer) error {
 	switch {
 	case len(args) == 3 && args[0] == "serve":
@@ -40,7 +40,7 @@ func Main(ctx context.Context, args []string, out io.Writer) error {
 		return get(ctx, args[1], args[2], args[3], args[4:], out)
 	}
 	return errors.New("usage: demo-app serve NAME ADDR | call ADDR TEXT | hold ADDR INTERVAL | web NAME ADDR | " +
-		"get URL N PARALLEL [HEADER: VALUE]...")
+		"get URL N PARALLEL [HEADER]")
 }
 
 func serve(ctx context.Context, name, addr string, out io.Writer) error {
