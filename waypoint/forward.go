@@ -320,9 +320,13 @@ func (s *session) failed(e *http1.Error, whole bool) (*upstream, route.Outcome, 
 func (s *session) respond(p *plan, x exchange, up *upstream, resp *http1.Response, sent time.Time) (*upstream, route.Outcome, *reply) {
 	if o := outcomeOf(resp); s.log.attempts <= s.rule.Retry.Attempts && s.rule.Retry.Retriable(o) && p.hasTime() && x.Repeatable() {
 		status := resp.Status
-		x.Abort()
+		kept := abandon(x)
 		s.busy.Store(nil)
-		up.Close()
+		if kept {
+			s.up.put(up)
+		} else {
+			up.Close()
+		}
 		return nil, o, &reply{status, "", "URX", "via_upstream"}
 	}
 	up.SetDeadline(p.whole)
@@ -343,6 +347,15 @@ func (s *session) respond(p *plan, x exchange, up *upstream, resp *http1.Respons
 		s.up.put(up)
 	}
 	return nil, outcome, nil
+}
+
+// abandon ends an exchange whose response is not wanted, and reports whether its connection can carry another.
+func abandon(x exchange) bool {
+	if x, ok := x.(*http1.Exchange); ok {
+		return x.Discard()
+	}
+	x.Abort()
+	return false
 }
 
 // hasTime reports whether the exchange may still go on.

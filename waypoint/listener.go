@@ -143,7 +143,11 @@ func (t *tunnel) serveTaken(ctx context.Context, conn relay.Conn, reset func()) 
 		}
 		var head []byte
 		var err error
-		if conn, head, err = peek(conn, t.cfg.SniffTimeout); err != nil {
+		silence := t.cfg.SniffTimeout
+		if t.to.app == mesh.AppTLS {
+			silence = helloTimeout
+		}
+		if conn, head, err = peek(conn, silence); err != nil {
 			reset()
 			return
 		}
@@ -221,7 +225,8 @@ func (p *peeked) Reset() error {
 // methods are how an HTTP connection begins; the last is HTTP/2's.
 var methods = [...]string{"GET ", "HEAD ", "POST ", "PUT ", "DELETE ", "OPTIONS ", "PATCH ", "TRACE ", "CONNECT ", "PRI * HTTP/2.0\r\n"}
 
-// helloTimeout is how long the rest of a TLS hello may take.
+// helloTimeout is how long a client that speaks first may take for what tells its protocol: the rest of what it has begun,
+// and all of it where the port is said to carry TLS.
 const helloTimeout = 5 * time.Second
 
 // peek waits for enough of a connection to tell whether it is HTTP, or whom its TLS hello asks for. Who says nothing for so
@@ -242,7 +247,7 @@ func peek(conn relay.Conn, silence time.Duration) (relay.Conn, []byte, error) {
 			return nil, nil, err
 		case err != nil, certain && readHello(head).certain:
 			return &peeked{conn, head}, head, nil
-		case certain: // it can only be TLS: its client has begun, and the server waits for the rest
+		default: // it can only be TLS or HTTP: its client has begun, and the server waits for the rest
 			_ = conn.SetReadDeadline(begin.Add(helloTimeout))
 		}
 	}

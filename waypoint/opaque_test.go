@@ -15,6 +15,7 @@ import (
 	"github.com/mistnet/mistnet/internal/meshtest"
 	"github.com/mistnet/mistnet/internal/wds"
 	"github.com/mistnet/mistnet/internal/xds"
+	"github.com/mistnet/mistnet/waypoint"
 )
 
 // stream publishes a rule for connections of a service.
@@ -65,10 +66,39 @@ func (d dribble) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
+// TestARequestThatComesInPiecesIsOne: who has begun a request is not taken for silent, or the rest of it would pass unseen.
+func TestARequestThatComesInPiecesIsOne(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, func(c *waypoint.Config) { c.SniffTimeout = 20 * time.Millisecond })
+	l.service("cart", "10.9.0.1", mesh.AppUnknown, named(t, "cart"))
+	l.routes(mesh.KindVirtualService, mesh.HTTPRule{Direct: &mesh.DirectResponse{Status: 418}})
+	l.known("cart")
+	l.eventually("the rule is there", func() bool { resp, _ := l.get(cart + "/"); return resp.StatusCode == 418 })
+	s, err := l.open(t.Context(), "10.9.0.1:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	pieces := time.NewTicker(60 * time.Millisecond)
+	defer pieces.Stop()
+	for _, piece := range []string{"G", "ET / HT", "TP/1.1\r\nhost: cart\r\n\r\n"} {
+		if _, err := io.WriteString(s, piece); err != nil {
+			t.Fatal(err)
+		}
+		<-pieces.C
+	}
+	_ = s.SetDeadline(time.Now().Add(10 * time.Second))
+	var b [64]byte
+	n, err := s.Read(b[:])
+	if !strings.HasPrefix(string(b[:n]), "HTTP/1.1 418") {
+		t.Errorf("answered %q, %v, want the rule's 418", b[:n], err)
+	}
+}
+
 // TestTLSGoesByTheNameItAsksFor, on a port that is said to carry TLS and on one of unknown protocol, and stays sealed.
 func TestTLSGoesByTheNameItAsksFor(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, nil)
+	l := newLab(t, func(c *waypoint.Config) { c.SniffTimeout = 5 * time.Second })
 	a, b := tlsApp(t, l.ca, "a"), tlsApp(t, l.ca, "b")
 	for vip, app := range map[string]mesh.AppProtocol{"10.9.0.1": mesh.AppTLS, "10.9.0.2": mesh.AppUnknown} {
 		name := "svc" + strings.TrimPrefix(vip, "10.9.0.")

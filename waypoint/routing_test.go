@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -146,7 +147,9 @@ func TestRetries(t *testing.T) {
 	l := newLab(t, nil)
 	var calls atomic.Int64
 	var counts []string
+	var conns sync.Map
 	flaky := app(t, func(w http.ResponseWriter, r *http.Request) {
+		conns.Store(r.RemoteAddr, true)
 		body, _ := io.ReadAll(r.Body)
 		if calls.Add(1)%3 != 0 {
 			w.WriteHeader(503)
@@ -166,6 +169,11 @@ func TestRetries(t *testing.T) {
 		if resp, body := l.do(req); resp.StatusCode != 200 || body != "got a body" {
 			t.Errorf("POST /retry = %d %q, want 200 after two retries", resp.StatusCode, body)
 		}
+	}
+	opened := 0
+	conns.Range(func(any, any) bool { opened++; return true })
+	if opened != 1 {
+		t.Errorf("%d connections were opened for requests one after the other, want 1: a response that is not passed on costs none", opened)
 	}
 	if calls.Load() != 15 || counts[0] != "3" {
 		t.Errorf("the application was called %d times, the last says it is try %v; want 15, 3", calls.Load(), counts)

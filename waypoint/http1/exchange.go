@@ -2,6 +2,7 @@ package http1
 
 import (
 	"errors"
+	"io"
 	"net"
 	"time"
 )
@@ -147,6 +148,25 @@ func (x *Exchange) Repeatable() bool {
 
 // Abort ends an exchange that was sent and is not to be responded: by a reply of the caller's own, perhaps.
 func (x *Exchange) Abort() { _ = x.end(nil) }
+
+// Discard is Abort for a response that was received and is not wanted. It reports whether the upstream connection can carry
+// another exchange: the request was sent whole, and the whole response is here already.
+func (x *Exchange) Discard() bool {
+	b := &x.resp.Body
+	whole, err := false, error(nil)
+	if x.upload == nil && x.fault == nil && b.src == nil {
+		whole, err = b.Buffered()
+	}
+	for whole && err == nil {
+		_, err = b.Next()
+	}
+	if err != io.EOF {
+		x.Abort()
+		return false
+	}
+	x.up.End()
+	return true
+}
 
 // heldBack is ServerConn.held, where that may be asked: not while the upload reads.
 func (x *Exchange) heldBack() bool {
