@@ -23,7 +23,7 @@ import (
 )
 
 // schema is each message and enumeration with its fields: number, name, type. It was written down from the protocol, not
-// from the generated code.
+// from the generated code. Fields from 1000 on are our own.
 var schema = map[protoreflect.FileDescriptor]string{
 	workload.File_workload_workload_proto: `
 istio.workload.Address 1:workload:Workload/type 2:service:Service/type
@@ -55,11 +55,13 @@ istio.workload.ApplicationTunnel.Protocol 0:NONE 1:PROXY
 istio.security.Authorization 1:name:string 2:namespace:string 3:scope:Scope 4:action:Action 5:groups:[]Group 6:dry_run:bool 7:extensions:[]Extension
 istio.security.Group 1:rules:[]Rules
 istio.security.Rules 2:matches:[]Match
-istio.security.Match 1:namespaces:[]StringMatch 2:not_namespaces:[]StringMatch 3:principals:[]StringMatch 4:not_principals:[]StringMatch 5:source_ips:[]Address 6:not_source_ips:[]Address 7:destination_ips:[]Address 8:not_destination_ips:[]Address 9:destination_ports:[]uint32 10:not_destination_ports:[]uint32 11:service_accounts:[]ServiceAccountMatch 12:not_service_accounts:[]ServiceAccountMatch 13:extensions:[]Extension
+istio.security.Match 1:namespaces:[]StringMatch 2:not_namespaces:[]StringMatch 3:principals:[]StringMatch 4:not_principals:[]StringMatch 5:source_ips:[]Address 6:not_source_ips:[]Address 7:destination_ips:[]Address 8:not_destination_ips:[]Address 9:destination_ports:[]uint32 10:not_destination_ports:[]uint32 11:service_accounts:[]ServiceAccountMatch 12:not_service_accounts:[]ServiceAccountMatch 13:extensions:[]Extension 1001:operation:Operation
+istio.security.Operation 1:hosts:[]StringMatch 2:not_hosts:[]StringMatch 3:methods:[]StringMatch 4:not_methods:[]StringMatch 5:paths:[]StringMatch 6:not_paths:[]StringMatch 7:headers:[]HeaderMatch
+istio.security.HeaderMatch 1:name:string 2:values:[]StringMatch 3:not_values:[]StringMatch
 istio.security.Address 1:address:bytes 2:length:uint32
 istio.security.ServiceAccountMatch 1:namespace:string 2:serviceAccount:string
 istio.security.Empty
-istio.security.StringMatch 1:exact:string/match_type 2:prefix:string/match_type 3:suffix:string/match_type 4:presence:Empty/match_type
+istio.security.StringMatch 1:exact:string/match_type 2:prefix:string/match_type 3:suffix:string/match_type 4:presence:Empty/match_type 1001:template:string/match_type
 istio.security.Extension 1:name:string 2:config:Any
 istio.security.Scope 0:GLOBAL 1:NAMESPACE 2:WORKLOAD_SELECTOR
 istio.security.Action 0:ALLOW 1:DENY
