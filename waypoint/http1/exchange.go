@@ -29,6 +29,9 @@ const syncBytes = 32 << 10
 // stopGrace is how long an upload that has read all and only has to write may go on when the response has ended.
 const stopGrace = 50 * time.Millisecond
 
+// uploadGrace is for the rest of a request whose response came early, and which is to be sent once more.
+const uploadGrace = 250 * time.Millisecond
+
 // Exchange begins an exchange of the request that was read last. It is valid until the next request is read.
 func (s *ServerConn) Exchange(up Upstream) *Exchange {
 	s.x = Exchange{down: s, up: up}
@@ -131,19 +134,19 @@ func (x *Exchange) Respond(e *Edits) error {
 	return nil
 }
 
-// Repeatable reports whether the request, once this exchange is aborted, can be sent once more: it was sent whole, and its
-// body is still in the buffer.
+// Repeatable reports whether the request, once this exchange is aborted, can be sent once more: its body is still in the
+// buffer. Who answers before it has read all is given a moment for the rest.
 func (x *Exchange) Repeatable() bool {
 	if x.upload != nil {
 		select {
 		case x.fault = <-x.upload:
 			x.upload = nil
-		default:
+		case <-time.After(uploadGrace):
 			return false
 		}
 	}
 	b := &x.down.req.Body
-	return x.fault == nil && b.err == nil && (b.kind == bodyNone || b.moves == b.in.moves)
+	return (x.fault == nil || !decides(x.fault)) && b.err == nil && (b.kind == bodyNone || b.moves == b.in.moves)
 }
 
 // Abort ends an exchange that was sent and is not to be responded: by a reply of the caller's own, perhaps.

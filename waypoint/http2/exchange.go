@@ -22,6 +22,9 @@ const (
 	maxInterim = 16                    // interim responses of one exchange
 	syncBytes  = 32 << 10              // up to where a body that is here is sent without a goroutine of its own
 	stopGrace  = 50 * time.Millisecond // for an upload that only has to write when the response has ended
+
+	// uploadGrace is for the rest of a request whose response came early, and which is to be sent once more.
+	uploadGrace = 250 * time.Millisecond
 )
 
 var errStopped = errors.New("the exchange is over")
@@ -113,21 +116,21 @@ func (x *Exchange) Respond(e *http1.Edits) error {
 	return nil
 }
 
-// Repeatable reports whether the request, once this exchange is aborted, can be sent once more: it was sent whole, and its
-// body is still there.
+// Repeatable reports whether the request, once this exchange is aborted, can be sent once more: its body is still there. Who
+// answers before it has read all is given a moment for the rest.
 func (x *Exchange) Repeatable() bool {
 	if x.uploading {
 		select {
 		case x.fault = <-x.upload:
 			x.uploading = false
-		default:
+		case <-time.After(uploadGrace):
 			return false
 		}
 	}
 	st := x.down
 	st.c.mu.Lock()
 	defer st.c.mu.Unlock()
-	return x.fault == nil && st.err == nil && (st.in.keep || st.in.got == 0 && st.gotEnd)
+	return (x.fault == nil || !decides(x.fault)) && st.err == nil && (st.in.keep || st.in.got == 0 && st.gotEnd)
 }
 
 // Abort ends an exchange that was sent and is not to be responded: by a reply of the caller's own, perhaps.
