@@ -2,6 +2,7 @@ package demo
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"path/filepath"
@@ -208,7 +209,16 @@ func requests(ctx context.Context, w *world, c *checks) {
 	c.check("api's node sees the waypoint's identity, not its caller's", func() (string, error) {
 		const id = "spiffe://cluster.local/ns/shop/sa/waypoint"
 		_, err := eventually(ctx, 3*time.Second, func() error {
-			return w.logged("node1", `direction="inbound"`, `src.identity="`+id+`"`, `dst.workload="api-v1"`)
+			b, err := w.get(ctx, w.node("node1").Namespace, fmt.Sprintf("127.0.0.1:%d", mesh.PortMetrics), "/metrics")
+			if err != nil {
+				return err
+			}
+			for line := range strings.Lines(string(b)) {
+				if containsAll(line, []string{"istio_tcp_connections_opened_total{", `reporter="destination"`, `source_principal="` + id + `"`, `destination_workload="api-v1"`}) {
+					return nil
+				}
+			}
+			return errors.New("no connection of the waypoint's to api-v1 is in the metrics of ztunnel on node1")
 		})
 		return id, err
 	})
