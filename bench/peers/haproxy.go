@@ -2,9 +2,7 @@ package peers
 
 import (
 	"context"
-	"os"
 	"path/filepath"
-	"strings"
 	"text/template"
 )
 
@@ -23,20 +21,13 @@ func (HAProxy) Name() string { return "haproxy" }
 
 // Start implements Contender.
 func (HAProxy) Start(ctx context.Context, env *Env) (*Running, error) {
-	bin, err := find("haproxy", "haproxy")
+	bin, version, err := installed(ctx, "haproxy", "haproxy", "-v")
 	if err != nil {
 		return nil, err
 	}
-	version, err := Output(ctx, "", bin, "-v")
-	if err != nil {
-		return nil, err
-	}
-	version, _, _ = strings.Cut(version, "\n")
 	inner, outer := filepath.Join(env.Dir, "haproxy-inner.cfg"), filepath.Join(env.Dir, "haproxy-outer.cfg")
-	for path, text := range map[string]string{inner: HAProxyInner(env), outer: HAProxyOuter(env)} {
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			return nil, err
-		}
+	if err := writeConfigs(map[string]string{inner: HAProxyInner(env), outer: HAProxyOuter(env)}); err != nil {
+		return nil, err
 	}
 	return pair{
 		name: "haproxy", frontPort: haproxyFront, outerPort: haproxyOuter,

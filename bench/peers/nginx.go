@@ -27,22 +27,16 @@ func (Nginx) Name() string { return "nginx" }
 
 // Start implements Contender.
 func (Nginx) Start(ctx context.Context, env *Env) (*Running, error) {
-	bin, err := find("nginx", "nginx libnginx-mod-stream")
+	bin, version, err := installed(ctx, "nginx", "nginx libnginx-mod-stream", "-v")
 	if err != nil {
 		return nil, err
 	}
 	if _, err := os.Stat(nginxModule); err != nil {
 		return nil, fmt.Errorf("%s: %w (apt-get install libnginx-mod-stream)", nginxModule, ErrAbsent)
 	}
-	version, err := Output(ctx, "", bin, "-v")
-	if err != nil {
-		return nil, err
-	}
 	inner, outer := filepath.Join(env.Dir, "nginx-inner.conf"), filepath.Join(env.Dir, "nginx-outer.conf")
-	for path, text := range map[string]string{inner: NginxInner(env), outer: NginxOuter(env)} {
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			return nil, err
-		}
+	if err := writeConfigs(map[string]string{inner: NginxInner(env), outer: NginxOuter(env)}); err != nil {
+		return nil, err
 	}
 	return pair{
 		name: "nginx", frontPort: nginxFront, outerPort: nginxOuter,

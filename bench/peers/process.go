@@ -170,3 +170,23 @@ func find(program, pkg string) (string, error) {
 	}
 	return path, nil
 }
+
+// installed finds a program, and what it prints first when it is asked for its version by that flag.
+func installed(ctx context.Context, program, pkg, flag string) (bin, version string, err error) {
+	if bin, err = find(program, pkg); err != nil {
+		return "", "", err
+	}
+	version, err = Output(ctx, "", bin, flag)
+	version, _, _ = strings.Cut(version, "\n")
+	return bin, version, err
+}
+
+// writeConfigs writes files by their paths.
+func writeConfigs(files map[string]string) error {
+	for path, text := range files {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
