@@ -55,7 +55,7 @@ func conditionsOf(object map[string]any) []condition {
 		text := func(key string) string { s, _ := m[key].(string); return s }
 		c := condition{Type: text("type"), Status: text("status"), Reason: text("reason"), Message: text("message"),
 			LastTransitionTime: text("lastTransitionTime"), LastProbeTime: text("lastProbeTime")}
-		_, _ = fmt.Sscan(fmt.Sprint(m["observedGeneration"]), &c.ObservedGeneration) //nolint:errcheck // not a number: not known
+		_, _ = fmt.Sscan(fmt.Sprint(m["observedGeneration"]), &c.ObservedGeneration) //nolint:errcheck // what is no number is not known
 		all = append(all, c)
 	}
 	return all

@@ -29,7 +29,7 @@ func trimGatewayAPI[T any, P interface {
 	}
 	t := P(new(T))
 	if text, err := json.Marshal(map[string]any{"status": u.Object["status"]}); err == nil {
-		_ = json.Unmarshal(text, t) //nolint:errcheck // somebody spoiled it
+		_ = json.Unmarshal(text, t) //nolint:errcheck // what of it cannot be read stays empty
 	}
 	text, err := json.Marshal(map[string]any{"spec": u.Object["spec"]})
 	if err != nil {
