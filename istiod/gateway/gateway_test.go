@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	"sigs.k8s.io/gateway-api/pkg/features"
 	"sigs.k8s.io/yaml"
 
 	"github.com/mistnet/mistnet/istiod/gateway"
@@ -225,7 +226,26 @@ func TestWhoseClassesTheyAre(t *testing.T) {
 	if c.Controls("istio.io/mesh-controller") || !c.Controls("mistnet.io/mesh-controller") || c.Classes()["istio-waypoint"] != "" {
 		t.Errorf("classes = %v with IgnoreIstio, want ours alone", c.Classes())
 	}
-	s := c.ClassStatus(&gatewayv1.GatewayClass{}, metav1.Now())
+}
+
+// TestFeatures holds what a GatewayClass says against what upstream's suite is asked to look at (e2e/bins/gatewayapi).
+func TestFeatures(t *testing.T) {
+	t.Parallel()
+	s := config(t).ClassStatus(&gatewayv1.GatewayClass{}, metav1.Now())
+	said := map[features.FeatureName]bool{}
+	for _, f := range s.SupportedFeatures {
+		said[features.FeatureName(f.Name)] = true
+	}
+	for _, f := range features.SetsToNamesSet(features.MeshCoreFeatures, features.MeshExtendedFeatures).UnsortedList() {
+		if !said[f] {
+			t.Errorf("%s is claimed to upstream's suite and not in the status", f)
+		}
+	}
+	for f := range said {
+		if !features.SetsToNamesSet(features.AllFeatures).Has(f) {
+			t.Errorf("%s is no feature of the Gateway API", f)
+		}
+	}
 	for i := 1; i < len(s.SupportedFeatures); i++ {
 		if s.SupportedFeatures[i-1].Name >= s.SupportedFeatures[i].Name {
 			t.Errorf("%s and %s are not sorted", s.SupportedFeatures[i-1].Name, s.SupportedFeatures[i].Name)

@@ -119,6 +119,7 @@ func (c Config) listeners(gw *gatewayv1.Gateway, o Observed, now metav1.Time) []
 // features are what of the Gateway API (sigs.k8s.io/gateway-api/pkg/features) waypoints of this mesh support, sorted.
 var features = []gatewayv1.FeatureName{
 	"GRPCRoute",
+	"GRPCRouteNamedRouteRule",
 	"HTTPRoute",
 	"HTTPRoute303RedirectStatusCode",
 	"HTTPRoute307RedirectStatusCode",
@@ -142,6 +143,7 @@ var features = []gatewayv1.FeatureName{
 	"HTTPRouteSchemeRedirect",
 	"Mesh",
 	"MeshClusterIPMatching",
+	"MeshConsumerRoute",
 	"MeshHTTPRouteBackendRequestHeaderModification",
 	"MeshHTTPRouteNamedRouteRule",
 	"MeshHTTPRouteQueryParamMatching",

@@ -9,11 +9,10 @@ import (
 	"sigs.k8s.io/gateway-api/pkg/features"
 )
 
-// claimed are the optional features of the Gateway API that a mesh of ours has: whatever the suite asks of meshes, but for
-// routes in the namespace of the client (MeshConsumerRoute), which no server's waypoint can apply.
+// claimed are the optional features of the Gateway API that a mesh of ours has: whatever the suite asks of meshes. The status
+// of our GatewayClasses lists the same (istiod/gateway).
 func claimed() []features.FeatureName {
-	all := features.SetsToNamesSet(features.MeshExtendedFeatures, features.HTTPRouteExtendedFeatures)
-	return sets.List(all.Delete(features.SupportMeshConsumerRoute))
+	return sets.List(features.SetsToNamesSet(features.MeshExtendedFeatures, features.HTTPRouteExtendedFeatures))
 }
 
 // TestMesh is upstream's suite for meshes, in the cluster that KUBECONFIG names. Where the mesh is installed and namespaces get
