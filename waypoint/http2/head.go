@@ -294,9 +294,17 @@ func blank(c byte) bool { return c == ' ' || c == '\t' }
 // fieldName reports whether a name is a token without capital letters (RFC 9113, 8.2.1).
 func fieldName(name []byte) bool {
 	for _, c := range name {
-		if c <= ' ' || c >= 0x7f || c-'A' < 26 || bytes.IndexByte([]byte(`"(),/:;<=>?@[\]{}`), c) >= 0 {
+		if !inName[c] {
 			return false
 		}
 	}
 	return len(name) > 0
 }
+
+// inName are the bytes that a name may have.
+var inName = func() (t [256]bool) {
+	for c := range t {
+		t[c] = c > ' ' && c < 0x7f && byte(c)-'A' >= 26 && bytes.IndexByte([]byte(`"(),/:;<=>?@[\]{}`), byte(c)) < 0
+	}
+	return t
+}()

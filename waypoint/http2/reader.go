@@ -15,7 +15,7 @@ func (c *conn) readLoop() error {
 		c.preface = http2.ClientPreface
 	}
 	_ = c.raw.SetReadDeadline(time.Now().Add(c.cfg.HeadTimeout)) // until the first SETTINGS
-	buf, r, w := smallSlabs.Get(), 0, 0
+	buf, r, w, full := smallSlabs.Get(), 0, 0, false
 	defer func() { giveBack(buf) }()
 	for {
 		if r == w {
@@ -25,14 +25,15 @@ func (c *conn) readLoop() error {
 			w = copy(buf, buf[r:w])
 			r = 0
 		}
-		if w == len(buf) { // a frame that does not fit, or bulk
+		if w == len(buf) || full && len(buf) == smallBytes { // a frame that does not fit, or more waits
 			next := largeSlabs.Get()
-			copy(next, buf)
+			copy(next, buf[r:w])
 			giveBack(buf)
-			buf = next
+			buf, r, w = next, 0, w-r
 		}
 		n, err := c.raw.Read(buf[w:])
 		w += n
+		full = w == len(buf)
 		used, ferr := c.consume(buf[r:w])
 		r += used
 		if ferr == nil {
