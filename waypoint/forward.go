@@ -216,6 +216,7 @@ func (s *session) exchange(ctx context.Context, p *plan, to pick) (*upstream, ro
 		up.SetDeadline(until)
 		sent := time.Now()
 		x := s.exchangeWith(up)
+		s.countRequests()
 		s.requestEdits(p, until)
 		var resp *http1.Response
 		if err = x.Send(&s.edits); err == nil {
@@ -332,6 +333,7 @@ func (s *session) respond(p *plan, x exchange, up *upstream, resp *http1.Respons
 	up.SetDeadline(p.whole)
 	s.log.status, s.log.details, s.log.upstreamTime, s.log.answered = resp.Status, "via_upstream", time.Since(sent), true
 	s.responseEdits(p, s.log.upstreamTime)
+	s.countResponses(resp)
 	tunnel, outcome := resp.Tunnel, route.Outcome{Status: uint16(resp.Status)}
 	err := x.Respond(&s.edits)
 	s.busy.Store(nil)

@@ -2,6 +2,7 @@ package waypoint
 
 import (
 	"strconv"
+	"strings"
 
 	"github.com/mistnet/mistnet/waypoint/http1"
 )
@@ -15,6 +16,12 @@ const (
 	grpcUnavailable      = 14
 	grpcUnauthenticated  = 16
 )
+
+// isGRPC reports whether a body of that type is one of gRPC. That of gRPC-Web is not: its clients read what HTTP says.
+func isGRPC(contentType string) bool {
+	rest, ok := strings.CutPrefix(contentType, "application/grpc")
+	return ok && (rest == "" || rest[0] == '+' || rest[0] == ';')
+}
 
 // grpcStatus is what an answer of the waypoint's own with that status says in gRPC.
 func grpcStatus(status int) uint32 {

@@ -23,8 +23,9 @@ var labelNames = []string{
 }
 
 const (
-	countLabels    = 25
-	countTCPLabels = countLabels - 2
+	countLabels        = 25
+	countTCPLabels     = countLabels - 2
+	countMessageLabels = countTCPLabels - 2 // how the call ends, and who was at the other end of TLS, is not said
 )
 
 // labels are the values of labelNames: a comparable key.
@@ -151,7 +152,8 @@ type metrics struct {
 	all      map[labels]*series
 	live     map[*record]struct{}  // connections
 	resolved map[seriesKey]*series // begun anew when it is full
-	told     map[source]struct{}   // descriptions that clients gave of themselves: each makes series, so only so many do
+	calls    callMetrics
+	told     map[source]struct{} // descriptions that clients gave of themselves: each makes series, so only so many do
 
 	requests, duration, reqSize, repSize   *prometheus.Desc
 	opened, closedTotal, received, sentAll *prometheus.Desc
@@ -166,6 +168,7 @@ func newMetrics() *metrics {
 	}
 	return &metrics{
 		all: make(map[labels]*series), live: make(map[*record]struct{}), resolved: make(map[seriesKey]*series), told: make(map[source]struct{}),
+		calls:       newCallMetrics(),
 		requests:    http("requests_total", "Requests."),
 		duration:    http("request_duration_milliseconds", "From the request's head to the end of its response."),
 		reqSize:     http("request_bytes", "Bytes of request bodies."),
@@ -256,6 +259,7 @@ func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{m.requests, m.duration, m.reqSize, m.repSize, m.opened, m.closedTotal, m.received, m.sentAll} {
 		ch <- d
 	}
+	m.calls.describe(ch)
 }
 
 // Collect implements prometheus.Collector.
@@ -286,4 +290,5 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		counter(m.received, s.received+live[s].received)
 		counter(m.sentAll, s.sentData+live[s].sent)
 	}
+	m.calls.collect(ch)
 }

@@ -47,6 +47,9 @@ type session struct {
 
 	busy  atomic.Pointer[upstream] // that is waited for
 	cache seriesCache
+	calls callCache
+
+	asks, answers messages // of a gRPC call
 }
 
 // downstream is the client's side of a request.
@@ -155,6 +158,7 @@ func (s *session) hangUp() {
 func (s *session) begin(q *http1.Request) {
 	s.q, s.rule, s.at, s.cors = q, nil, route.Matched{}, route.CORSDecision{}
 	s.req, s.cookie, s.stays = route.Request{}, "", persistence{}
+	s.asks, s.answers = messages{}, messages{}
 	s.view = s.state.load()
 	s.log = record{start: time.Now(), client: &s.client, to: &s.to, http: true, protocol: "HTTP/1.1", flags: "-"}
 	if s.stream != nil {
@@ -274,7 +278,7 @@ func (s *session) describe() {
 	contentType, _ := q.Value("content-type")
 	s.req = route.Request{
 		Method: q.Method, Scheme: scheme, Authority: q.Authority, Path: s.normal.normalize(q.Path), RawQuery: q.RawQuery, Header: q,
-		Port: s.to.port, SourceNamespace: s.client.namespace(), SourceLabels: s.client.labels(), GRPC: strings.HasPrefix(contentType, "application/grpc"),
+		Port: s.to.port, SourceNamespace: s.client.namespace(), SourceLabels: s.client.labels(), GRPC: isGRPC(contentType),
 	}
 	s.log.method, s.log.target, s.log.authority = q.Method, q.Target, q.Authority
 	s.log.userAgent, _ = q.Value("user-agent")

@@ -19,11 +19,21 @@ type Body struct {
 	count int64 // handed out so far
 	extra int   // bytes of chunk extensions so far
 	err   error // sticky
+	tap   Tap
 
 	start, moves int // where in the buffer it begins, and when that was
 
 	trailers Fields
 }
+
+// Tap looks at a body that passes. What is read again after a Rewind it sees again.
+type Tap interface {
+	// See is given the next piece, which it must not keep or change, and how many bytes of the body came before it.
+	See(p []byte, at int64)
+}
+
+// Tap makes t see what Next hands out from here on; nil ends that.
+func (b *Body) Tap(t Tap) { b.tap = t }
 
 type role uint8
 
@@ -108,6 +118,9 @@ func (b *Body) Next() ([]byte, error) {
 		return nil, errWouldWait
 	}
 	if err == nil || err == io.EOF {
+		if b.tap != nil && len(p) > 0 {
+			b.tap.See(p, b.count-int64(len(p)))
+		}
 		return p, err
 	}
 	if e, ok := errors.AsType[*Error](err); ok {
@@ -264,7 +277,7 @@ func (b *Body) Buffer(n int) (bool, error) {
 
 // look reads what is in the buffer, to errWouldWait or its end.
 func (b *Body) look() error {
-	b.in.still = true
+	b.in.still, b.tap = true, nil // Buffer restores it
 	defer func() { b.in.still = false }()
 	for {
 		if _, err := b.Next(); err != nil {

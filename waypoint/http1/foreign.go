@@ -64,6 +64,9 @@ func (b *Body) nextFrom() ([]byte, error) {
 			b.phase = done
 		}
 		if len(p) > 0 {
+			if b.tap != nil {
+				b.tap.See(p, b.count)
+			}
 			b.count += int64(len(p))
 			return p, nil
 		}
