@@ -31,6 +31,8 @@ type HTTP struct {
 type Header interface {
 	// Value returns the values of a header, its name in lower case, joined with ",", and whether there is any.
 	Value(name string) (string, bool)
+	// Line returns the value of the i-th header of that name.
+	Line(name string, i int) (string, bool)
 }
 
 // Decision is the answer to a Request. The zero value denies.

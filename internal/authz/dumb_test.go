@@ -154,6 +154,7 @@ func dumbOperation(o *mesh.Operation, r *authz.HTTP, deny bool, str func([]mesh.
 		return out
 	}
 	name, _, _ := strings.Cut(strings.ToLower(r.Host), ":")
+	name = strings.TrimSuffix(name, ".")
 	host := func(ms []mesh.StringMatch) bool {
 		return str(lower(ms), strings.ToLower(r.Host)) || str(lower(ms), name)
 	}
@@ -171,15 +172,31 @@ func dumbOperation(o *mesh.Operation, r *authz.HTTP, deny bool, str func([]mesh.
 	}
 	for _, h := range o.Headers {
 		v, there := r.Header.Value(h.Name)
-		if len(h.Values) > 0 && !(there && str(h.Values, v)) || there && str(h.NotValues, v) {
+		wanted, unwanted := there && str(h.Values, v), there && str(h.NotValues, v)
+		if lines := strings.Split(v, ","); len(lines) > 1 {
+			for _, line := range lines {
+				wanted = wanted || deny && str(h.Values, line)
+				unwanted = unwanted || !deny && str(h.NotValues, line)
+			}
+		}
+		if len(h.Values) > 0 && !wanted || unwanted {
 			return false
 		}
 	}
 	return true
 }
 
-// headers is the header of a request.
+// headers are those of a request, the lines of one name joined.
 type headers map[string]string
+
+func (h headers) Line(name string, i int) (string, bool) {
+	v, ok := h[name]
+	lines := strings.Split(v, ",")
+	if !ok || i >= len(lines) {
+		return "", false
+	}
+	return lines[i], true
+}
 
 func (h headers) Value(name string) (string, bool) { v, ok := h[name]; return v, ok }
 
@@ -263,10 +280,10 @@ func randomRequest(rng *rand.Rand) authz.Request {
 	r.Src, r.Dst = addr(), addr()
 	if rng.IntN(3) > 0 {
 		r.HTTP = &authz.HTTP{
-			Method: oneOf(rng, methods), Path: oneOf(rng, paths), Host: oneOf(rng, hosts) + oneOf(rng, []string{"", ":80"}), Header: headers{},
+			Method: oneOf(rng, methods), Path: oneOf(rng, paths), Host: oneOf(rng, hosts) + oneOf(rng, []string{"", ".", ":80", ".:80"}), Header: headers{},
 		}
 		if rng.IntN(2) == 0 {
-			r.HTTP.Header = headers{"x-a": oneOf(rng, accounts)}
+			r.HTTP.Header = headers{"x-a": oneOf(rng, accounts) + oneOf(rng, []string{"", "," + oneOf(rng, accounts)})}
 		}
 	}
 	return r

@@ -19,27 +19,51 @@ func (c *connection) does(o *mesh.Operation) bool {
 		return false
 	}
 	for i := range o.Headers {
-		if !r.carries(&o.Headers[i]) {
+		if !r.carries(&o.Headers[i], c.unseen) {
 			return false
 		}
 	}
 	return true
 }
 
-func (r *HTTP) carries(h *mesh.HeaderCondition) bool {
-	value, ok := "", false
-	if r.Header != nil {
-		value, ok = r.Header.Value(h.Name)
+// carries reports whether a header is as a condition wants it. A header that is there several times is, to an application,
+// any of them or all joined: of these, deny says that the condition holds if one could be what it asks for, and else it holds
+// only if none could be what it excludes.
+func (r *HTTP) carries(h *mesh.HeaderCondition, deny bool) bool {
+	if r.Header == nil {
+		return len(h.Values) == 0
 	}
-	return (len(h.Values) == 0 || ok && anyString(h.Values, value)) && !(ok && anyString(h.NotValues, value))
+	value, ok := r.Header.Value(h.Name)
+	if !ok {
+		return len(h.Values) == 0
+	}
+	return (len(h.Values) == 0 || anyString(h.Values, value) || deny && r.anyLine(h.Name, h.Values)) &&
+		!anyString(h.NotValues, value) && (deny || !r.anyLine(h.Name, h.NotValues))
 }
 
-// anyHost matches a host as it was written, and without its port.
+// anyLine reports whether one of several headers of a name matches.
+func (r *HTTP) anyLine(name string, ms []mesh.StringMatch) bool {
+	if len(ms) == 0 {
+		return false
+	}
+	if _, several := r.Header.Line(name, 1); !several {
+		return false
+	}
+	for i := 0; ; i++ {
+		line, ok := r.Header.Line(name, i)
+		if !ok || anyString(ms, line) {
+			return ok
+		}
+	}
+}
+
+// anyHost matches a host as it was written, and without its port and the dot that ends a name that is complete (RFC 1034, 3.1).
 func anyHost(ms []mesh.StringMatch, host string) bool {
 	name := host
 	if i := strings.LastIndexByte(host, ':'); i >= 0 && strings.IndexByte(host[i:], ']') < 0 {
 		name = host[:i]
 	}
+	name = strings.TrimSuffix(name, ".")
 	for i := range ms {
 		if hostMatches(&ms[i], host) || len(name) < len(host) && hostMatches(&ms[i], name) {
 			return true

@@ -24,6 +24,10 @@ type field struct {
 	hop                                  bool // goes no further
 }
 
+// withheld is the name of a field that goes no further and that nobody here looks at either: what decides on a request by a
+// field must see what the next hop sees.
+const withheld = names
+
 // Fields are the fields of a head or a trailer section, in the order and spelling received. The strings it hands out
 // stay valid for ever. Not safe for concurrent use while a head is being read.
 type Fields struct {
@@ -90,6 +94,25 @@ func (f *Fields) Value(name string) (string, bool) {
 	}
 	_, v := f.At(found)
 	return v, true
+}
+
+// Line returns the value of the i-th field of that name, in any case.
+func (f *Fields) Line(name string, i int) (string, bool) {
+	id := nameOf(name)
+	if id != other && i >= int(f.count[id]) {
+		return "", false
+	}
+	for at := range f.list {
+		if !f.is(at, id, name) {
+			continue
+		}
+		if i == 0 {
+			_, v := f.At(at)
+			return v, true
+		}
+		i--
+	}
+	return "", false
 }
 
 func (f *Fields) is(i int, id name, s string) bool {
@@ -290,8 +313,24 @@ func (f *Fields) mark(option string) {
 	}
 	for i := range f.list {
 		if f.is(i, id, option) {
-			f.list[i].hop = true
+			f.withhold(i)
 		}
+	}
+}
+
+// Withhold makes the fields whose names are go no further, nor be found by Value. Fields that the engine knows stay.
+func (f *Fields) Withhold(are func(name string) bool) {
+	for i := range f.list {
+		if x := &f.list[i]; x.name == other && are(f.text[x.line:x.nameEnd]) {
+			f.withhold(i)
+		}
+	}
+}
+
+func (f *Fields) withhold(i int) {
+	x := &f.list[i]
+	if x.hop = true; x.name == other {
+		x.name = withheld
 	}
 }
 
