@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
@@ -126,6 +128,32 @@ func (c *Config) trusted() map[mesh.Identity]bool {
 		out[mesh.Identity{TrustDomain: c.TrustDomain, Namespace: namespace, ServiceAccount: account}] = true
 	}
 	return out
+}
+
+// isOwn reports of an address whether the waypoint itself would answer there, rather than an application: by whatever
+// writes endpoints (a ServiceEntry, a DNS server) clients would come to its administration pages. Loopback is its own altogether,
+// unless all of its mesh is there.
+func (c *Config) isOwn() func(netip.AddrPort) bool {
+	self, _ := netip.ParseAddr(c.InstanceIP) // Validate has seen it
+	self = self.Unmap()
+	ports := make(map[uint16]bool)
+	for _, addr := range []string{c.ListenAddr, c.ProxyAddr, c.AdminAddr, c.MetricsAddr, c.ReadyAddr} {
+		if _, text, err := net.SplitHostPort(addr); err == nil {
+			if n, err := strconv.ParseUint(text, 10, 16); err == nil {
+				ports[uint16(n)] = true
+			}
+		}
+	}
+	return func(to netip.AddrPort) bool {
+		addr := to.Addr().Unmap()
+		switch {
+		case addr == self:
+			return ports[to.Port()]
+		case addr.IsUnspecified(): // to the kernel, loopback
+			return true
+		}
+		return addr.IsLoopback() && (ports[to.Port()] || !self.IsLoopback())
+	}
 }
 
 // identity is whom this waypoint is to others.

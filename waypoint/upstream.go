@@ -33,6 +33,7 @@ const (
 // upstreams are the endpoints this waypoint speaks to, with their connections and how busy they are.
 type upstreams struct {
 	id   func() mesh.Identity
+	own  func(netip.AddrPort) bool // the waypoint's own, where no client has any business
 	ids  *identity.Manager
 	pool *hbone.Pool
 	log  *zap.Logger
@@ -140,7 +141,7 @@ func (p *pick) limits() *mesh.ConnectionPool {
 }
 
 func newUpstreams(cfg *Config, ids *identity.Manager, log *zap.Logger) *upstreams {
-	u := &upstreams{id: cfg.identity, ids: ids, log: log, endpoints: make(map[endpointKey]*endpoint),
+	u := &upstreams{id: cfg.identity, own: cfg.isOwn(), ids: ids, log: log, endpoints: make(map[endpointKey]*endpoint),
 		clusters: make(map[clusterKey]*cluster)}
 	u.ctx, u.cancel = context.WithCancel(context.Background())
 	u.pool = hbone.NewPool(hbone.PoolConfig{
@@ -306,6 +307,9 @@ func (u *upstreams) reach(ctx context.Context, p pick, h hbone.Header) (relay.Co
 			return nil, fmt.Errorf("resolve %s: %w", key.host, err)
 		}
 		addr = netip.AddrPortFrom(found[rand.IntN(len(found))].Unmap(), addr.Port())
+	}
+	if u.own(addr) {
+		return nil, fmt.Errorf("%s is the waypoint itself: no client is sent there", addr)
 	}
 	if key.tunnel {
 		authority := addr.String()
