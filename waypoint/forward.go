@@ -413,11 +413,6 @@ func (s *session) requestEdits(p *plan, until time.Time) {
 	if _, ok := s.q.Value("x-forwarded-proto"); !ok {
 		e.Set("x-forwarded-proto", "http")
 	}
-	for _, name := range [...]string{"x-forwarded-client-cert", "x-envoy-peer-metadata", "x-envoy-peer-metadata-id", "x-envoy-decorator-operation"} {
-		if _, ok := s.q.Value(name); ok {
-			e.Remove(name)
-		}
-	}
 	if s.certificate != "" {
 		e.Set("x-forwarded-client-cert", s.certificate)
 	}

@@ -193,6 +193,7 @@ type reply struct {
 // The replies that carry nothing of the request.
 var (
 	replyDenied     = reply{403, "RBAC: access denied", "-", ""}
+	replyNoConnect  = reply{403, "", "-", "upgrade_failed"}
 	replyNoRoute    = reply{404, "", "NR", "route_not_found"}
 	replyNoCluster  = reply{503, "", "NC", "cluster_not_found"}
 	replyNoUpstream = reply{503, "no healthy upstream", "UH", "no_healthy_upstream"}
@@ -227,6 +228,9 @@ func printable(s string) string {
 // serve answers one request. It returns the upstream when the two connections are to be joined.
 func (s *session) serve(ctx context.Context) *upstream {
 	s.describe()
+	if s.q.Method == "CONNECT" {
+		return s.refuseConnect()
+	}
 	s.asked = authz.HTTP{Method: s.req.Method, Host: s.req.Authority, Path: s.req.Path, Header: s.q}
 	if d := s.authorize(s.view, &s.asked); !d.ok {
 		denied := replyDenied
@@ -268,9 +272,19 @@ func (s *session) serve(ctx context.Context) *upstream {
 	return s.forward(ctx, b)
 }
 
+// refuseConnect refuses a tunnel through the application, as Envoy does that was not told otherwise. Nobody would look at the
+// requests in it, and many an application answers CONNECT with 200 like any other request, and then reads the next.
+func (s *session) refuseConnect() *upstream {
+	if s.conn != nil {
+		s.conn.Wind() // who believes that a tunnel begins may be sending through it
+	}
+	return s.answer(replyNoConnect)
+}
+
 // describe makes the request ready to be matched.
 func (s *session) describe() {
 	q := s.q
+	q.Withhold(vouched)
 	scheme, ok := q.Value("x-forwarded-proto")
 	if !ok {
 		scheme = "http"
