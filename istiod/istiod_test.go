@@ -526,6 +526,18 @@ func TestABrokenPolicyOutlivesRestarts(t *testing.T) {
 	}
 }
 
+// TestATokenInAFileIsNothingElse: other proxies put the file's content into a header as it is, as a kubelet writes it.
+func TestATokenInAFileIsNothingElse(t *testing.T) {
+	out := filepath.Join(t.TempDir(), "token")
+	if code, _ := istiod.Secrets([]string{"token", "-node=n1", "-data-dir", t.TempDir(), "-out", out}, io.Discard, io.Discard); code != 0 {
+		t.Fatalf("istiod token = %d", code)
+	}
+	raw, err := os.ReadFile(out)
+	if err != nil || len(raw) == 0 || len(bytes.TrimSpace(raw)) != len(raw) {
+		t.Errorf("the file holds %q, %v, want a token and no space around it", raw, err)
+	}
+}
+
 func TestWrongUsageSaysHow(t *testing.T) {
 	var errs bytes.Buffer
 	if code, handled := istiod.Secrets([]string{"token", "-data-dir", t.TempDir()}, io.Discard, &errs); code != 1 || !handled || !strings.Contains(errs.String(), "-node is required") {

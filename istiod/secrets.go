@@ -80,7 +80,10 @@ func mintToken(args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	return deliver(out, []byte(raw+"\n"), 0o600, stdout)
+	if out == "" {
+		raw += "\n" // for a reader; in a file a token stands alone, as a kubelet writes it
+	}
+	return deliver(out, []byte(raw), 0o600, stdout)
 }
 
 func showRoot(args []string, stdout, stderr io.Writer) error {

@@ -53,10 +53,15 @@ type tally struct {
 
 // ask sends n requests to service api as web, parallel of them at a time.
 func (w *world) ask(ctx context.Context, path string, n, parallel int, headers ...string) (tally, error) {
-	args := append([]string{"get", apiURL + path, strconv.Itoa(n), strconv.Itoa(parallel)}, headers...)
-	out, err := w.lab.Command(ctx, w.pods["shop/web"].Namespace, filepath.Join(w.bin, "demo-app"), args...).Output()
+	return w.request(ctx, "shop/web", apiURL+path, n, parallel, headers...)
+}
+
+// request sends n requests for a URL from a pod, parallel of them at a time.
+func (w *world) request(ctx context.Context, from, url string, n, parallel int, headers ...string) (tally, error) {
+	args := append([]string{"get", url, strconv.Itoa(n), strconv.Itoa(parallel)}, headers...)
+	out, err := w.lab.Command(ctx, w.pods[from].Namespace, filepath.Join(w.bin, "demo-app"), args...).Output()
 	if err != nil {
-		return tally{}, fmt.Errorf("web → api: %w", err)
+		return tally{}, fmt.Errorf("%s → %s: %w", from, url, err)
 	}
 	t := tally{count: make(map[string]int)}
 	for line := range strings.Lines(string(out)) {
