@@ -42,6 +42,13 @@ func TestStockZtunnelWithOurWaypoint(t *testing.T) {
 	for _, node := range []string{"node1", "node2"} {
 		w.replaceZtunnel(t, bin, node)
 		t.Run("up to "+node, w.throughTheWaypoint)
+		b, err := os.ReadFile(w.procs["ztunnel-"+node].log)
+		must(t, "read its log", err)
+		for line := range strings.Lines(string(b)) {
+			if strings.Contains(line, "\twarn\t") || strings.Contains(line, "\terror\t") && !strings.Contains(line, "\taccess\t") {
+				t.Errorf("the ztunnel of %s complains: %s", node, line)
+			}
+		}
 	}
 }
 
