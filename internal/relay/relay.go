@@ -98,6 +98,7 @@ type pump struct {
 	mu         sync.Mutex
 	aToB, bToA direction
 	cause      error // of an abort
+	resetting  sync.WaitGroup
 	linger     *time.Timer
 }
 
@@ -144,16 +145,22 @@ func (p *pump) abort(cause error) {
 	// A connection that was sent everything, and its half-close, is spared: a reset could destroy what it has not read.
 	spareA, spareB := p.bToA.over && p.bToA.err == nil, p.aToB.over && p.aToB.err == nil
 	p.cause = cause
+	p.resetting.Add(1)
 	p.mu.Unlock()
+	defer p.resetting.Done()
 	var w errWrite
 	if !errors.As(cause, &w) {
 		spareA, spareB = false, false
 	}
 	// Streams first: closing a socket waits for whoever uses it, who may be waiting for the stream.
-	for _, c := range [...]struct {
+	ends := [...]struct {
 		Conn
 		spare bool
-	}{{p.b, spareB}, {p.a, spareA}} {
+	}{{p.b, spareB}, {p.a, spareA}}
+	if _, stream := p.a.(Receiver); stream {
+		ends[0], ends[1] = ends[1], ends[0]
+	}
+	for _, c := range ends {
 		if c.spare {
 			c.Close()
 		} else {
@@ -171,6 +178,7 @@ func (p *pump) finish() error {
 	}
 	p.mu.Unlock()
 	if cause != nil {
+		p.resetting.Wait() // the first reset ends both directions, and who called Pump closes in an orderly way what is left to close
 		return cause
 	}
 	if failed != nil {

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 
 	"github.com/mistnet/mistnet/internal/relay"
 )
@@ -208,4 +209,51 @@ func TestPumpAllocatesNothingInSteadyState(t *testing.T) {
 			}
 		})
 	}
+}
+
+// slowToReset is a connection nobody sends anything on, and which takes its time to be reset.
+type slowToReset struct {
+	net.Conn
+	over    chan struct{} // closed when reads end
+	release chan struct{} // closed when a reset may return; nil: at once
+}
+
+func (c *slowToReset) Read([]byte) (int, error) { <-c.over; return 0, net.ErrClosed }
+func (c *slowToReset) CloseWrite() error        { return nil }
+func (c *slowToReset) Close() error             { return nil }
+func (c *slowToReset) Reset() error {
+	select {
+	case <-c.over:
+	default:
+		close(c.over)
+	}
+	if c.release != nil {
+		<-c.release
+	}
+	return nil
+}
+
+// TestPumpReturnsWhenBothAreReset, not when the first is: what its caller does then would look like an orderly end.
+func TestPumpReturnsWhenBothAreReset(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		over, release := make(chan struct{}), make(chan struct{}) // one for both: the first reset ends both directions
+		ctx, cancel := context.WithCancelCause(t.Context())
+		cause := errors.New("enough")
+		returned := make(chan error, 1)
+		go func() {
+			returned <- relay.Pump(ctx, &slowToReset{over: over, release: release}, &slowToReset{over: over}, &relay.Counters{})
+		}()
+		cancel(cause)
+		synctest.Wait()
+		select {
+		case err := <-returned:
+			t.Errorf("Pump() = %v while a connection is being reset", err)
+			returned <- err
+		default:
+		}
+		close(release)
+		if err := <-returned; err != cause {
+			t.Errorf("Pump() = %v, want %v", err, cause)
+		}
+	})
 }
