@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -13,6 +14,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -285,13 +287,15 @@ func (l *lab) eventually(what string, ok func() bool) {
 func (l *lab) known(services ...string) {
 	l.t.Helper()
 	l.eventually("services known", func() bool {
-		page := l.page(":15000/config_dump")
-		for _, s := range services {
-			if !strings.Contains(page, `"Hostname": "`+s+`.shop.svc.cluster.local"`) {
-				return false
-			}
+		var dump struct{ Services []struct{ Hostname string } } // routes name services that are not known yet
+		if json.Unmarshal([]byte(l.page(":15000/config_dump")), &dump) != nil {
+			return false
 		}
-		return true
+		there := make(map[string]bool)
+		for _, s := range dump.Services {
+			there[strings.TrimSuffix(s.Hostname, ".shop.svc.cluster.local")] = true
+		}
+		return !slices.ContainsFunc(services, func(s string) bool { return !there[s] })
 	})
 }
 
