@@ -2,12 +2,14 @@ package cli_test
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/mistnet/mistnet/cli"
+	"github.com/mistnet/mistnet/cli/fakeapi"
 )
 
 const shop = `
@@ -75,5 +77,55 @@ func TestAnalyzeTellsWhatDoesNotDoWhatItSays(t *testing.T) {
 		if code, out := offline(t, tt.yaml, "analyze", "FILE"); code != 1 || !strings.Contains(out, tt.want) {
 			t.Errorf("analyze = %d %q, want 1 and %q", code, out, tt.want)
 		}
+	}
+}
+
+// TestAnalyzeAndExplainACluster asks about what an API server has, and what a file would change in it.
+func TestAnalyzeAndExplainACluster(t *testing.T) {
+	t.Parallel()
+	api := fakeapi.New(t)
+	config := api.Kubeconfig(t)
+	const born = "2026-01-02T03:04:05Z"
+	api.Put("/api/v1/namespaces/shop/services/cart", object{"apiVersion": "v1", "kind": "Service",
+		"metadata": object{"name": "cart", "namespace": "shop", "creationTimestamp": born},
+		"spec":     object{"clusterIP": "10.96.0.1", "ports": []any{object{"name": "http", "port": 80}}}})
+	rule := func(status int) []any { return []any{object{"directResponse": object{"status": status}}} }
+	api.Put("/apis/networking.istio.io/v1/namespaces/shop/virtualservices/cart", object{"apiVersion": "networking.istio.io/v1", "kind": "VirtualService",
+		"metadata": object{"name": "cart", "namespace": "shop", "creationTimestamp": born},
+		"spec":     object{"hosts": []any{"cart"}, "http": rule(410)}})
+	api.Put("/apis/networking.istio.io/v1/namespaces/lab/virtualservices/lost", object{"apiVersion": "networking.istio.io/v1", "kind": "VirtualService",
+		"metadata": object{"name": "lost", "namespace": "lab", "creationTimestamp": born},
+		"spec":     object{"hosts": []any{"nobody"}, "http": rule(410)}})
+
+	dir := t.TempDir()
+	later, instead := filepath.Join(dir, "later.yaml"), filepath.Join(dir, "instead.yaml")
+	const vs = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: %s, namespace: shop}\n" +
+		"spec: {hosts: [cart], http: [{directResponse: {status: 200}}]}\n"
+	for file, name := range map[string]string{later: "later", instead: "cart"} {
+		if err := os.WriteFile(file, fmt.Appendf(nil, vs, name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tt := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"analyze"}, 1, "VirtualService lab/lost: Ignored: "},
+		{[]string{"analyze", "-n", "shop"}, 0, "no problem found\n"},
+		{[]string{"analyze", "--live", "-n", "shop", later}, 1, "VirtualService shop/later: hidden: http rule 0: VirtualService/shop/cart/http/0 comes first and takes all of it\n"},
+		{[]string{"explain", "GET", "cart.shop"}, 0, "rule: VirtualService/shop/cart/http/0\nanswer 410 \"\"\n"},
+		{[]string{"explain", "GET", "cart.shop", "--live", "-f", later}, 0, "rule: VirtualService/shop/cart/http/0\nanswer 410 \"\"\n"},
+		{[]string{"explain", "GET", "cart.shop", "--live", "-f", instead}, 0, "rule: VirtualService/shop/cart/http/0\nanswer 200 \"\"\n"},
+		{[]string{"explain", "GET", "cart.shop", "-f", later}, 1, ""},
+	} {
+		code, out, errOut := mistctl(t, append(tt.args, "--kubeconfig", config)...)
+		if code != tt.code || !strings.Contains(out, tt.want) {
+			t.Errorf("%q = %d %q %q, want %d and %q", tt.args, code, out, errOut, tt.code, tt.want)
+		}
+	}
+	api.Deny = func(_, plural string) bool { return plural == "virtualservices" }
+	if code, _, errOut := mistctl(t, "analyze", "--kubeconfig", config); code != 1 || !strings.Contains(errOut, "VirtualService") {
+		t.Errorf("without leave to list: %d %q", code, errOut)
 	}
 }

@@ -1,5 +1,5 @@
-// Package explain answers from YAML alone, without a cluster, what a mesh would do: what is wrong with the configuration,
-// and what becomes of a request. It asks the very code that istiod and waypoints run.
+// Package explain answers from YAML, or from what a cluster's API server holds, what a mesh would do: what is wrong with the
+// configuration, and what becomes of a request. It asks the very code that istiod and waypoints run.
 package explain
 
 import (
@@ -50,12 +50,22 @@ func Read(ctx context.Context, paths ...string) (*Mesh, error) {
 			return nil, err
 		}
 	}
+	return read(ctx, dir, metav1.Time{})
+}
+
+// read reads the files of dir. What does not say when it was created was created at born.
+func read(ctx context.Context, dir string, born metav1.Time) (*Mesh, error) {
 	cfg := translate.Config{NoStatus: true}.WithDefaults()
 	x := index.New(cfg)
 	source := files.New(files.Config{Dir: dir})
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	err = source.Run(ctx, func(events []index.Event) {
+	err := source.Run(ctx, func(events []index.Event) {
+		for _, e := range events {
+			if o, ok := e.Object.(metav1.Object); ok && !born.IsZero() && o.GetCreationTimestamp().Time.IsZero() {
+				o.SetCreationTimestamp(born)
+			}
+		}
 		x.Apply(append(events, waypointServices(events)...)...)
 		cancel() // the first call carries everything
 	})
