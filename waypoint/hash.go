@@ -5,11 +5,23 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/mistnet/mistnet/internal/lb"
 	"github.com/mistnet/mistnet/internal/mesh"
 )
 
-// hashOf is what the clients of a service are told apart by; nil: nothing. Package lb's rendezvous hashing stands for every
-// algorithm of the kind: the same endpoint for the same key, for as long as that may be used.
+// hashing is how what clients are told apart by is mapped to endpoints.
+func hashing(b *mesh.Balancer) lb.Hashing {
+	if b == nil || b.Hash == nil {
+		return lb.Hashing{}
+	}
+	h := lb.Hashing{Algorithm: b.Algorithm, Size: b.Hash.MinRingSize}
+	if b.Algorithm == mesh.BalancerMaglev {
+		h.Size = b.Hash.TableSize
+	}
+	return h
+}
+
+// hashOf is what the clients of a service are told apart by; nil: nothing.
 func hashOf(b *mesh.Balancer) *mesh.ConsistentHash {
 	if b == nil || b.Algorithm != mesh.BalancerRingHash && b.Algorithm != mesh.BalancerMaglev {
 		return nil

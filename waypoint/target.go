@@ -193,20 +193,21 @@ func (t *target) gather(u *upstreams, ipv4 bool, now time.Time) *members {
 	if slices.ContainsFunc(r.Endpoints, elsewhere) {
 		r.Endpoints = slices.DeleteFunc(slices.Clone(r.Endpoints), elsewhere)
 	}
-	var near lb.Preference
-	if near.Ejects = t.settings.Outliers != nil; t.settings.Balancer != nil {
-		near.Locality = t.settings.Balancer.Locality
+	how := lb.Preference{Ejects: t.settings.Outliers != nil, Hashing: hashing(t.settings.Balancer)}
+	if b := t.settings.Balancer; b != nil {
+		how.Locality = b.Locality
 	}
-	m.set = lb.NewSet(&r, near)
-	m.byID = make(map[uint64]int32, len(m.set.Members))
 	before := make(map[string]*host)
 	for i := range t.cluster.members {
 		if old := t.cluster.members[i].Load(); old != nil {
+			how.Like = append(how.Like, old.set)
 			for _, h := range old.hosts {
 				before[h.workload.UID] = h
 			}
 		}
 	}
+	m.set = lb.NewSet(&r, how)
+	m.byID = make(map[uint64]int32, len(m.set.Members))
 	for i := range m.set.Members {
 		p := u.member(t, &m.set.Members[i])
 		h := before[p.workload.UID]

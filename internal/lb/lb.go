@@ -6,13 +6,17 @@
 // Pick is for one connection, by what the service says. A Set is for many requests, by what a traffic policy says too: the
 // algorithm, which localities come first, who is out because it failed and who is still warming up.
 //
-// Where a client is to keep to one endpoint, it is the one whose name makes the highest number together with the client's
-// (rendezvous hashing, weighted by capacity): the same from every proxy and after a restart, for as long as that endpoint
+// Where a client is to keep to one endpoint of a service, it is the one whose name makes the highest number together with the
+// client's (rendezvous hashing, weighted by capacity): the same from every proxy and after a restart, for as long as that endpoint
 // may be used; when one comes or goes, only clients that end up there, or were there, are moved.
+//
+// Where a traffic policy hashes requests, a Set has a ring or Maglev's table, made once. Both are made of names and weights alone,
+// so that every proxy has the same. What belongs to an endpoint that is out goes to the next on the ring or in the table, and back
+// when it is well; nobody else is moved. A ring moves only who must be moved when an endpoint comes or goes, and its shares differ
+// from the weights by some per cent; Maglev's table has the shares, and moves a few more.
 package lb
 
 import (
-	"math"
 	"net/netip"
 
 	"github.com/mistnet/mistnet/internal/mesh"
@@ -132,32 +136,11 @@ func (r *Request) sticky(best int) *mesh.Endpoint {
 		if rank, fault := r.rank(ep); fault != 0 || rank != best {
 			continue
 		}
-		// -ln of a uniform number is exponential, and of several such the one divided by its weight is least with a chance
-		// in proportion to that weight.
-		score := float64(ep.Workload.Capacity) / -math.Log(uniform(r.From.UID, ep.Workload.UID))
-		if own == nil || score > highest {
-			own, highest = ep, score
+		if s := score(r.From.UID, ep.Workload); own == nil || s > highest {
+			own, highest = ep, s
 		}
 	}
 	return own
-}
-
-// uniform makes two names a number in (0, 1): FNV-1a, with its bits mixed once more, for it differs little between names
-// that differ at their ends.
-func uniform(a, b string) float64 {
-	h := uint64(14695981039346656037)
-	for _, s := range [2]string{a, b} {
-		for i := range len(s) {
-			h = (h ^ uint64(s[i])) * 1099511628211
-		}
-		h = (h ^ 0xff) * 1099511628211 // no name has this byte
-	}
-	h ^= h >> 33
-	h *= 0xff51afd7ed558ccd
-	h ^= h >> 33
-	h *= 0xc4ceb9fe1a85ec53
-	h ^= h >> 33
-	return (float64(h>>11) + 0.5) / (1 << 53)
 }
 
 // rank says how near an endpoint is, or why it cannot take the connection.

@@ -15,12 +15,16 @@ type Preference struct {
 	// Ejects: failing endpoints are taken out, so that farther ones get their turn. Then nearer ones are preferred, unless
 	// something else is said.
 	Ejects bool
+
+	Hashing Hashing // of requests with a key
+	Like    []*Set  // may be nil, and hold nil: sets whose tables are taken over where they fit, for making them costs
 }
 
 // NewSet finds the endpoints that may take what From sends to the port of r.Dst, and orders them by where they are. A
 // PASSTHROUGH service has no set: Pick knows where to go.
 func NewSet(r *Request, p Preference) *Set {
 	s := &Set{}
+	m := maker{Set: s, hashing: p.Hashing, like: p.Like}
 	furthest := NoEndpoints
 	var order []int // by member: the lower, the sooner it is used
 	for i := range r.Endpoints {
@@ -41,7 +45,7 @@ func NewSet(r *Request, p Preference) *Set {
 	case l == nil && r.Service.LB.Mode == mesh.LBFailover: // by rank
 	case l != nil && len(l.Distribute) > 0:
 		clear(order)
-		s.distribute(r.From, l.Distribute)
+		m.distribute(r.From, l.Distribute)
 	case l != nil && l.Disabled, !p.Ejects:
 		clear(order)
 	default:
@@ -50,13 +54,21 @@ func NewSet(r *Request, p Preference) *Set {
 		}
 	}
 	if s.tiers == nil {
-		s.arrange(order)
+		m.arrange(order)
 	}
 	return s
 }
 
+// maker makes a set.
+type maker struct {
+	*Set
+	hashing Hashing
+	like    []*Set
+	places  uint64 // of its tables
+}
+
 // arrange makes a tier of all members of each order.
-func (s *Set) arrange(order []int) {
+func (s *maker) arrange(order []int) {
 	for _, o := range slices.Compact(slices.Sorted(slices.Values(order))) {
 		var members []int32
 		for i := range order {
@@ -68,14 +80,20 @@ func (s *Set) arrange(order []int) {
 	}
 }
 
-func (s *Set) group(members []int32, share uint64) group {
+func (s *maker) group(members []int32, share uint64) group {
 	g := group{members: members, share: share, stride: 1}
 	end, same := uint64(0), true
-	for _, m := range members {
-		weight := s.Members[m].Endpoint.Workload.Capacity
+	names := make([]named, len(members))
+	for i, m := range members {
+		w := s.Members[m].Endpoint.Workload
+		names[i] = named{w.UID, w.Capacity}
+		weight := w.Capacity
 		same = same && weight == s.Members[members[0]].Endpoint.Workload.Capacity
 		end += uint64(weight)
 		g.ends = append(g.ends, end)
+	}
+	if g.spread = s.hashing.orDefault(s.places).spreadOver(names, s.like); g.spread != nil {
+		s.places += uint64(g.spread.size())
 	}
 	if same {
 		g.ends = nil
@@ -97,7 +115,7 @@ func gcd(a, b uint64) uint64 {
 
 // distribute makes one tier of the parts that the first rule for the client's locality names. Endpoints elsewhere get
 // nothing. Without such a rule, all are alike.
-func (s *Set) distribute(from *mesh.Workload, rules []mesh.LocalityDistribute) {
+func (s *maker) distribute(from *mesh.Workload, rules []mesh.LocalityDistribute) {
 	i := slices.IndexFunc(rules, func(d mesh.LocalityDistribute) bool { return within(from.Locality, d.From) })
 	if i < 0 {
 		return
@@ -120,7 +138,7 @@ func (s *Set) distribute(from *mesh.Workload, rules []mesh.LocalityDistribute) {
 		}
 	}
 	if s.tiers = []tier{t}; len(t.groups) == 0 {
-		*s = Set{Fault: NoLocalEndpoints}
+		*s.Set = Set{Fault: NoLocalEndpoints}
 	}
 }
 

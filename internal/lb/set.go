@@ -1,7 +1,6 @@
 package lb
 
 import (
-	"math"
 	"math/bits"
 
 	"github.com/mistnet/mistnet/internal/mesh"
@@ -27,6 +26,7 @@ type group struct {
 	ends    []uint64 // of the members' parts, by weight, one after the other; nil: they all have the same weight
 	stride  uint64   // what spreads turns over the parts
 	share   uint64
+	spread  *spread // of keys; nil: without a table
 }
 
 // State is how the members of a Set are doing, by their place in Members.
@@ -43,7 +43,7 @@ type State interface {
 
 // Way is how one pick is made.
 type Way struct {
-	Algorithm mesh.BalancerAlgorithm // of BalancerRingHash and BalancerMaglev, only Key counts
+	Algorithm mesh.BalancerAlgorithm // for picks without a Key; BalancerRingHash and BalancerMaglev then mean BalancerRandom
 	Key       string                 // what is hashed; "": the pick is by chance
 	Turn      uint64                 // with BalancerRoundRobin: how many picks there were before
 	Pick      Picker
@@ -52,7 +52,8 @@ type Way struct {
 	Tried []int32
 	// OtherTiers leaves out the tiers of members tried, when there are others.
 	OtherTiers bool
-	// MinHealthy, per cent: when fewer of all members are usable, it is forgotten who is out.
+	// MinHealthy, per cent: when the tiers together cannot carry everything, and fewer of one's members are usable, it is forgotten
+	// who of them is out (Envoy's panic threshold).
 	MinHealthy uint32
 }
 
@@ -68,7 +69,6 @@ func (s *Set) Choose(st State, w *Way) int {
 		return -1
 	}
 	p := picking{set: s, way: w, state: st, calm: st.Calm()}
-	p.panics = !p.calm && w.MinHealthy > 0 && p.usable(nil)*100 < int(w.MinHealthy)*len(s.Members)
 	return p.pick()
 }
 
@@ -77,7 +77,7 @@ type picking struct {
 	way    *Way
 	state  State
 	calm   bool
-	panics bool
+	panics bool // it is forgotten who is out
 }
 
 func (p *picking) pick() int {
@@ -120,17 +120,9 @@ func tried(list []int32, m int) bool {
 // out reports that a member is not to be used.
 func (p *picking) out(m int32) bool { return !p.calm && !p.panics && p.state.Out(int(m)) }
 
-// usable counts the members of a tier, or with nil of all, that are not out.
+// usable counts the members of a tier that are not out.
 func (p *picking) usable(t *tier) int {
 	n := 0
-	if t == nil {
-		for m := range p.set.Members {
-			if !p.state.Out(m) {
-				n++
-			}
-		}
-		return n
-	}
 	for i := range t.groups {
 		n += p.usableIn(&t.groups[i])
 	}
@@ -167,37 +159,65 @@ func (t *tier) has(members []int32) bool {
 	return false
 }
 
+// whole is all traffic, in per cent.
+const whole = 100
+
 // tier is the first, as long as enough of it is usable: what it cannot carry goes to the next, and so on.
 func (p *picking) tier() *tier {
 	tiers := p.set.tiers
-	if len(tiers) == 1 && p.calm {
-		return &tiers[0]
-	}
 	skip := p.way.OtherTiers && len(p.way.Tried) > 0 && p.elsewhere()
 	if p.calm && !skip {
 		return &tiers[0]
 	}
-	// What each can carry, in per cent, one after the other.
-	const whole = 100
 	total := 0.0
-	var last *tier
 	for i := range tiers {
-		if c := p.capacity(&tiers[i], skip); c > 0 {
-			total += c
-			last = &tiers[i]
-		}
+		total += p.capacity(&tiers[i], skip)
 	}
-	if last == nil {
+	switch {
+	case total < whole && p.way.MinHealthy > 0 && !p.calm && !skip:
+		return p.strained(total)
+	case total == 0:
 		return nil
 	}
-	at := p.chance("tier") * min(total, whole)
+	return draw(tiers, p.chance("tier")*min(total, whole), func(t *tier) float64 { return p.capacity(t, skip) })
+}
+
+// strained picks a tier when all of them cannot carry everything, but a part of it in per cent: they share it by what they can
+// carry. Those of whose members too few are usable forget who is out; when all do, the tiers share by size.
+func (p *picking) strained(total float64) *tier {
+	tiers := p.set.tiers
+	all, sizes := true, 0
 	for i := range tiers {
-		if c := p.capacity(&tiers[i], skip); c > 0 {
-			if at < c {
-				return &tiers[i]
-			}
-			at -= c
+		all = all && p.tooFew(&tiers[i])
+		sizes += tiers[i].size()
+	}
+	t := &tiers[0]
+	switch {
+	case total == 0:
+	case all:
+		t = draw(tiers, p.chance("tier")*float64(sizes), func(t *tier) float64 { return float64(t.size()) })
+	default:
+		t = draw(tiers, p.chance("tier")*total, func(t *tier) float64 { return p.capacity(t, false) })
+	}
+	p.panics = p.tooFew(t)
+	return t
+}
+
+// tooFew reports whether fewer members of a tier are usable than must be for who is out to be passed over.
+func (p *picking) tooFew(t *tier) bool { return p.usable(t)*100 < int(p.way.MinHealthy)*t.size() }
+
+// draw picks the one in whose part a number is, that is below the sum of the parts; nil when no part is above 0.
+func draw[T any](of []T, at float64, part func(*T) float64) *T {
+	var last *T
+	for i := range of {
+		n := part(&of[i])
+		if n <= 0 {
+			continue
 		}
+		if last = &of[i]; at < n {
+			break
+		}
+		at -= n
 	}
 	return last
 }
@@ -225,26 +245,10 @@ func (p *picking) group(t *tier) *group {
 		return &t.groups[0]
 	}
 	total := 0.0
-	var last *group
 	for i := range t.groups {
-		if share := p.share(&t.groups[i]); share > 0 {
-			total += share
-			last = &t.groups[i]
-		}
+		total += p.share(&t.groups[i])
 	}
-	if last == nil {
-		return nil
-	}
-	at := p.chance("group") * total
-	for i := range t.groups {
-		if share := p.share(&t.groups[i]); share > 0 {
-			if at < share {
-				return &t.groups[i]
-			}
-			at -= share
-		}
-	}
-	return last
+	return draw(t.groups, p.chance("group")*total, p.share)
 }
 
 func (p *picking) share(g *group) float64 {
@@ -362,20 +366,4 @@ func (p *picking) inTurn(g *group) int {
 func (p *picking) warm(m int32) bool {
 	w := p.state.Warmth(int(m))
 	return w >= 1 || float64(p.way.Pick(1<<53))/(1<<53) < w
-}
-
-// hashed picks the key's own member: see the package comment.
-func (p *picking) hashed(g *group) int {
-	own, highest := -1, 0.0
-	for _, m := range g.members {
-		if p.out(m) {
-			continue
-		}
-		w := p.set.Members[m].Endpoint.Workload
-		score := float64(w.Capacity) / -math.Log(uniform(p.way.Key, w.UID))
-		if own < 0 || score > highest {
-			own, highest = int(m), score
-		}
-	}
-	return own
 }

@@ -184,6 +184,50 @@ func TestLocalities(t *testing.T) {
 	}
 }
 
+// TestPanic: only what all tiers together cannot carry makes one forget who is out.
+func TestPanic(t *testing.T) {
+	t.Parallel()
+	var eps []mesh.Endpoint // the client is in east
+	for i := range 10 {
+		eps = append(eps, place(i, "east/a/1", 1))
+	}
+	eps = append(eps, place(10, "west/a/1", 1), place(11, "west/a/1", 1))
+	for name, tc := range map[string]struct {
+		out                []int
+		health             uint32
+		east, gone, inWest float64 // per cent of the picks: usable ones in east, those out in east, west
+	}{
+		"the others carry what a tier cannot":  {[]int{0, 1, 2, 3, 4, 5, 6, 7, 8}, 50, 14, 0, 86},
+		"enough is usable for everything":      {[]int{0, 1}, 90, 100, 0, 0},
+		"too few everywhere: all, by size":     {[]int{0, 1, 2, 3, 4, 5, 6, 7, 8, 10}, 60, 8.3, 75, 16.7},
+		"too few in one, which forgets":        {[]int{0, 1, 2, 3, 4, 5, 6, 7, 8, 10}, 40, 1.7, 15, 83.3},
+		"none anywhere: the first tier":        {[]int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}, 1, 0, 100, 0},
+		"without a threshold nobody forgets":   {[]int{0, 1, 2, 3, 4, 5, 6, 7, 8, 10}, 0, 16.7, 0, 83.3},
+		"nobody, without a threshold, is used": {[]int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}, 0, 0, 0, 0},
+	} {
+		s := lb.NewSet(setRequest(eps...), lb.Preference{Ejects: true})
+		st := state{out: make(map[int]bool)}
+		for _, m := range tc.out {
+			st.out[m] = true
+		}
+		var east, gone, west float64
+		for m, share := range shares(t, s, &st, lb.Way{Algorithm: mesh.BalancerRandom, MinHealthy: tc.health}, 12_000) {
+			switch {
+			case m >= 10:
+				west += share
+			case st.out[m]:
+				gone += share
+			default:
+				east += share
+			}
+		}
+		if math.Abs(east-tc.east) > 2 || math.Abs(gone-tc.gone) > 2 || math.Abs(west-tc.inWest) > 2 {
+			t.Errorf("%s: %.1f to the usable, %.1f to those out, %.1f to the west, want %.1f, %.1f, %.1f",
+				name, east, gone, west, tc.east, tc.gone, tc.inWest)
+		}
+	}
+}
+
 func TestRetriesGoElsewhere(t *testing.T) {
 	t.Parallel()
 	rng := rand.New(rand.NewPCG(7, 7))
@@ -269,15 +313,23 @@ func TestChooseAllocatesNothing(t *testing.T) {
 	for i := range 50 {
 		eps = append(eps, place(i, "east/a/1", uint32(1+i%3)), place(100+i, "west/a/1", 1))
 	}
-	s := lb.NewSet(setRequest(eps...), lb.Preference{Ejects: true})
+	r := setRequest(eps...)
+	sets := map[mesh.BalancerAlgorithm]*lb.Set{mesh.BalancerMaglev: lb.NewSet(r, lb.Preference{Ejects: true, Hashing: maglev}),
+		mesh.BalancerRingHash: lb.NewSet(r, lb.Preference{Ejects: true, Hashing: ring})}
+	plain := lb.NewSet(r, lb.Preference{Ejects: true})
 	calm, troubled := &state{}, &state{out: map[int]bool{1: true}, warm: map[int]float64{3: 0.3}}
 	rng := rand.New(rand.NewPCG(1, 1))
 	pick := rng.Uint64N
 	triedBefore := []int32{4}
-	for _, a := range []mesh.BalancerAlgorithm{mesh.BalancerLeastRequest, mesh.BalancerRoundRobin, mesh.BalancerRandom, mesh.BalancerRingHash} {
+	for _, a := range []mesh.BalancerAlgorithm{mesh.BalancerLeastRequest, mesh.BalancerRoundRobin, mesh.BalancerRandom, mesh.BalancerRingHash,
+		mesh.BalancerMaglev} {
+		s := plain
+		if sets[a] != nil {
+			s = sets[a]
+		}
 		for _, st := range []*state{calm, troubled} {
 			way := lb.Way{Algorithm: a, Pick: pick, Tried: triedBefore}
-			if a == mesh.BalancerRingHash {
+			if s != plain {
 				way.Key = "somebody"
 			}
 			if n := testing.AllocsPerRun(100, func() { way.Turn++; _ = s.Choose(st, &way) }); n > 0 {
@@ -285,7 +337,7 @@ func TestChooseAllocatesNothing(t *testing.T) {
 			}
 		}
 	}
-	if !slices.ContainsFunc(s.Members, func(c lb.Choice) bool { return c.Port == 8080 }) {
+	if !slices.ContainsFunc(plain.Members, func(c lb.Choice) bool { return c.Port == 8080 }) {
 		t.Error("no member has its port")
 	}
 }

@@ -162,8 +162,24 @@ type ConsistentHash struct {
 	QueryParam string      // httpQueryParameterName
 	SourceIP   bool        // useSourceIp: of the client itself, not of a proxy on the way
 
-	MinRingSize uint64 // ringHash.minimumRingSize; 0: 1024
+	MinRingSize uint64 // ringHash.minimumRingSize, at most MaxRingSize; 0: 1024
 	TableSize   uint64 // maglev.tableSize, a prime; 0: 65537
+}
+
+// MaxRingSize bounds ConsistentHash.MinRingSize, so that no policy takes all memory.
+const MaxRingSize = 1 << 20
+
+// IsTableSize reports whether n may be a ConsistentHash.TableSize: a prime, and within Envoy's bound.
+func IsTableSize(n uint64) bool {
+	if n < 2 || n > 5000011 {
+		return false
+	}
+	for d := uint64(2); d*d <= n; d++ {
+		if n%d == 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // HashCookie is a cookie to hash.

@@ -117,13 +117,11 @@ func (r *routeReader) hash(at string, m *pb.ConsistentHash) *mesh.ConsistentHash
 		return nil
 	}
 	h := &mesh.ConsistentHash{MinRingSize: m.GetMinRingSize(), TableSize: m.GetTableSize()}
-	const maxRing = 8 << 20 // Envoy's bound, which keeps a policy from taking all memory
-	if h.MinRingSize > maxRing {
-		r.fail(at+".min_ring_size", fmt.Errorf("%d is more than %d", h.MinRingSize, maxRing))
+	if h.MinRingSize > mesh.MaxRingSize {
+		r.fail(at+".min_ring_size", fmt.Errorf("%d is more than %d", h.MinRingSize, mesh.MaxRingSize))
 	}
-	const maxTable = 5000011 // likewise
-	if h.TableSize > maxTable || h.TableSize != 0 && !prime(h.TableSize) {
-		r.fail(at+".table_size", fmt.Errorf("%d is not a prime of at most %d", h.TableSize, maxTable))
+	if h.TableSize != 0 && !mesh.IsTableSize(h.TableSize) {
+		r.fail(at+".table_size", fmt.Errorf("%d is not a prime of at most 5000011", h.TableSize))
 	}
 	switch k := m.GetKey().(type) {
 	case *pb.ConsistentHash_Header:
@@ -148,18 +146,6 @@ func (r *routeReader) hash(at string, m *pb.ConsistentHash) *mesh.ConsistentHash
 		r.fail(at+".key", errors.New("is empty"))
 	}
 	return h
-}
-
-func prime(n uint64) bool {
-	if n < 2 {
-		return false
-	}
-	for d := uint64(2); d*d <= n; d++ {
-		if n%d == 0 {
-			return false
-		}
-	}
-	return true
 }
 
 func (r *routeReader) locality(at string, m *pb.LocalityBalance) *mesh.LocalityBalance {

@@ -184,33 +184,19 @@ func (r *ruleReader) hash(at string, h *networkingapi.LoadBalancerSettings_Consi
 		return
 	}
 	b.Algorithm, b.Hash = mesh.BalancerRingHash, out
-	const maxRing = 8 << 20
 	//lint:ignore SA1019 still written by users
 	out.MinRingSize = max(h.GetMinimumRingSize(), h.GetRingHash().GetMinimumRingSize())
-	if out.MinRingSize > maxRing {
-		r.fault(Invalid, at+".ringHash.minimumRingSize", "%d is more than %d, which is used", out.MinRingSize, maxRing)
-		out.MinRingSize = maxRing
+	if out.MinRingSize > mesh.MaxRingSize {
+		r.fault(Invalid, at+".ringHash.minimumRingSize", "%d is more than %d, which is used", out.MinRingSize, mesh.MaxRingSize)
+		out.MinRingSize = mesh.MaxRingSize
 	}
 	if m, ok := h.GetHashAlgorithm().(*networkingapi.LoadBalancerSettings_ConsistentHashLB_Maglev); ok {
 		b.Algorithm, out.MinRingSize = mesh.BalancerMaglev, 0
-		if out.TableSize = m.Maglev.GetTableSize(); out.TableSize != 0 && !isTableSize(out.TableSize) {
+		if out.TableSize = m.Maglev.GetTableSize(); out.TableSize != 0 && !mesh.IsTableSize(out.TableSize) {
 			r.fault(Invalid, at+".maglev.tableSize", "%d is no prime of at most 5000011, 65537 is used", out.TableSize)
 			out.TableSize = 0
 		}
 	}
-}
-
-// isTableSize: Maglev's table is a prime in size, and within Envoy's bound.
-func isTableSize(n uint64) bool {
-	if n < 2 || n > 5000011 {
-		return false
-	}
-	for d := uint64(2); d*d <= n; d++ {
-		if n%d == 0 {
-			return false
-		}
-	}
-	return true
 }
 
 func (r *ruleReader) locality(at string, l *networkingapi.LocalityLoadBalancerSetting, ejects bool) *mesh.LocalityBalance {
