@@ -45,6 +45,8 @@ type lab struct {
 	log    *lockedBuffer
 	stop   context.CancelFunc
 	done   chan error
+
+	stopIstiod func()
 }
 
 var (
@@ -170,6 +172,7 @@ func (l *lab) serveIstiod() string {
 	capb.RegisterIstioCertificateServiceServer(srv, caService{ca: l.ca})
 	ln := listen(l.t, "127.0.0.1:0")
 	go func() { _ = srv.Serve(ln) }()
+	l.stopIstiod = srv.Stop
 	l.t.Cleanup(srv.Stop)
 	return ln.Addr().String()
 }
@@ -327,11 +330,13 @@ func (l *lab) do(req *http.Request) (*http.Response, string) {
 }
 
 // app starts an HTTP application on an address of its own.
-func app(t *testing.T, h http.HandlerFunc) netip.AddrPort {
+func app(t *testing.T, h http.HandlerFunc) netip.AddrPort { return appAt(t, loopback(), h) }
+
+func appAt(t *testing.T, ip string, h http.HandlerFunc) netip.AddrPort {
 	t.Helper()
 	srv := httptest.NewUnstartedServer(h)
 	srv.Listener.Close()
-	srv.Listener = listen(t, loopback()+":0")
+	srv.Listener = listen(t, ip+":0")
 	srv.Start()
 	t.Cleanup(srv.Close)
 	return netip.MustParseAddrPort(srv.Listener.Addr().String())

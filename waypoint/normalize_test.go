@@ -1,6 +1,12 @@
 package waypoint
 
-import "testing"
+import (
+	"math/rand/v2"
+	"net/url"
+	"path"
+	"strings"
+	"testing"
+)
 
 func TestNormalize(t *testing.T) {
 	t.Parallel()
@@ -61,5 +67,50 @@ func TestNormalizations(t *testing.T) {
 	}
 	if _, err := parseNormalization("MERGE"); err == nil {
 		t.Error("MERGE is taken for a normalization")
+	}
+}
+
+// TestNormalizedPathsAreReadOneWay: however an application reads what it is sent (as it is, with dot segments resolved, with escapes
+// undone), a path that policies took for one outside of /admin is not one within.
+func TestNormalizedPathsAreReadOneWay(t *testing.T) {
+	t.Parallel()
+	parts := []string{"/", "/", "/", ".", "..", "%2e", "%2E", "%2f", "%2F", "%5c", `\`, "admin", "%61dmin", "a", "%25", "2e", "2f", "%252e", "%3b", ";", "~"}
+	rng := rand.New(rand.NewPCG(3, 4))
+	slashes := strings.NewReplacer(`\`, "/")
+	within := 0
+	for range 200_000 {
+		text := "/"
+		for range 1 + rng.IntN(9) {
+			text += parts[rng.IntN(len(parts))]
+		}
+		if _, err := url.PathUnescape(text); err != nil {
+			continue // package http1 refuses it
+		}
+		for _, n := range []normalization{normalizeBase, normalizeMerge, normalizeDecode} {
+			sent := n.normalize(text)
+			if again := n.normalize(sent); again != sent {
+				t.Fatalf("%d: %q becomes %q, and that becomes %q", n, text, sent, again)
+			}
+			if strings.HasPrefix(sent, "/admin") {
+				within++
+				continue
+			}
+			readings := []string{slashes.Replace(path.Clean(slashes.Replace(sent)))}
+			if n == normalizeDecode { // what was escaped twice is not a slash to anybody who undoes it once
+				once, _ := url.PathUnescape(sent)
+				readings = append(readings, path.Clean(slashes.Replace(once)))
+			}
+			for _, r := range readings {
+				if n == normalizeBase && strings.Contains(sent, "//") {
+					continue // which applications may merge, and BASE does not
+				}
+				if strings.HasPrefix(r, "/admin") {
+					t.Fatalf("%d: %q is sent as %q, which can be read as %q", n, text, sent, r)
+				}
+			}
+		}
+	}
+	if within < 1000 {
+		t.Errorf("only %d paths are within: the generator is too weak", within)
 	}
 }

@@ -236,7 +236,9 @@ func (u *upstreams) member(t *target, c *lb.Choice) pick {
 	if !c.Addr.IsValid() {
 		key.host = c.Endpoint.Workload.Hostname
 	}
-	return u.to(key, c.Endpoint.Workload, t.service.SANs)
+	p := u.to(key, c.Endpoint.Workload, t.service.SANs)
+	p.self = t.self
+	return p
 }
 
 // search is one search for an endpoint: a request's, with its retries, or a connection's.

@@ -125,7 +125,8 @@ type pick struct {
 	endpoint *endpoint
 	workload *mesh.Workload // nil: an address outside the mesh's knowledge
 	expect   []mesh.Identity
-	host     *host // as a member of its cluster; nil: it is none
+	host     *host          // as a member of its cluster; nil: it is none
+	self     *mesh.Workload // the waypoint's own pod, where the endpoint is known by name
 
 	settings *mesh.TrafficSettings // what is said of its service; nil: nothing
 	from     netip.AddrPort        // the client
@@ -306,7 +307,8 @@ func (u *upstreams) reach(ctx context.Context, p pick, h hbone.Header) (relay.Co
 		if err != nil {
 			return nil, fmt.Errorf("resolve %s: %w", key.host, err)
 		}
-		addr = netip.AddrPortFrom(found[rand.IntN(len(found))].Unmap(), addr.Port())
+		found = p.self.Reaches(found)
+		addr = netip.AddrPortFrom(found[rand.IntN(len(found))], addr.Port())
 	}
 	if u.own(addr) {
 		return nil, fmt.Errorf("%s is the waypoint itself: no client is sent there", addr)

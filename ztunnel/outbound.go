@@ -54,7 +54,7 @@ func (d *pod) carry(ctx context.Context, c *conn, v *view, app *net.TCPConn) err
 		return err
 	}
 	if hop.Resolve != "" {
-		if hop, err = resolve(ctx, hop); err != nil {
+		if hop, err = resolve(ctx, c.srcWorkload, hop); err != nil {
 			return err
 		}
 	}
@@ -70,14 +70,15 @@ func (d *pod) carry(ctx context.Context, c *conn, v *view, app *net.TCPConn) err
 }
 
 // resolve finds the address of a workload that is known by hostname only, through ztunnel's own resolver.
-func resolve(ctx context.Context, hop nexthop.Hop) (nexthop.Hop, error) {
+func resolve(ctx context.Context, from *mesh.Workload, hop nexthop.Hop) (nexthop.Hop, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectWait)
 	defer cancel()
 	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", hop.Resolve)
 	if err != nil {
 		return hop, connectError{fmt.Errorf("resolve %s: %w", hop.Resolve, err)}
 	}
-	return hop.Resolved(addrs[rand.IntN(len(addrs))].Unmap()), nil
+	addrs = from.Reaches(addrs)
+	return hop.Resolved(addrs[rand.IntN(len(addrs))]), nil
 }
 
 // open connects to the next hop.

@@ -238,3 +238,27 @@ func BenchmarkApply(b *testing.B) {
 		i++
 	}
 }
+
+// TestReaches: of what a name resolves to, a workload is not to try what it has no way to.
+func TestReaches(t *testing.T) {
+	t.Parallel()
+	four, six, mapped := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("::ffff:192.0.2.2")
+	for _, c := range []struct {
+		own         string
+		named, want []netip.Addr
+	}{
+		{"10.0.0.1", []netip.Addr{four, six, mapped}, []netip.Addr{four, mapped.Unmap()}},
+		{"fd00::1", []netip.Addr{four, six, mapped}, []netip.Addr{six}},
+		{"10.0.0.1 fd00::1", []netip.Addr{four, six}, []netip.Addr{four, six}},
+		{"10.0.0.1", []netip.Addr{six}, []netip.Addr{six}},
+		{"", []netip.Addr{four, six}, []netip.Addr{four, six}},
+	} {
+		w := &mesh.Workload{}
+		for own := range strings.FieldsSeq(c.own) {
+			w.Addrs = append(w.Addrs, netip.MustParseAddr(own))
+		}
+		if got := w.Reaches(c.named); !slices.Equal(got, c.want) {
+			t.Errorf("a workload at %q reaches %v of %v, want %v", c.own, got, c.named, c.want)
+		}
+	}
+}

@@ -56,6 +56,23 @@ func (w *Workload) Identity() Identity {
 // HasAddr reports whether addr is one of the workload's own.
 func (w *Workload) HasAddr(addr netip.Addr) bool { return slices.Contains(w.Addrs, addr) }
 
+// Reaches are those of the addresses of a name that w can be expected to reach: of families that it has addresses of itself. They
+// are all of them where that says nothing.
+func (w *Workload) Reaches(named []netip.Addr) []netip.Addr {
+	var near, all []netip.Addr
+	for _, addr := range named {
+		addr = addr.Unmap()
+		all = append(all, addr)
+		if slices.ContainsFunc(w.Addrs, func(own netip.Addr) bool { return own.Is4() == addr.Is4() }) {
+			near = append(near, addr)
+		}
+	}
+	if len(near) == 0 {
+		return all
+	}
+	return near
+}
+
 // ServicePorts is the place of a workload in one service.
 type ServicePorts struct {
 	Service string // namespace/hostname
