@@ -23,6 +23,7 @@ type plan struct {
 	path    string
 	host    string
 	http2   bool // to the endpoint
+	either  bool // HTTP/1.1 is tried, for HTTP/2 has no way to ask for what the client wants
 }
 
 // forward sends the request to a backend, again if need be, and its response to the client.
@@ -30,6 +31,9 @@ func (s *session) forward(ctx context.Context, b *route.Backend) *upstream {
 	var p plan
 	if r := s.plan(&p, b); r != nil {
 		return s.answer(*r)
+	}
+	if p.http2 && s.keyless() {
+		return s.answer(replyKeyless)
 	}
 	if r := s.admitted(ctx, &p); r != nil {
 		return s.answer(*r)
@@ -218,6 +222,7 @@ func (s *session) exchange(ctx context.Context, p *plan, to pick) (*upstream, ro
 		x := s.exchangeWith(up)
 		s.countRequests()
 		s.requestEdits(p, until)
+		s.shake(up)
 		var resp *http1.Response
 		if err = x.Send(&s.edits); err == nil {
 			resp, err = x.Receive()
@@ -230,7 +235,16 @@ func (s *session) exchange(ctx context.Context, p *plan, to pick) (*upstream, ro
 			if stale && ctx.Err() == nil && s.q.Body.Rewind() {
 				continue
 			}
+			if p.either && (e.Reason == http1.UpstreamBroken || e.Reason == http1.UpstreamClosed || e.Reason == http1.UpstreamCut) {
+				return nil, route.Outcome{Reset: route.ResetProtocol, Sent: true}, &replyNoExtended
+			}
 			return s.failed(e, whole)
+		}
+		if !s.shaken.answered(resp) {
+			s.busy.Store(nil)
+			x.Abort()
+			up.Close()
+			return nil, route.Outcome{Reset: route.ResetProtocol, Sent: true}, &replyProtocol
 		}
 		return s.respond(p, x, up, resp, sent)
 	}
@@ -238,11 +252,11 @@ func (s *session) exchange(ctx context.Context, p *plan, to pick) (*upstream, ro
 
 func (s *session) connect(ctx context.Context, p *plan, to pick, fresh bool, until time.Time) (*upstream, error) {
 	switch {
-	case p.http2:
+	case p.http2 && s.q.Upgrade == "":
 		if up := s.up.streamNow(to.endpoint); up != nil {
 			return up, nil
 		}
-	case !fresh:
+	case !p.http2 && !fresh:
 		if up := s.up.kept(to.endpoint, !idempotent(s.q.Method)); up != nil {
 			return up, nil
 		}
@@ -258,7 +272,14 @@ func (s *session) connect(ctx context.Context, p *plan, to pick, fresh bool, unt
 	ctx, cancel := context.WithDeadline(ctx, limit)
 	defer cancel()
 	if p.http2 {
-		return s.up.stream(ctx, to, s.header(), pool, within)
+		up, err := s.up.stream(ctx, to, s.header(), pool, within)
+		if s.q.Upgrade == "" || err == nil && extended(ctx, up) {
+			return up, err
+		}
+		if err == nil {
+			up.Close()
+		}
+		p.http2, p.either = false, true
 	}
 	return s.up.connect(ctx, to, s.header())
 }
@@ -330,9 +351,12 @@ func (s *session) respond(p *plan, x exchange, up *upstream, resp *http1.Respons
 		}
 		return nil, o, &reply{status, "", "URX", "via_upstream"}
 	}
-	up.SetDeadline(p.whole)
+	if up.SetDeadline(p.whole); resp.Tunnel {
+		up.SetDeadline(time.Time{}) // what follows has no end of its own
+	}
 	s.log.status, s.log.details, s.log.upstreamTime, s.log.answered = resp.Status, "via_upstream", time.Since(sent), true
 	s.responseEdits(p, s.log.upstreamTime)
+	s.conclude(resp)
 	s.countResponses(resp)
 	tunnel, outcome := resp.Tunnel, route.Outcome{Status: uint16(resp.Status)}
 	err := x.Respond(&s.edits)
@@ -457,11 +481,9 @@ func (s *session) responseEdits(p *plan, took time.Duration) {
 }
 
 // http2 reports whether the request goes out by HTTP/2: as the port's protocol says, as the client came where that is not
-// known, or as the traffic policy wants. A switch to another protocol is one of HTTP/1.1's.
+// known, or as the traffic policy wants. Where a client asks for another protocol it is what is tried first.
 func (s *session) http2(app mesh.AppProtocol, pool *mesh.ConnectionPool) bool {
 	switch {
-	case s.q.Upgrade != "" || s.q.Method == "CONNECT":
-		return false
 	case pool != nil && pool.UseClientProtocol, app == mesh.AppUnknown && (pool == nil || pool.Upgrade != mesh.H2UpgradeAlways):
 		return s.stream != nil
 	case app == mesh.AppHTTP2, app == mesh.AppGRPC:

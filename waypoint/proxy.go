@@ -49,6 +49,8 @@ type session struct {
 	cache seriesCache
 	calls callCache
 
+	shaken handshake
+
 	asks, answers messages // of a gRPC call
 }
 
@@ -110,15 +112,6 @@ func (t *tunnel) serveHTTP(ctx context.Context, conn relay.Conn) {
 	}
 }
 
-// join carries bytes both ways once client and upstream have left HTTP, for as long as policies allow what the request began.
-func (s *session) join(ctx context.Context, up *upstream) {
-	defer up.to.active.Add(-1)
-	ctx, p := s.passages.enter(ctx, s.tunnel, &s.asked)
-	defer s.passages.leave(p)
-	p.recheck(s.state.load()) // they may have changed before it was registered
-	s.log.ended(relay.Pump(ctx, s.conn.Raw(), up.Raw(), &s.log.bytes))
-}
-
 // serveHTTP2 serves requests that come by HTTP/2 until the connection ends: each by a worker, whose session is used again.
 func (t *tunnel) serveHTTP2(conn net.Conn) {
 	c := http2.NewServerConn(conn, http2.Config{})
@@ -143,7 +136,9 @@ func (s *session) serveStream(st *http2.ServerStream, hangUp func()) {
 		return
 	}
 	st.OnGone(hangUp)
-	s.serve(st)
+	if up := s.serve(st); up != nil {
+		s.join(st, up)
+	}
 	s.finish()
 }
 
@@ -236,6 +231,9 @@ func (s *session) serve(ctx context.Context) *upstream {
 		denied := replyDenied
 		denied.details = d.details
 		return s.answer(denied)
+	}
+	if s.q.Method == "CONNECT" {
+		return s.answer(replyPlainConnect)
 	}
 	s.rule, s.at = s.view.table.Match(s.to.service, s.to.port, &s.req)
 	if s.rule == nil {

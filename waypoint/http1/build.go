@@ -2,6 +2,7 @@ package http1
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"strconv"
 )
@@ -114,7 +115,7 @@ func (b *Builder) EndRequest(q *Request, src Source, over bool) error {
 	if err := q.line(q.text[:q.start], false); err != nil {
 		return err
 	}
-	if q.Target[0] != '/' && q.Target != "*" || q.Method == "CONNECT" {
+	if q.Target[0] != '/' && q.Target != "*" && q.Method != "CONNECT" {
 		return fail(BadTarget, errTarget)
 	}
 	if err := q.host(); err != nil {
@@ -156,14 +157,33 @@ func (q *Request) frameFrom(src Source, over bool) error {
 	return nil
 }
 
-// EndResponse completes a response to a request of that method. Its body comes from src, unless over says that there is none.
+// EndTunnel completes a request that asks for a tunnel: of that protocol (RFC 8441), in the form that Upgrade has in HTTP/1.1,
+// or with "" a plain CONNECT. What follows it is not a body, and its length cannot be known.
+func (b *Builder) EndTunnel(q *Request, src Source, protocol string) error {
+	if err := b.EndRequest(q, src, true); err != nil {
+		return err
+	}
+	if _, sized := q.Declared(); sized || q.Continue || q.count[nameExpect] > 0 {
+		return fail(BadFraming, errNoContent)
+	}
+	if protocol != "" && !Upgradable(protocol) {
+		return fail(UnknownProtocol, fmt.Errorf("protocol %q", protocol))
+	}
+	q.Upgrade = protocol
+	return nil
+}
+
+// EndResponse completes a response to a request of that method. What follows 2xx to CONNECT is a tunnel; else its body comes from src, unless over says that there is none.
 func (b *Builder) EndResponse(p *Response, method string, src Source, over bool) error {
 	if err := b.end(); err != nil {
 		return fail(UpstreamBroken, err)
 	}
 	kind, size, err := p.framed(false)
-	none := p.Status < 200 || p.Status == 204 || p.Status == 304 || method == "HEAD"
+	p.Tunnel = method == "CONNECT" && p.Status/100 == 2
+	none := p.Status < 200 || p.Status == 204 || p.Status == 304 || method == "HEAD" || p.Tunnel
 	switch {
+	case p.Tunnel: // a length would mean nothing (RFC 9110, 9.3.6)
+		kind, size = bodyNone, 0
 	case err != nil:
 		return fail(UpstreamBroken, err)
 	case p.Status < 100 || p.Status > 599 || p.Status == 101:

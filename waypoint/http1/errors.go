@@ -22,6 +22,7 @@ const (
 	UnknownCoding          // a transfer coding besides chunked: 501
 	HeadTooLarge           // 431
 	BadExpect              // an expectation besides 100-continue: 417
+	UnknownProtocol        // an extended CONNECT to what cannot be passed on: 501
 	OldVersion             // HTTP/1.0 where it is not allowed: 426
 	BadVersion             // neither HTTP/1.0 nor 1.1: 505
 	Preface                // the client speaks HTTP/2; nothing was consumed
@@ -40,7 +41,7 @@ const (
 
 var reasons = [...]string{
 	"unknown", "bad request line", "bad target", "bad host", "bad field", "bad framing", "bad chunk", "bad trailer", "unknown coding",
-	"head too large", "bad expectation", "old version", "bad version", "http2 preface", "idle timeout", "head timeout", "body timeout",
+	"head too large", "bad expectation", "unknown protocol", "old version", "bad version", "http2 preface", "idle timeout", "head timeout", "body timeout",
 	"client closed", "upstream broken", "upstream closed", "upstream cut", "upstream timeout", "upstream refused", "upstream reset",
 	"bad edit",
 }
@@ -76,7 +77,7 @@ func (e *Error) Client() bool { return e.Reason <= ClientClosed && e.Reason != R
 
 var statusOf = [...]int{
 	BadRequestLine: 400, BadTarget: 400, BadHost: 400, BadField: 400, BadFraming: 400, BadChunk: 400, BadTrailer: 400,
-	UnknownCoding: 501, HeadTooLarge: 431, BadExpect: 417, OldVersion: 426, BadVersion: 505, HeadTimeout: 408, BodyTimeout: 408,
+	UnknownCoding: 501, HeadTooLarge: 431, BadExpect: 417, UnknownProtocol: 501, OldVersion: 426, BadVersion: 505, HeadTimeout: 408, BodyTimeout: 408,
 	UpstreamBroken: 502, UpstreamClosed: 503, UpstreamCut: 502, UpstreamTimeout: 504, UpstreamRefused: 503,
 	UpstreamReset: 503, BadEdit: 500,
 }

@@ -84,6 +84,9 @@ func (x *Exchange) Receive() (*Response, error) {
 			return nil, x.end(err)
 		}
 		if p.Status >= 200 || p.Tunnel {
+			if p.Tunnel && p.Status != 101 && x.down.req.Upgrade != "" { // of an upstream that has no 101
+				p.Status, p.Phrase = 101, statusText(101)
+			}
 			x.resp = p
 			return p, nil
 		}

@@ -21,7 +21,7 @@ type Request struct {
 	RawQuery  string // behind the first "?"
 	Query     bool   // there is a "?"
 	HTTP10    bool
-	Upgrade   string // the one protocol the client wants to switch to, if it can be passed on
+	Upgrade   string // the one protocol the client wants to switch to, if it can be passed on; of HTTP/2: that of an extended CONNECT
 	Continue  bool   // the client waits for 100 Continue before it sends the body
 	Body      Body
 
@@ -263,16 +263,16 @@ func (q *Request) frame(in *reader) error {
 		q.Continue = kind == bodyChunked || size > 0
 	}
 	if up, ok := q.known(nameUpgrade); ok && o.upgrade && !q.HTTP10 && q.count[nameUpgrade] == 1 && (kind == bodyNone || kind == bodyLength && size == 0) &&
-		upgradable(up) {
+		Upgradable(up) {
 		q.Upgrade = up
 	}
 	q.Body.begin(in, ofRequest, kind, size)
 	return nil
 }
 
-// upgradable reports whether a protocol can be switched to by passing bytes on: one name[/version], and not HTTP/2,
+// Upgradable reports whether a protocol can be switched to by passing bytes on: one name[/version], and not HTTP/2,
 // whose requests nobody would look at.
-func upgradable(protocol string) bool {
+func Upgradable(protocol string) bool {
 	name, version, slash := strings.Cut(protocol, "/")
 	if name == "" || !all(name, inToken) || slash && (version == "" || !all(version, inToken)) {
 		return false

@@ -1,6 +1,7 @@
 package http2
 
 import (
+	"context"
 	"errors"
 	"net"
 	"os"
@@ -19,8 +20,11 @@ const maxUpstreamStreams = 100
 type ClientConn struct {
 	conn
 
+	settled chan struct{} // closed when the peer's first SETTINGS have come
+
 	// Guarded by mu.
-	open  int // streams that were handed out
+	told  bool // settled is closed
+	open  int  // streams that were handed out
 	free  []*ClientStream
 	asked int // requests over its life
 
@@ -33,7 +37,7 @@ func NewClientConn(raw net.Conn, cfg Config) *ClientConn {
 	if cfg.MaxStreams <= 0 {
 		cfg.MaxStreams = maxUpstreamStreams
 	}
-	c := &ClientConn{}
+	c := &ClientConn{settled: make(chan struct{})}
 	c.client = c
 	c.init(raw, cfg)
 	c.greet(http2.Setting{ID: http2.SettingEnablePush, Val: 0})
@@ -135,6 +139,20 @@ func (st *ClientStream) Cancel(use uint32) {
 	}
 }
 
+// Extended waits until the peer has said whether it takes extended CONNECT (RFC 8441, 3), and reports it; false also when
+// ctx or the connection ends before.
+func (st *ClientStream) Extended(ctx context.Context) bool {
+	c := st.c.client
+	select {
+	case <-c.settled:
+	case <-c.done:
+	case <-ctx.Done():
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.peerConnect && c.err == nil
+}
+
 // SetDeadline bounds the exchange: every wait of it. The zero time takes the bound away.
 func (st *ClientStream) SetDeadline(t time.Time) {
 	st.c.mu.Lock()
@@ -148,7 +166,8 @@ func (st *ClientStream) Begin(q *http1.Request, e *http1.Edits) error {
 		return err
 	}
 	st.request(q, e)
-	end := q.Body.Absent() || q.Body.Done() && q.Body.Trailers().Len() == 0
+	tunnel := q.Upgrade != ""
+	end := (q.Body.Absent() || q.Body.Done() && q.Body.Trailers().Len() == 0) && !tunnel
 	c := st.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -158,7 +177,13 @@ func (st *ClientStream) Begin(q *http1.Request, e *http1.Edits) error {
 	if c.draining || c.nextID > maxStreamID {
 		return st.blame(errRefused)
 	}
-	st.method = q.Method
+	if st.method = q.Method; tunnel {
+		if !c.peerConnect {
+			return st.blame(connErrorf(http2.ErrCodeProtocol, "the peer takes no extended CONNECT"))
+		}
+		st.method = "CONNECT"
+	}
+	st.tunnel = tunnel
 	st.id = c.nextID
 	c.nextID += 2
 	st.sendWindow = c.peerWindow
@@ -172,10 +197,13 @@ func (st *ClientStream) Begin(q *http1.Request, e *http1.Edits) error {
 func (st *ClientStream) request(q *http1.Request, e *http1.Edits) {
 	enc := &st.enc
 	enc.b = enc.b[:0]
-	switch q.Method {
-	case "GET":
+	switch {
+	case q.Upgrade != "":
+		enc.named(indexMethodName, "CONNECT")
+		enc.Field(":protocol", q.Upgrade)
+	case q.Method == "GET":
 		enc.indexed(indexGET)
-	case "POST":
+	case q.Method == "POST":
 		enc.indexed(indexPOST)
 	default:
 		enc.named(indexMethodName, q.Method)
@@ -205,7 +233,7 @@ func (st *ClientStream) request(q *http1.Request, e *http1.Edits) {
 		enc.named(indexPath, q.Path)
 	}
 	e.Each(&q.Fields, enc)
-	if n, ok := q.Declared(); ok {
+	if n, ok := q.Declared(); ok && q.Upgrade == "" {
 		st.length(n)
 	}
 	if q.TrailersWanted() {
@@ -216,7 +244,7 @@ func (st *ClientStream) request(q *http1.Request, e *http1.Edits) {
 // SendBody implements http1.Upstream.
 func (st *ClientStream) SendBody(b *http1.Body) error {
 	st.c.mu.Lock()
-	sent := st.sentEnd
+	sent := st.sentEnd || st.tunnel
 	st.c.mu.Unlock()
 	if sent {
 		return st.Flush()
@@ -249,8 +277,12 @@ func (st *ClientStream) ReadResponse() (*http1.Response, error) {
 	}
 }
 
-// End implements http1.Upstream. The response may still be looked at.
-func (st *ClientStream) End() { _ = st.Close() }
+// End implements http1.Upstream. The response may still be looked at, and a tunnel goes on.
+func (st *ClientStream) End() {
+	if !st.resp.Tunnel {
+		_ = st.Close()
+	}
+}
 
 // Drop implements http1.Upstream.
 func (st *ClientStream) Drop() { _ = st.Close() }
@@ -336,6 +368,7 @@ func (c *conn) responseBlock(h frameHeader, block []byte) error {
 		st.next, c.client.resp, st.ready = c.client.resp, st.next, true // one that nobody took yet is lost: it says little
 	default:
 		st.next, c.client.resp, st.ready = c.client.resp, st.next, true
+		st.tunnel = st.next.Tunnel
 		st.responded.Store(true)
 		if n, ok := st.next.Declared(); ok && !st.next.Body.Absent() {
 			s.in.declared = n

@@ -117,6 +117,7 @@ type conn struct {
 	heard     bool // something came since the last tick
 	pingSent  time.Time
 
+	peerConnect    bool // the peer takes extended CONNECT (RFC 8441, 3)
 	peerMaxStreams uint32
 	peerMaxFrame   int
 	peerWindow     int // initial send window of a stream

@@ -19,5 +19,8 @@
 // What a peer may waste is bounded: streams, those reset before they were answered, control frames, header blocks, the
 // time they take. Whatever another parser might read differently is refused, by the rules of both versions.
 //
-// What it does not do: match, pick, retry, pool, log, push, priorities, CONNECT.
+// An extended CONNECT (RFC 8441) is a request with Upgrade, as HTTP/1.1 would have it; once it is answered, a [Tunnel] of
+// either side's stream carries what follows.
+//
+// What it does not do: match, pick, retry, pool, log, push, priorities, plain CONNECT.
 package http2

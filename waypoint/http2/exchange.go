@@ -39,6 +39,9 @@ func (st *ServerStream) Exchange(up http1.Upstream) *Exchange {
 // Respond ends, so that the upstream may respond before it has read all.
 func (x *Exchange) Send(e *http1.Edits) error {
 	st := x.down
+	if st.tunnel && st.req.Upgrade == "" {
+		return http1.Fail(http1.BadTarget, errors.New("a plain CONNECT"))
+	}
 	b := &st.req.Body
 	whole, err := b.Buffered()
 	if err != nil {
@@ -85,6 +88,14 @@ func (x *Exchange) Receive() (*http1.Response, error) {
 		if err != nil {
 			return nil, x.end(err)
 		}
+		if p.Tunnel && x.down.tunnel {
+			p.Status = 200 // HTTP/2 knows no other way to say so
+			x.resp = p
+			return p, nil
+		}
+		if p.Status/100 == 2 && x.down.tunnel { // the client would take it for one
+			return nil, x.end(http1.Fail(http1.UpstreamBroken, errors.New("the protocol was not switched")))
+		}
 		if p.Status >= 200 {
 			x.resp = p
 			return p, nil
@@ -130,7 +141,7 @@ func (x *Exchange) Repeatable() bool {
 	st := x.down
 	st.c.mu.Lock()
 	defer st.c.mu.Unlock()
-	return (x.fault == nil || !decides(x.fault)) && st.err == nil && (st.in.keep || st.in.got == 0 && st.gotEnd)
+	return (x.fault == nil || !decides(x.fault)) && st.err == nil && (st.tunnel || st.in.keep || st.in.got == 0 && st.gotEnd)
 }
 
 // Abort ends an exchange that was sent and is not to be responded: by a reply of the caller's own, perhaps.

@@ -79,6 +79,8 @@ func (c *conn) trailersOf(s *stream, h frameHeader, block []byte) error {
 	defer c.mu.Unlock()
 	switch {
 	case c.streams[s.id] != s: // it was given up meanwhile
+	case s.tunnel:
+		s.malformedLocked("fields inside of a tunnel") // RFC 9113, 8.5
 	case s.gotEnd:
 		s.resetLocked(http2.ErrCodeStreamClosed, &resetError{code: http2.ErrCodeStreamClosed})
 	case !h.flags.Has(http2.FlagHeadersEndStream):
@@ -111,12 +113,12 @@ type headSink struct {
 	q    *http1.Request
 	p    *http1.Response
 
-	method, scheme, authority, path, status []byte // of this block; their memory is kept
-	has                                     pseudo
-	begun                                   bool // the first regular field came
-	size                                    int
-	over                                    bool   // too large
-	bad                                     string // what is malformed
+	method, scheme, authority, path, status, protocol []byte // of this block; their memory is kept
+	has                                               pseudo
+	begun                                             bool // the first regular field came
+	size                                              int
+	over                                              bool   // too large
+	bad                                               string // what is malformed
 }
 
 // pseudo is a set of pseudo-header fields.
@@ -128,6 +130,7 @@ const (
 	hasAuthority
 	hasPath
 	hasStatus
+	hasProtocol
 )
 
 func (s *headSink) begin(k kind, q *http1.Request, p *http1.Response, f *http1.Fields) {
@@ -205,6 +208,8 @@ func (s *headSink) pseudo(name, value []byte) {
 		to, bit = &s.path, hasPath
 	case ":status":
 		to, bit = &s.status, hasStatus
+	case ":protocol":
+		to, bit = &s.protocol, hasProtocol
 	}
 	switch {
 	case bit == 0 || (bit == hasStatus) != (s.kind == ofResponse) || s.kind == ofTrailers:
@@ -224,6 +229,10 @@ func (s *headSink) first() {
 	s.begun = true
 	switch s.kind {
 	case ofRequest:
+		if string(s.method) == "CONNECT" {
+			s.connect()
+			return
+		}
 		if s.has|hasAuthority != hasMethod|hasScheme|hasPath|hasAuthority || len(s.method) == 0 || len(s.path) == 0 || len(s.scheme) == 0 {
 			s.fault("pseudo-header fields are missing")
 			s.b.BeginRequest(s.q, nil, nil, nil)
@@ -255,6 +264,26 @@ func (s *headSink) first() {
 	}
 }
 
+// connect begins the head of a CONNECT: of a plain one (RFC 9113, 8.5), or of an extended one (RFC 8441, 4), which is told as
+// HTTP/1.1 would have told it.
+func (s *headSink) connect() {
+	const plain, extended = hasMethod | hasAuthority, hasMethod | hasScheme | hasPath | hasAuthority | hasProtocol
+	switch {
+	case s.has == extended && len(s.path) > 0 && len(s.scheme) > 0 && len(s.authority) > 0 && len(s.protocol) > 0:
+		s.b.BeginRequest(s.q, methodGET, s.path, s.authority)
+	case s.has == plain && len(s.authority) > 0:
+		s.b.BeginRequest(s.q, s.method, s.authority, s.authority)
+	default:
+		s.fault("a CONNECT with pseudo-header fields missing, or too many")
+		s.b.BeginRequest(s.q, nil, nil, nil)
+	}
+}
+
+var methodGET = []byte("GET")
+
+// tunnel reports whether what follows the request is not its body.
+func (s *headSink) tunnel() bool { return string(s.method) == "CONNECT" && s.has&hasMethod != 0 }
+
 // request completes a request. A malformed one is reset rather than answered.
 func (s *headSink) request(src http1.Source, over bool) error {
 	if !s.begun {
@@ -266,7 +295,15 @@ func (s *headSink) request(src http1.Source, over bool) error {
 	case s.bad != "":
 		return http1.Fail(http1.BadField, connErrorf(http2.ErrCodeProtocol, "%s", s.bad))
 	}
-	if err := s.b.EndRequest(s.q, src, over); err != nil {
+	if s.tunnel() {
+		protocol := ""
+		if s.has&hasProtocol != 0 {
+			protocol = string(s.protocol)
+		}
+		if err := s.b.EndTunnel(s.q, src, protocol); err != nil {
+			return err
+		}
+	} else if err := s.b.EndRequest(s.q, src, over); err != nil {
 		return err
 	}
 	if string(s.scheme) == "https" {

@@ -311,6 +311,11 @@ func (c *conn) applySettings(p []byte) error {
 			return connErrorf(code, "setting %v", set)
 		}
 		switch set.ID {
+		case http2.SettingEnableConnectProtocol:
+			if c.peerConnect && set.Val == 0 { // RFC 8441, 3
+				return connErrorf(http2.ErrCodeProtocol, "extended CONNECT is taken back")
+			}
+			c.peerConnect = set.Val == 1
 		case http2.SettingMaxConcurrentStreams:
 			c.peerMaxStreams = set.Val
 		case http2.SettingMaxFrameSize:
@@ -325,6 +330,10 @@ func (c *conn) applySettings(p []byte) error {
 				wake(s.writable)
 			}
 		}
+	}
+	if c.client != nil && !c.client.told {
+		c.client.told = true
+		close(c.client.settled)
 	}
 	c.w.staged = appendFrameHeader(c.room(frameHeaderBytes), 0, http2.FrameSettings, http2.FlagSettingsAck, 0)
 	return nil

@@ -37,7 +37,8 @@ func NewServerConn(raw net.Conn, cfg Config) *ServerConn {
 	c := &ServerConn{}
 	c.server = c
 	c.init(raw, cfg)
-	c.greet(http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: uint32(c.cfg.MaxStreams)})
+	c.greet(http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: uint32(c.cfg.MaxStreams)},
+		http2.Setting{ID: http2.SettingEnableConnectProtocol, Val: 1})
 	return c
 }
 
@@ -174,7 +175,8 @@ func (c *ServerConn) request(h frameHeader, block []byte) error {
 	if n, ok := st.req.Declared(); ok && st.fault == nil {
 		st.in.declared = n
 	}
-	st.in.keep = !end
+	st.tunnel = c.sink.tunnel()
+	st.in.keep = !end && !st.tunnel
 	c.streams[h.stream] = &st.stream
 	c.running++
 	c.budget.control = min(c.budget.control+controlPerStream, 2*fullBudget.control)
@@ -484,14 +486,14 @@ func (st *ServerStream) respond(p *http1.Response, e *http1.Edits) error {
 	}
 	st.status(p.Status)
 	e.Each(&p.Fields, &st.enc)
-	if n, ok := p.Declared(); ok && p.Status != 204 {
+	if n, ok := p.Declared(); ok && p.Status != 204 && !p.Tunnel {
 		st.length(n)
 	}
 	if !e.Has(&p.Fields, "date") {
 		st.date()
 	}
 	none := p.Body.Absent() || p.Body.Done() && p.Body.Trailers().Len() == 0
-	if err := st.answer(none); err != nil {
+	if err := st.answer(none && !p.Tunnel); err != nil {
 		return err
 	}
 	if none {

@@ -23,6 +23,7 @@ type stream struct {
 	gotEnd     bool // END_STREAM or RST_STREAM received or RST_STREAM sent
 	queued     bool // in writer.waiting
 	halted     bool // Next is to return
+	tunnel     bool // what follows the head is no body (RFC 8441); of a ClientStream: if the upstream agrees
 	err        error
 	in         inbox
 	deadline   time.Time // of all waiting
@@ -67,7 +68,7 @@ func (s *stream) begin(c *conn, id uint32) {
 	s.sentEnd, s.gotEnd, s.queued, s.err = false, false, false, nil
 	s.in = inbox{parts: s.in.parts[:0], window: recvStreamWindow, declared: -1}
 	s.deadline = time.Time{}
-	s.ahead, s.halted = nil, false
+	s.ahead, s.halted, s.tunnel = nil, false, false
 	s.trailers.Reset()
 	if s.writable == nil {
 		s.writable, s.readable = make(chan struct{}, 1), make(chan struct{}, 1)
