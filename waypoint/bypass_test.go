@@ -63,10 +63,10 @@ func (l *lab) raw(authority, text string) (statuses []int) {
 	}
 }
 
-// header publishes a policy that lets in what carries a header.
-func (l *lab) header(name, header string) {
+// header publishes a policy that lets in what carries a header with such a value.
+func (l *lab) header(name, header string, value mesh.StringMatch) {
 	l.t.Helper()
-	op := &mesh.Operation{Headers: []mesh.HeaderCondition{{Name: header, Values: []mesh.StringMatch{{Kind: mesh.MatchPresence}}}}}
+	op := &mesh.Operation{Headers: []mesh.HeaderCondition{{Name: header, Values: []mesh.StringMatch{value}}}}
 	body, err := wds.EncodePolicy(&mesh.Policy{
 		Namespace: "shop", Name: name, Scope: mesh.ScopeWorkload,
 		Groups: []mesh.Group{{Clauses: []mesh.Clause{{Matches: []mesh.Match{{Operation: op}}}}}},
@@ -112,7 +112,7 @@ func TestPoliciesSeeWhatApplicationsSee(t *testing.T) {
 			var app asked
 			cart := l.service("cart", "10.9.0.1", mesh.AppHTTP1, app.start(t))
 			l.known("cart")
-			l.header("only", header)
+			l.header("only", header, mesh.StringMatch{Kind: mesh.MatchPresence})
 			l.guarded(cart, "shop/only")
 			l.becomes("guarded", "http://10.9.0.1/", http.StatusForbidden)
 			if header == "x-tenant" {
@@ -130,6 +130,28 @@ func TestPoliciesSeeWhatApplicationsSee(t *testing.T) {
 				t.Errorf("%d requests reach the application", n)
 			}
 		})
+	}
+}
+
+// TestTheHostIsWhatTheApplicationIsTold, not the field that a request in absolute form overrides (RFC 9112, 3.2.2).
+func TestTheHostIsWhatTheApplicationIsTold(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, nil)
+	var app asked
+	cart := l.service("cart", "10.9.0.1", mesh.AppHTTP1, app.start(t))
+	l.known("cart")
+	l.header("only", "host", mesh.StringMatch{Kind: mesh.MatchExact, Value: "public.example"})
+	l.guarded(cart, "shop/only")
+	l.becomes("guarded", "http://10.9.0.1/", http.StatusForbidden)
+	for target, want := range map[string]int{"/": 200, "http://public.example:80/": 200, "http://internal.example/": 403} {
+		if got := l.raw("10.9.0.1:80", "GET "+target+" HTTP/1.1\r\nHost: public.example\r\n\r\n"); !slices.Equal(got, []int{want}) {
+			t.Errorf("GET %s: answers %d, want %d", target, got, want)
+		}
+	}
+	for _, r := range app.take() {
+		if !strings.HasPrefix(r.Host, "public.example") {
+			t.Errorf("the application is asked for %s", r.Host)
+		}
 	}
 }
 

@@ -171,6 +171,23 @@ func dumbOperation(o *mesh.Operation, r *authz.HTTP, deny bool, str func([]mesh.
 		}
 	}
 	for _, h := range o.Headers {
+		switch h.Name {
+		case "host", ":authority":
+			if len(h.Values) > 0 && !host(h.Values) || host(h.NotValues) {
+				return false
+			}
+			continue
+		case ":method":
+			if len(h.Values) > 0 && !str(h.Values, r.Method) || str(h.NotValues, r.Method) {
+				return false
+			}
+			continue
+		case ":path":
+			if !deny {
+				return false
+			}
+			continue
+		}
 		v, there := r.Header.Value(h.Name)
 		wanted, unwanted := there && str(h.Values, v), there && str(h.NotValues, v)
 		if lines := strings.Split(v, ","); len(lines) > 1 {
@@ -360,11 +377,18 @@ func randomOperation(rng *rand.Rand) *mesh.Operation {
 		}
 	}
 	for range max(0, rng.IntN(4)-2) {
-		h := mesh.HeaderCondition{Name: "x-a"}
+		h := mesh.HeaderCondition{Name: oneOf(rng, []string{"x-a", "x-a", "x-a", "host", ":authority", ":method", ":path"})}
+		words := accounts
+		switch h.Name {
+		case "host", ":authority":
+			words = hosts
+		case ":method":
+			words = methods
+		}
 		if rng.IntN(2) == 0 {
-			h.Values = []mesh.StringMatch{randomString(rng, oneOf(rng, accounts))}
+			h.Values = []mesh.StringMatch{randomString(rng, oneOf(rng, words))}
 		} else {
-			h.NotValues = []mesh.StringMatch{randomString(rng, oneOf(rng, accounts))}
+			h.NotValues = []mesh.StringMatch{randomString(rng, oneOf(rng, words))}
 		}
 		o.Headers = append(o.Headers, h)
 	}

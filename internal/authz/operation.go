@@ -29,8 +29,18 @@ func (c *connection) does(o *mesh.Operation) bool {
 // carries reports whether a header is as a condition wants it. A header that is there several times is, to an application,
 // any of them or all joined: of these, deny says that the condition holds if one could be what it asks for, and else it holds
 // only if none could be what it excludes.
+//
+// Host is the authority, whichever way that came, and matches as one. Of what HTTP/2 writes like headers (RFC 9113, 8.3) the authority
+// and the method are known, and nobody should ask for more.
 func (r *HTTP) carries(h *mesh.HeaderCondition, deny bool) bool {
-	if r.Header == nil {
+	switch {
+	case h.Name == "host", h.Name == ":authority":
+		return (len(h.Values) == 0 || anyHost(h.Values, r.Host)) && !anyHost(h.NotValues, r.Host)
+	case h.Name == ":method":
+		return (len(h.Values) == 0 || anyString(h.Values, r.Method)) && !anyString(h.NotValues, r.Method)
+	case strings.HasPrefix(h.Name, ":"):
+		return deny
+	case r.Header == nil:
 		return len(h.Values) == 0
 	}
 	value, ok := r.Header.Value(h.Name)

@@ -311,6 +311,10 @@ func (c *ruleCompiler) condition(path string, w *securityapi.Condition) mesh.Mat
 		if !ok || name == "" || strings.ContainsAny(name, "[] ") {
 			c.fault(path+".key", "%q names no header", key)
 		}
+		if strings.HasPrefix(name, ":") && name != ":authority" && name != ":method" {
+			c.leave(key, []string{key})
+			return mesh.Match{}
+		}
 		return mesh.Match{Operation: &mesh.Operation{Headers: []mesh.HeaderCondition{{
 			Name: strings.ToLower(name), Values: c.strings(values, yes), NotValues: c.strings(notValues, no),
 		}}}}

@@ -3,6 +3,7 @@ package route_test
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/url"
 	"regexp"
@@ -125,7 +126,10 @@ func (c candidate) holds(r *route.Request) bool {
 			return false
 		}
 	}
-	h := r.Header.(headers)
+	h := maps.Clone(r.Header.(headers))
+	if h["host"] = r.Authority; r.Authority == "" {
+		delete(h, "host")
+	}
 	for _, n := range m.Headers {
 		if v, ok := h[n.Name]; !ok || !dumbText(n.Match, v) {
 			return false
@@ -235,7 +239,7 @@ func (g gen) named(odds int) []mesh.NamedMatch {
 	if !g.one(odds) {
 		return nil
 	}
-	return []mesh.NamedMatch{{Name: pick(g, "x", "y", "z"), Match: g.text()}}
+	return []mesh.NamedMatch{{Name: pick(g, "x", "y", "z", "host"), Match: g.text()}}
 }
 
 func (g gen) match() mesh.HTTPMatch {

@@ -71,6 +71,9 @@ func (c *conditions) match(r *Request) bool {
 
 // header is a header or pseudo-header of r.
 func (r *Request) header(name string) (string, bool) {
+	if name == "host" { // as it goes on, whichever way it came
+		return r.Authority, r.Authority != ""
+	}
 	if name[0] == ':' {
 		switch name {
 		case ":authority":
