@@ -116,7 +116,8 @@ func (c Config) listeners(gw *gatewayv1.Gateway, o Observed, now metav1.Time) []
 	return all
 }
 
-// features are what of the Gateway API (sigs.k8s.io/gateway-api/pkg/features) waypoints of this mesh support, sorted.
+// features are what of the Gateway API (sigs.k8s.io/gateway-api/pkg/features) waypoints of this mesh support, sorted: whatever
+// its standard channel has for meshes and for their routes. Upstream's suite is asked to look at these (e2e/bins/gatewayapi).
 var features = []gatewayv1.FeatureName{
 	"GRPCRoute",
 	"GRPCRouteNamedRouteRule",
@@ -124,6 +125,8 @@ var features = []gatewayv1.FeatureName{
 	"HTTPRoute303RedirectStatusCode",
 	"HTTPRoute307RedirectStatusCode",
 	"HTTPRoute308RedirectStatusCode",
+	"HTTPRouteBackendProtocolH2C",
+	"HTTPRouteBackendProtocolWebSocket",
 	"HTTPRouteBackendRequestHeaderModification",
 	"HTTPRouteBackendTimeout",
 	"HTTPRouteCORS",
