@@ -63,6 +63,33 @@ func TestExplainNamesTheRuleAndWhatFollows(t *testing.T) {
 	}
 }
 
+// Files are called as they were on the command line, wherever they are, and two of almost one name are two.
+func TestAnalyzeNamesFiles(t *testing.T) {
+	dir := t.TempDir()
+	for _, file := range []string{"a/b.yaml", "a_b.yaml", "a/work/c.yaml"} {
+		path := filepath.Join(dir, file)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(shop), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Chdir(filepath.Join(dir, "a", "work"))
+	var out bytes.Buffer
+	code := cli.Main(t.Context(), []string{"analyze", "..", dir + "/a_b.yaml"}, &out, &out)
+	want := ""
+	for _, o := range []string{"../b.yaml:2 Service", "../b.yaml:7 VirtualService", "../work/c.yaml:2 Service", "../work/c.yaml:7 VirtualService"} {
+		file, _, _ := strings.Cut(o, " ")
+		_, line, _ := strings.Cut(file, ":")
+		want += fmt.Sprintf("%s shop/cart: Refused: already defined in %s/a_b.yaml at line %s, which wins\n", o, dir, line)
+	}
+	want += "mistctl: 4 problems\n"
+	if code != 1 || out.String() != want {
+		t.Errorf("analyze = %d\n%s\nwant 1\n%s", code, out.String(), want)
+	}
+}
+
 func TestAnalyzeTellsWhatDoesNotDoWhatItSays(t *testing.T) {
 	if code, out := offline(t, shop, "analyze", "FILE"); code != 0 || out != "no problem found\n" {
 		t.Errorf("analyze = %d %q, want nothing to complain about", code, out)

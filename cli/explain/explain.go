@@ -74,10 +74,11 @@ func read(ctx context.Context, dir string, born metav1.Time) (*Mesh, error) {
 	}
 	m := &Mesh{cfg: cfg, nouns: x.Nouns()}
 	for _, p := range source.Problems() {
-		m.problems = append(m.problems, Problem{
-			Object: strings.TrimSpace(fmt.Sprintf("%s:%d %s", strings.TrimPrefix(p.File, dir+string(filepath.Separator)), p.Line, p.Key)),
-			Reason: "Refused", What: p.Reason,
-		})
+		object := p.Key.String()
+		if file := strings.TrimPrefix(p.File, dir+string(filepath.Separator)); strings.HasPrefix(file, given) {
+			object = strings.TrimSpace(fmt.Sprintf("%s:%d %s", ungathered(file), p.Line, object))
+		}
+		m.problems = append(m.problems, Problem{Object: object, Reason: "Refused", What: ungathered(p.Reason)})
 	}
 	m.judge()
 	return m, nil
@@ -125,13 +126,22 @@ func gather(dir, path string) error {
 		if err != nil {
 			return err
 		}
-		name := strings.ReplaceAll(strings.Trim(filepath.ToSlash(filepath.Clean(p)), "./"), "/", "_")
+		name := given + strings.ReplaceAll(filepath.ToSlash(filepath.Clean(p)), "/", slash)
 		if filepath.Ext(name) == "" {
 			name += ".yaml"
 		}
 		return os.WriteFile(filepath.Join(dir, name), text, 0o600)
 	})
 }
+
+// How gather names a file after its path: control characters, which nobody writes in one.
+const (
+	given = "\x1e" // before all of it, so that ../ hides nothing
+	slash = "\x1f"
+)
+
+// ungathered is text with the paths that people gave.
+func ungathered(text string) string { return strings.NewReplacer(given, "", slash, "/").Replace(text) }
 
 // judge compiles the routes and collects what is wrong.
 func (m *Mesh) judge() {
