@@ -85,9 +85,15 @@ func (s *space) meta(kind, name, fields string) {
 // is wanted when both are "".
 func (s *space) bound(kind, name, start, words string) {
 	s.Helper()
+	s.says(kind, name, "istio.io/WaypointBound", start, words)
+}
+
+// says waits for a condition of an object, as bound does.
+func (s *space) says(kind, name, condition, start, words string) {
+	s.Helper()
 	s.eventually(kind+" "+name+" has its condition", func() error {
 		got, err := cluster.Kubectl(s.Context(), "-n", s.name, "get", kind, name, "-o",
-			`jsonpath={range .status.conditions[?(@.type=="istio.io/WaypointBound")]}{.status} {.reason} {.message}{end}`)
+			`jsonpath={range .status.conditions[?(@.type=="`+condition+`")]}{.status} {.reason} {.message}{end}`)
 		if err == nil && (!strings.HasPrefix(got, start) || !strings.Contains(got, words) || start == "" && got != "") {
 			err = fmt.Errorf("it is %q, want %q and %q", got, start, words)
 		}

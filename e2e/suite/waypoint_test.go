@@ -69,6 +69,14 @@ spec:
   action: DENY
   rules: [{to: [{operation: {paths: ["/admin*"]}}]}]
 `, s.name)))
+	s.must(cluster.Apply(t.Context(), fmt.Sprintf(`
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: lost, namespace: %s}
+spec: {host: nobody}
+`, s.name)))
+	s.says("virtualservice", "web", "WaypointAccepted", "True Accepted ", "")
+	s.says("destinationrule", "lost", "WaypointAccepted", "False Ignored ", "nobody")
 	s.eventually("the waypoint denies a path", func() error {
 		out := s.get("client", "http://web/admin/users")
 		if !strings.HasPrefix(out, "403 ") {

@@ -20,7 +20,8 @@ import (
 	"github.com/mistnet/mistnet/istiod/translate"
 )
 
-// bound keeps the conditions by which Services and ServiceEntries tell which waypoint they are bound to.
+// bound keeps the conditions of what waypoints serve: by which Services and ServiceEntries tell which waypoint they are bound to,
+// and VirtualServices and DestinationRules what the mesh makes of them.
 type bound struct {
 	client dynamic.Interface
 	log    *zap.Logger
@@ -30,23 +31,41 @@ type bound struct {
 	mu    sync.Mutex
 	have  map[string]*bindable             // by kind and namespace/name
 	told  map[string]*translate.Conditions // what the mesh has, likewise
+	wrong map[string]*translate.Status     // what the mesh does not do as written, likewise
 	heard bool                             // of all of them at least once: before, what is not told of is not known
 }
 
-// bindable is an object that may be bound, and what its status says now.
+// bindable is an object that has such conditions, and what its status says now.
 type bindable struct {
 	kind       index.Kind
 	name       translate.Name
 	version    string
 	generation int64
 	conditions []condition
+	judged     bool // a rule for clients in the mesh, of which the mesh says what it makes of it
 }
 
-// boundTypes are the types of condition that are written here and by nobody else.
-var boundTypes = []string{translate.ConditionWaypointBound, translate.ConditionWaypointMissing}
+// boundKinds are the kinds whose conditions are written here, where they are, and which types of condition are written by
+// nobody else.
+var boundKinds = map[index.Kind]struct {
+	resource schema.GroupVersionResource
+	own      []string
+}{
+	index.Service:         {schema.GroupVersionResource{Version: "v1", Resource: "services"}, bindingTypes},
+	index.ServiceEntry:    {networking("serviceentries"), bindingTypes},
+	index.VirtualService:  {networking("virtualservices"), []string{translate.ConditionWaypointAccepted}},
+	index.DestinationRule: {networking("destinationrules"), []string{translate.ConditionWaypointAccepted}},
+}
+
+var bindingTypes = []string{translate.ConditionWaypointBound, translate.ConditionWaypointMissing}
+
+func networking(resource string) schema.GroupVersionResource {
+	return schema.GroupVersionResource{Group: networkingKinds.name, Version: networkingKinds.versions[0], Resource: resource}
+}
 
 func newBound(client dynamic.Interface, known func(string) bool, log *zap.Logger) *bound {
-	return &bound{client: client, known: known, log: log, have: make(map[string]*bindable), told: make(map[string]*translate.Conditions)}
+	return &bound{client: client, known: known, log: log, have: make(map[string]*bindable),
+		told: make(map[string]*translate.Conditions), wrong: make(map[string]*translate.Status)}
 }
 
 func bindableKey(kind index.Kind, n translate.Name) string { return kind.String() + " " + n.String() }
@@ -66,6 +85,27 @@ func (b *bound) take(kind index.Kind, n translate.Name, m *metav1.ObjectMeta, co
 	}
 }
 
+// takeRule takes a VirtualService or DestinationRule that changed, nil when it is gone. What it says of it waits for settle.
+func (b *bound) takeRule(kind index.Kind, n translate.Name, r *rule) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	key := bindableKey(kind, n)
+	if r == nil {
+		delete(b.have, key)
+		return
+	}
+	b.have[key] = &bindable{kind: kind, name: n, version: r.ResourceVersion, generation: r.Generation, conditions: r.conditions, judged: r.meant}
+}
+
+// settle looks at the rules among what the mesh was given: it has told of all that is wrong with them.
+func (b *bound) settle(events []index.Event) {
+	for _, e := range events {
+		if e.Kind == index.VirtualService || e.Kind == index.DestinationRule {
+			b.queue.add(bindableKey(e.Kind, e.Name))
+		}
+	}
+}
+
 // tell takes what changed of what the mesh has.
 func (b *bound) tell(changes []index.Change) {
 	b.mu.Lock()
@@ -78,8 +118,12 @@ func (b *bound) tell(changes []index.Change) {
 	}
 	for _, c := range changes {
 		kind, _, _ := strings.Cut(c.Key.Name, " ")
-		if c.Key.Kind == index.NounConditions && (kind == index.Service.String() || kind == index.ServiceEntry.String()) {
-			keepConditions(b.told, c.Key.Name, c.Conditions)
+		switch {
+		case c.Key.Kind == index.NounConditions && (kind == index.Service.String() || kind == index.ServiceEntry.String()):
+			keepNoun(b.told, c.Key.Name, c.Conditions)
+			b.queue.add(c.Key.Name)
+		case c.Key.Kind == index.NounStatus && (kind == index.VirtualService.String() || kind == index.DestinationRule.String()):
+			keepNoun(b.wrong, c.Key.Name, c.Status)
 			b.queue.add(c.Key.Name)
 		}
 	}
@@ -102,7 +146,7 @@ func (b *bound) all() []string {
 	defer b.mu.Unlock()
 	keys := make(map[string]bool)
 	for key, o := range b.have {
-		if len(o.conditions) > 0 {
+		if len(o.conditions) > 0 || o.judged {
 			keys[key] = true
 		}
 	}
@@ -114,24 +158,25 @@ func (b *bound) all() []string {
 
 func (b *bound) write(ctx context.Context, key string) error {
 	b.mu.Lock()
-	o, told, heard := b.have[key], b.told[key], b.heard
+	o, told, wrong, heard := b.have[key], b.told[key], b.wrong[key], b.heard
 	b.mu.Unlock()
 	if o == nil || !heard || !b.known(o.name.Namespace) {
 		return nil
 	}
-	all, differs := merge(o.conditions, boundTypes, conditionsTold(told, o.generation), time.Now())
+	want := conditionsTold(told, o.generation)
+	if o.judged {
+		want = []condition{judgement(wrong, o.generation)}
+	}
+	k := boundKinds[o.kind]
+	all, differs := merge(o.conditions, k.own, want, time.Now())
 	if !differs {
 		return nil
 	}
-	resource, apiVersion := schema.GroupVersionResource{Version: "v1", Resource: "services"}, "v1"
-	if o.kind == index.ServiceEntry {
-		resource = schema.GroupVersionResource{Group: networkingKinds.name, Version: "v1", Resource: "serviceentries"}
-		apiVersion = resource.GroupVersion().String()
-	} else { // each condition is a value of its own: those of others are not ours to write
-		all = slices.DeleteFunc(all, func(c condition) bool { return !slices.Contains(boundTypes, c.Type) })
+	if o.kind == index.Service { // each condition is a value of its own: those of others are not ours to write
+		all = slices.DeleteFunc(all, func(c condition) bool { return !slices.Contains(k.own, c.Type) })
 	}
 	patch, err := json.Marshal(map[string]any{
-		"apiVersion": apiVersion, "kind": o.kind.String(),
+		"apiVersion": k.resource.GroupVersion().String(), "kind": o.kind.String(),
 		"metadata": map[string]any{"name": o.name.Name, "namespace": o.name.Namespace, "resourceVersion": o.version},
 		"status":   map[string]any{"conditions": all},
 	})
@@ -139,10 +184,24 @@ func (b *bound) write(ctx context.Context, key string) error {
 		return err
 	}
 	force := true
-	_, err = b.client.Resource(resource).Namespace(o.name.Namespace).
+	_, err = b.client.Resource(k.resource).Namespace(o.name.Namespace).
 		Patch(ctx, o.name.Name, types.ApplyPatchType, patch, metav1.PatchOptions{FieldManager: fieldManager, Force: &force}, "status")
 	if apierrors.IsNotFound(err) {
 		return nil // it is gone
 	}
 	return err
+}
+
+// judgement is what the mesh makes of a rule, nil: what is written. It is True while the rule has effect, though perhaps not all of it.
+func judgement(wrong *translate.Status, generation int64) condition {
+	c := condition{Type: translate.ConditionWaypointAccepted, Status: "True", Reason: translate.ReasonAccepted,
+		Message: "waypoints of its hosts do as it says", ObservedGeneration: generation}
+	if wrong == nil {
+		return c
+	}
+	c.Reason, c.Message = string(wrong.Reason), wrong.Message
+	if wrong.Reason != translate.Unsupported {
+		c.Status = "False"
+	}
+	return c
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/mistnet/mistnet/istiod/index"
@@ -104,4 +105,69 @@ func TestConditionsOfPoliciesWithTargets(t *testing.T) {
 	if diff := cmp.Diff(want, p.plain()); diff != "" {
 		t.Errorf("conditions (-want +got):\n%s", diff)
 	}
+}
+
+// TestConditionsOfRules say what the mesh makes of each, when it has come to it, and nothing of those for gateways alone.
+func TestConditionsOfRules(t *testing.T) {
+	t.Parallel()
+	virtual := func(name string, gateways ...any) *unstructured.Unstructured {
+		u := object("VirtualService", "shop", name, map[string]any{"hosts": []any{"cart"}, "gateways": gateways,
+			"http": []any{map[string]any{"directResponse": map[string]any{"status": int64(200)}}}})
+		u.SetAPIVersion("networking.istio.io/v1")
+		return u
+	}
+	good, bad, partly, edge := virtual("good"), virtual("bad", "mesh", "edge"), virtual("partly"), virtual("edge", "edge")
+	edge.Object["status"] = map[string]any{"conditions": []any{map[string]any{"type": "WaypointAccepted", "status": "True"}, // from before it was for gateways
+		map[string]any{"type": "example.com/Seen", "status": "True"}}}
+	dr := object("DestinationRule", "shop", "dr", map[string]any{"host": "cart"})
+	dr.SetAPIVersion("networking.istio.io/v1")
+	c := newCluster(t, namespace("shop", nil))
+	for resource, list := range map[string][]*unstructured.Unstructured{"virtualservices": {good, bad, partly, edge}, "destinationrules": {dr}} {
+		for _, o := range list {
+			if err := c.dynamic.Tracker().Create(schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: resource}, o, "shop"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	patches := c.patchesOf("virtualservices", "destinationrules")
+	c.start()
+	c.eventually("this replica writes", func(context.Context) bool { return c.source.Leads() })
+	c.source.Tell([]index.Change{
+		wrong("VirtualService", "bad", translate.Ignored, "hosts[0]: nobody"),
+		wrong("VirtualService", "partly", translate.Unsupported, "http[0].tls: left out"),
+		wrong("DestinationRule", "dr", translate.Conflicted, "DestinationRule shop/older counts"),
+	})
+	says := func(status, reason, message string) []map[string]any {
+		return []map[string]any{{"type": "WaypointAccepted", "status": status, "reason": reason, "message": message, "observedGeneration": 3.0}}
+	}
+	want := map[string][]map[string]any{
+		"shop/good":   says("True", "Accepted", "waypoints of its hosts do as it says"),
+		"shop/bad":    says("False", "Ignored", "hosts[0]: nobody"),
+		"shop/partly": says("True", "UnsupportedValue", "http[0].tls: left out"),
+		"shop/dr":     says("False", "Conflicted", "DestinationRule shop/older counts"),
+		"shop/edge":   {{"type": "example.com/Seen", "status": "True"}},
+	}
+	for range len(want) {
+		p := patches.next(t)
+		if diff := cmp.Diff(want[p.Name], p.plain()); diff != "" {
+			t.Errorf("conditions of %s (-want +got):\n%s", p.Name, diff)
+		}
+		delete(want, p.Name)
+	}
+	c.source.Tell([]index.Change{wrong("VirtualService", "bad", "", "")})
+	for p := patches.next(t); p.Name != "shop/bad" || p.plain()[0]["status"] != "True"; p = patches.next(t) {
+		if p.Name != "shop/bad" {
+			t.Errorf("written when another became right: %+v", p)
+		}
+	}
+}
+
+// wrong is what the mesh does not do as an object says, as the index says it; nothing without a reason.
+func wrong(kind, name string, reason translate.StatusReason, message string) index.Change {
+	s := &translate.Status{Kind: kind, Namespace: "shop", Name: name, Reason: reason, Message: message}
+	change := index.Change{Key: index.Key{Kind: index.NounStatus, Name: s.Key()}}
+	if reason != "" {
+		change.Status = s
+	}
+	return change
 }

@@ -111,6 +111,8 @@ func (s *Source) makeCustom() []*feed {
 			take = s.takePolicies
 		case index.ServiceEntry:
 			take = s.takeEntries
+		case index.VirtualService, index.DestinationRule:
+			take = s.ruleTaker(k.kind)
 		case index.HTTPRoute, index.GRPCRoute, index.TCPRoute, index.TLSRoute:
 			take = both(s.routeTaker(k.kind), func(changes []change) { s.routes.take(k, changes) })
 		case index.Gateway:

@@ -130,7 +130,11 @@ func (s *Source) synced(ctx context.Context) bool {
 
 // deliver hands over what is pending, in as large pieces as it comes.
 func (s *Source) deliver(ctx context.Context, on func([]index.Event)) error {
-	on(s.takePending())
+	hand := func(events []index.Event) {
+		on(events)
+		s.bound.settle(events)
+	}
+	hand(s.takePending())
 	for {
 		select {
 		case <-s.wake:
@@ -138,7 +142,7 @@ func (s *Source) deliver(ctx context.Context, on func([]index.Event)) error {
 			return nil
 		}
 		if events := s.takePending(); len(events) > 0 {
-			on(events)
+			hand(events)
 		}
 	}
 }
@@ -222,6 +226,22 @@ func (s *Source) takeEntries(changes []change) {
 		}
 	}
 	s.taker(index.ServiceEntry)(plain)
+}
+
+// ruleTaker takes VirtualServices or DestinationRules.
+func (s *Source) ruleTaker(kind index.Kind) func([]change) {
+	return func(changes []change) {
+		plain := make([]change, len(changes))
+		for i, c := range changes {
+			plain[i] = c
+			r, ok := c.object.(*rule)
+			if ok {
+				plain[i].object = r.Object
+			}
+			s.bound.takeRule(kind, c.name, r)
+		}
+		s.taker(kind)(plain)
+	}
 }
 
 // Tell takes the nouns that differ because of what Run delivered, the first time all that there are: some of them are written

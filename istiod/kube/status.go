@@ -103,18 +103,19 @@ func (s *statuses) tell(changes []index.Change) {
 	}
 	for _, c := range changes {
 		if key, ok := strings.CutPrefix(c.Key.Name, index.AuthorizationPolicy.String()+" "); ok && c.Key.Kind == index.NounConditions {
-			keepConditions(s.told, key, c.Conditions)
+			keepNoun(s.told, key, c.Conditions)
 			s.queue.add(key)
 		}
 	}
 }
 
-func keepConditions(m map[string]*translate.Conditions, key string, c *translate.Conditions) {
-	if c == nil {
+// keepNoun keeps what the mesh has of an object, nil for nothing.
+func keepNoun[N any](m map[string]*N, key string, noun *N) {
+	if noun == nil {
 		delete(m, key)
 		return
 	}
-	m[key] = c
+	m[key] = noun
 }
 
 // choose looks again at the policies of every namespace, or at those of one: it may be known now.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -235,28 +236,39 @@ func trimWorkloadEntry(o runtime.Object) (runtime.Object, error) {
 	return we, understand(s.Spec, &we.Spec)
 }
 
+// rule is a VirtualService or DestinationRule, and what its status says now.
+type rule struct {
+	metav1.ObjectMeta // with its version, which the object has not: nothing else changed when that did
+	runtime.Object
+	conditions []condition
+	meant      bool // it is for clients in the mesh
+}
+
 func trimVirtualService(o runtime.Object) (runtime.Object, error) {
-	if vs, ok := o.(*networkingv1.VirtualService); ok {
-		return vs, nil
-	}
-	s, err := readIstio(o)
-	if err != nil {
-		return nil, err
-	}
-	vs := &networkingv1.VirtualService{ObjectMeta: s.Metadata}
-	return vs, understand(s.Spec, &vs.Spec)
+	vs := &networkingv1.VirtualService{}
+	return trimRule(o, vs, &vs.ObjectMeta, &vs.Spec, func() bool {
+		return len(vs.Spec.Gateways) == 0 || slices.Contains(vs.Spec.Gateways, translate.MeshGateway)
+	})
 }
 
 func trimDestinationRule(o runtime.Object) (runtime.Object, error) {
-	if dr, ok := o.(*networkingv1.DestinationRule); ok {
-		return dr, nil
+	dr := &networkingv1.DestinationRule{}
+	return trimRule(o, dr, &dr.ObjectMeta, &dr.Spec, func() bool { return true })
+}
+
+func trimRule(o, into runtime.Object, m *metav1.ObjectMeta, spec proto.Message, meant func() bool) (runtime.Object, error) {
+	if r, ok := o.(*rule); ok {
+		return r, nil
 	}
 	s, err := readIstio(o)
 	if err != nil {
 		return nil, err
 	}
-	dr := &networkingv1.DestinationRule{ObjectMeta: s.Metadata}
-	return dr, understand(s.Spec, &dr.Spec)
+	*m = s.Metadata
+	err = understand(s.Spec, spec)
+	r := &rule{ObjectMeta: s.Metadata, Object: into, conditions: s.Status.Conditions, meant: meant()}
+	r.ResourceVersion = metaVersion(o)
+	return r, err
 }
 
 // understand reads a spec of which nothing may be passed over.

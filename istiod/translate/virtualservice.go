@@ -11,8 +11,8 @@ import (
 	"github.com/mistnet/mistnet/internal/mesh"
 )
 
-// meshGateway is the gateway that stands for everybody in the mesh.
-const meshGateway = "mesh"
+// MeshGateway is the gateway that stands for everybody in the mesh.
+const MeshGateway = "mesh"
 
 // VirtualService returns the routes of a VirtualService: one for each rule, in its order, with those of a delegate in the
 // place of the rule that delegates. Its parents are the services that its hosts name, or cover with a wildcard unless a
@@ -66,7 +66,7 @@ func isDelegate(vs *networkingv1.VirtualService) bool { return len(vs.Spec.Hosts
 
 // forMesh reports whether a list of gateways includes the mesh, which it does when it is empty.
 func forMesh(gateways []string) bool {
-	return len(gateways) == 0 || slices.Contains(gateways, meshGateway)
+	return len(gateways) == 0 || slices.Contains(gateways, MeshGateway)
 }
 
 type vsTranslator struct {
@@ -81,7 +81,7 @@ type vsTranslator struct {
 func (v *vsTranslator) parents() []mesh.RouteParent {
 	spec := &v.vs.Spec
 	for i, g := range spec.Gateways {
-		if g != meshGateway {
+		if g != MeshGateway {
 			v.add(Unsupported, "gateways[%d]: left out %s: there are no gateways of Istio's kind here, only the mesh", i, g)
 		}
 	}
