@@ -28,19 +28,26 @@ type plan struct {
 
 // forward sends the request to a backend, again if need be, and its response to the client.
 func (s *session) forward(ctx context.Context, b *route.Backend) *upstream {
-	var p plan
-	if r := s.plan(&p, b); r != nil {
+	p := &s.flight.plan
+	if s.progress < planned {
+		if s.flight.unplanned = s.plan(p, b); s.flight.unplanned == nil {
+			s.progress = planned
+		}
+	}
+	if r := s.flight.unplanned; r != nil {
 		return s.answer(*r)
 	}
 	if p.http2 && s.keyless() {
 		return s.answer(replyKeyless)
 	}
-	if r := s.admitted(ctx, &p); r != nil {
-		return s.answer(*r)
+	if s.progress < picked {
+		if r := s.admitted(ctx, p); r != nil {
+			return s.answer(*r)
+		}
+		s.mirror(p)
 	}
-	s.mirror(&p)
 	for attempt := uint32(1); ; attempt++ {
-		up, outcome, r := s.try(ctx, &p, attempt)
+		up, outcome, r := s.try(ctx, p, attempt)
 		if r == nil {
 			return up
 		}
@@ -49,7 +56,7 @@ func (s *session) forward(ctx context.Context, b *route.Backend) *upstream {
 			return nil
 		}
 		s.retried()
-		if attempt > s.rule.Retry.Attempts || !s.rule.Retry.Retriable(outcome) || !s.again(ctx, &p, attempt) {
+		if attempt > s.rule.Retry.Attempts || !s.rule.Retry.Retriable(outcome) || !s.again(ctx, p, attempt) {
 			if attempt > 1 && outcome.Reset == route.ResetConnect {
 				r.flags += ",URX"
 			}
@@ -167,29 +174,45 @@ func (s *session) grpcTimeout() string {
 
 // try makes one attempt. A reply says what to answer if it is the last; with none, the request was answered.
 func (s *session) try(ctx context.Context, p *plan, attempt uint32) (*upstream, route.Outcome, *reply) {
-	var to pick
+	if s.progress < picked && !s.pick(p, attempt, time.Now()) {
+		return nil, route.Outcome{Reset: route.ResetOverflow}, &replyNoUpstream
+	}
+	up, outcome, r := s.exchange(ctx, p, s.flight.to)
+	s.tried(p, up, outcome, ctx.Err() != nil)
+	return up, outcome, r
+}
+
+// pick chooses where a try goes, and counts it there; tried ends that. False: there is nobody.
+func (s *session) pick(p *plan, attempt uint32, now time.Time) bool {
+	to := &s.flight.to
 	if p.direct != nil {
-		to = s.up.workload(p.direct, s.to.addr)
+		*to = s.up.workload(p.direct, s.to.addr)
 	} else {
 		if !s.avoids() {
 			s.search.again()
 		}
 		var ok bool
-		if to, ok = s.search.next(s.up, time.Now()); !ok {
-			return nil, route.Outcome{Reset: route.ResetOverflow}, &replyNoUpstream
+		if *to, ok = s.search.next(s.up, now); !ok {
+			return false
 		}
 	}
+	s.progress = picked
 	s.log.upstream, s.log.workload, s.log.attempts = to.endpoint.key.addr, to.workload, attempt
 	s.settle(to.host, s.log.start)
 	to.endpoint.active.Add(1)
-	up, outcome, r := s.exchange(ctx, p, to)
+	return true
+}
+
+// tried ends a try. up is what is still in use.
+func (s *session) tried(p *plan, up *upstream, outcome route.Outcome, clientGone bool) {
+	to := &s.flight.to
 	if up == nil {
 		to.endpoint.active.Add(-1)
 	}
-	if to.host != nil && p.target.settings.Outliers != nil && ctx.Err() == nil && outcome.Reset != route.ResetOverflow {
+	if to.host != nil && p.target.settings.Outliers != nil && !clientGone && outcome.Reset != route.ResetOverflow {
 		p.target.cluster.observe(p.target.settings.Outliers, s.search.members, to.host, resultOf(outcome), time.Now())
 	}
-	return up, outcome, r
+	s.progress = planned
 }
 
 // avoids reports whether a request is not to go where it has been. By default, what is hashed may.
@@ -207,24 +230,23 @@ func (s *session) avoids() bool {
 // exchange carries the request to an endpoint, and the response back unless it is one to try again. When a kept
 // connection turns out to be closed, the request goes out once more on a new one, if it may be sent twice.
 func (s *session) exchange(ctx context.Context, p *plan, to pick) (*upstream, route.Outcome, *reply) {
+	f := &s.flight
 	for fresh := false; ; fresh = true {
-		until, whole := p.deadline(time.Now())
-		up, err := s.connect(ctx, p, to, fresh, until)
-		if err != nil {
-			return s.unconnected(err, until, whole)
+		var err error
+		if s.progress < launched {
+			if s.progress < connected {
+				f.until, f.untilWhole = p.deadline(time.Now())
+				if f.up, err = s.connect(ctx, p, to, fresh, f.until); err != nil {
+					return s.unconnected(err, f.until, f.untilWhole)
+				}
+			}
+			s.address(ctx, p)
+			err = f.x.Send(&s.edits)
 		}
-		s.busy.Store(up)
-		if ctx.Err() != nil {
-			up.hangUp()
-		}
-		up.SetDeadline(until)
-		sent := time.Now()
-		x := s.exchangeWith(up)
-		s.countRequests()
-		s.requestEdits(p, until)
-		s.shake(up)
+		s.progress = picked // what comes next is done anew
+		up, x, whole := f.up, f.x, f.untilWhole
 		var resp *http1.Response
-		if err = x.Send(&s.edits); err == nil {
+		if err == nil {
 			resp, err = x.Receive()
 		}
 		if err != nil {
@@ -246,8 +268,23 @@ func (s *session) exchange(ctx context.Context, p *plan, to pick) (*upstream, ro
 			up.Close()
 			return nil, route.Outcome{Reset: route.ResetProtocol, Sent: true}, &replyProtocol
 		}
-		return s.respond(p, x, up, resp, sent)
+		return s.respond(p, x, up, resp, f.sent)
 	}
+}
+
+// address makes the exchange with the upstream there is, and the request ready for it.
+func (s *session) address(ctx context.Context, p *plan) {
+	f := &s.flight
+	s.busy.Store(f.up)
+	if ctx.Err() != nil {
+		f.up.hangUp()
+	}
+	f.up.SetDeadline(f.until)
+	f.sent = time.Now()
+	f.x = s.exchangeWith(f.up)
+	s.countRequests()
+	s.requestEdits(p, f.until)
+	s.shake(f.up)
 }
 
 func (s *session) connect(ctx context.Context, p *plan, to pick, fresh bool, until time.Time) (*upstream, error) {
@@ -354,10 +391,7 @@ func (s *session) respond(p *plan, x exchange, up *upstream, resp *http1.Respons
 	if up.SetDeadline(p.whole); resp.Tunnel {
 		up.SetDeadline(time.Time{}) // what follows has no end of its own
 	}
-	s.log.status, s.log.details, s.log.upstreamTime, s.log.answered = resp.Status, "via_upstream", time.Since(sent), true
-	s.responseEdits(p, s.log.upstreamTime)
-	s.conclude(resp)
-	s.countResponses(resp)
+	s.answered(p, resp, time.Since(sent))
 	tunnel, outcome := resp.Tunnel, route.Outcome{Status: uint16(resp.Status)}
 	err := x.Respond(&s.edits)
 	s.busy.Store(nil)
@@ -373,6 +407,14 @@ func (s *session) respond(p *plan, x exchange, up *upstream, resp *http1.Respons
 		s.up.put(up)
 	}
 	return nil, outcome, nil
+}
+
+// answered notes the upstream's response, and makes it ready for the client.
+func (s *session) answered(p *plan, resp *http1.Response, took time.Duration) {
+	s.log.status, s.log.details, s.log.upstreamTime, s.log.answered = resp.Status, "via_upstream", took, true
+	s.responseEdits(p, took)
+	s.conclude(resp)
+	s.countResponses(resp)
 }
 
 // abandon ends an exchange whose response is not wanted, and reports whether its connection can carry another.

@@ -214,6 +214,9 @@ func (p *peeked) Read(b []byte) (int, error) {
 	return n, nil
 }
 
+// WritesTo returns the connection that what is written goes to as it is.
+func (p *peeked) WritesTo() net.Conn { return p.Conn }
+
 // Reset ends the connection with an error that the peer sees.
 func (p *peeked) Reset() error {
 	if r, ok := p.Conn.(interface{ Reset() error }); ok {

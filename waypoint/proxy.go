@@ -27,6 +27,7 @@ type session struct {
 	down   downstream
 	conn   *http1.ServerConn   // is down; nil: stream is
 	stream *http2.ServerStream // of the request being served
+	onGone func()              // hangUp
 
 	// Of the request being served.
 	view   *view
@@ -44,6 +45,9 @@ type session struct {
 
 	stays    persistence
 	retrying *cluster // that counts a retry; nil: none does
+
+	progress progress
+	flight   flight
 
 	busy  atomic.Pointer[upstream] // that is waited for
 	cache seriesCache
@@ -117,25 +121,28 @@ func (t *tunnel) serveHTTP2(conn net.Conn) {
 	c := http2.NewServerConn(conn, http2.Config{})
 	t.sessions.add(c)
 	defer t.sessions.remove(c)
-	err := c.Serve(func() func(*http2.ServerStream) {
+	err := c.ServeWith(func() http2.Handler {
 		s := &session{tunnel: t}
-		hangUp := s.hangUp
-		return func(st *http2.ServerStream) { s.serveStream(st, hangUp) }
+		s.onGone = s.hangUp
+		return s
 	})
 	if err != nil {
 		t.Waypoint.log.Debug("connection ended", zap.Stringer("src.addr", t.client.addr), zap.Stringer("dst.addr", t.to.addr), zap.Error(err))
 	}
 }
 
-func (s *session) serveStream(st *http2.ServerStream, hangUp func()) {
-	q, err := st.Request()
-	s.down, s.stream = st, st
-	s.begin(q)
-	if err != nil {
-		s.unread(err)
-		return
+// Serve implements http2.Handler.
+func (s *session) Serve(st *http2.ServerStream) {
+	if s.progress == unbegun {
+		q, err := st.Request()
+		s.down, s.stream = st, st
+		s.begin(q)
+		if err != nil {
+			s.unread(err)
+			return
+		}
+		st.OnGone(s.onGone)
 	}
-	st.OnGone(hangUp)
 	if up := s.serve(st); up != nil {
 		s.join(st, up)
 	}
@@ -155,6 +162,7 @@ func (s *session) begin(q *http1.Request) {
 	s.req, s.cookie, s.stays = route.Request{}, "", persistence{}
 	s.asks, s.answers = messages{}, messages{}
 	s.view = s.state.load()
+	s.progress = begun
 	s.log = record{start: time.Now(), client: &s.client, to: &s.to, http: true, protocol: "HTTP/1.1", flags: "-"}
 	if s.stream != nil {
 		s.log.protocol = "HTTP/2"
@@ -220,31 +228,18 @@ func printable(s string) string {
 	}, s)
 }
 
-// serve answers one request. It returns the upstream when the two connections are to be joined.
+// serve answers one request, from where Begin has left it. It returns the upstream when the two connections are to be joined.
 func (s *session) serve(ctx context.Context) *upstream {
-	s.describe()
-	if s.q.Method == "CONNECT" {
-		return s.refuseConnect()
+	if s.progress < judged {
+		s.flight.refusal = s.judge()
 	}
-	s.asked = authz.HTTP{Method: s.req.Method, Host: s.req.Authority, Path: s.req.Path, Header: s.q}
-	if d := s.authorize(s.view, &s.asked); !d.ok {
-		denied := replyDenied
-		denied.details = d.details
-		return s.answer(denied)
+	if s.flight.refusal != nil {
+		return s.answer(*s.flight.refusal)
 	}
-	if s.q.Method == "CONNECT" {
-		return s.answer(replyPlainConnect)
+	if s.progress < drawn {
+		s.flight.fault = s.drawFault()
 	}
-	s.rule, s.at = s.view.table.Match(s.to.service, s.to.port, &s.req)
-	if s.rule == nil {
-		return s.answer(replyNoRoute)
-	}
-	s.log.route = s.rule
-	if s.rule.Refuse != 0 {
-		s.Waypoint.log.Debug("request refused by an invalid rule", zap.String("rule", s.rule.Name()), zap.String("reason", s.rule.Why))
-		return s.answer(reply{int(s.rule.Refuse), "", "-", "direct_response"})
-	}
-	if done := s.fault(ctx); done {
+	if done := s.fault(ctx, s.flight.fault); done {
 		return nil
 	}
 	if s.cors = s.rule.CORS.Decide(&s.req); s.cors.Answer {
@@ -256,8 +251,11 @@ func (s *session) serve(ctx context.Context) *upstream {
 	if d := s.rule.Direct; d != nil {
 		return s.answer(reply{int(d.Status), string(d.Body), "-", "direct_response"})
 	}
-	b, status := s.rule.Backend(rand.Uint32())
-	if status != 0 {
+	if s.progress < chosen {
+		s.flight.backend, s.flight.status = s.rule.Backend(rand.Uint32())
+	}
+	b := s.flight.backend
+	if status := s.flight.status; status != 0 {
 		flags := "-"
 		if b != nil {
 			flags = "NC"
@@ -270,13 +268,40 @@ func (s *session) serve(ctx context.Context) *upstream {
 	return s.forward(ctx, b)
 }
 
+// judge finds the rule of a request; a reply refuses it.
+func (s *session) judge() *reply {
+	s.describe()
+	if s.q.Method == "CONNECT" {
+		return s.refuseConnect()
+	}
+	s.asked = authz.HTTP{Method: s.req.Method, Host: s.req.Authority, Path: s.req.Path, Header: s.q}
+	if d := s.authorize(s.view, &s.asked); !d.ok {
+		denied := replyDenied
+		denied.details = d.details
+		return &denied
+	}
+	if s.q.Method == "CONNECT" {
+		return &replyPlainConnect
+	}
+	s.rule, s.at = s.view.table.Match(s.to.service, s.to.port, &s.req)
+	if s.rule == nil {
+		return &replyNoRoute
+	}
+	s.log.route = s.rule
+	if s.rule.Refuse != 0 {
+		s.Waypoint.log.Debug("request refused by an invalid rule", zap.String("rule", s.rule.Name()), zap.String("reason", s.rule.Why))
+		return &reply{int(s.rule.Refuse), "", "-", "direct_response"}
+	}
+	return nil
+}
+
 // refuseConnect refuses a tunnel through the application, as Envoy does that was not told otherwise. Nobody would look at the
 // requests in it, and many an application answers CONNECT with 200 like any other request, and then reads the next.
-func (s *session) refuseConnect() *upstream {
+func (s *session) refuseConnect() *reply {
 	if s.conn != nil {
 		s.conn.Wind() // who believes that a tunnel begins may be sending through it
 	}
-	return s.answer(replyNoConnect)
+	return &replyNoConnect
 }
 
 // describe makes the request ready to be matched.
@@ -301,9 +326,13 @@ func (s *session) describe() {
 	}
 }
 
+// drawFault decides whether the request fails on purpose.
+func (s *session) drawFault() route.Fault {
+	return s.rule.Fault(rand.Uint32(), rand.Uint32(), s.req.GRPC)
+}
+
 // fault does to the request what its rule asks for, and reports whether that ends it.
-func (s *session) fault(ctx context.Context) bool {
-	f := s.rule.Fault(rand.Uint32(), rand.Uint32(), s.req.GRPC)
+func (s *session) fault(ctx context.Context, f route.Fault) bool {
 	if f.Delay > 0 {
 		s.log.flags = "DI"
 		if !sleep(ctx, f.Delay) {
@@ -413,6 +442,7 @@ func (s *session) finish() {
 	s.rep.request(&s.log, &s.cache)
 	s.view, s.rule, s.search = nil, nil, search{} // a session that waits keeps no old view alive
 	s.log = record{}
+	s.progress, s.flight = unbegun, flight{}
 }
 
 // editor lets rules change headers.

@@ -95,6 +95,17 @@ func (b *Body) Ahead(f Flusher) {
 	}
 }
 
+// Took says that the whole body was taken from its source otherwise than by Next, in these pieces.
+func (b *Body) Took(all [][]byte) {
+	for _, p := range all {
+		if b.tap != nil {
+			b.tap.See(p, b.count)
+		}
+		b.count += int64(len(p))
+	}
+	b.phase = done
+}
+
 // Absent reports whether there can be no body, as in a response to HEAD.
 func (b *Body) Absent() bool { return b.kind == bodyNone }
 

@@ -39,6 +39,9 @@ func (c *RawConn) Buffered() int { return c.in.w - c.in.r }
 // Unwrap returns the connection beneath; only once nothing is buffered may it be used instead.
 func (c *RawConn) Unwrap() net.Conn { return c.Conn }
 
+// WritesTo returns the connection that what is written goes to as it is.
+func (c *RawConn) WritesTo() net.Conn { return c.Conn }
+
 // CloseWrite closes the sending half, or everything when the connection has no halves.
 func (c *RawConn) CloseWrite() error { return closeWrite(c.Conn) }
 

@@ -3,6 +3,7 @@ package http2_test
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"io"
 	"syscall"
 	"testing"
@@ -116,7 +117,7 @@ var (
 
 const smallMessage = "\x00\x00\x00\x00\x05hello"
 
-func newBench(tb testing.TB, asks func(enc *hpack.Encoder, buf *bytes.Buffer) []*message, answer func(enc *hpack.Encoder, buf *bytes.Buffer) *message) *bench {
+func newBench(tb testing.TB, asks func(enc *hpack.Encoder, buf *bytes.Buffer) []*message, answer func(enc *hpack.Encoder, buf *bytes.Buffer) *message, swift bool) *bench {
 	near, far := memPipe()
 	up, app := memPipe()
 	client := http2.NewClientConn(up, http2.Config{})
@@ -131,7 +132,14 @@ func newBench(tb testing.TB, asks func(enc *hpack.Encoder, buf *bytes.Buffer) []
 	b.in = reader{r: near, buf: make([]byte, 1<<17)}
 	done := make(chan struct{}, 3)
 	go func() { _ = client.Run(); done <- struct{}{} }()
-	go func() { _ = server.Serve(proxy(tb, client)); done <- struct{}{} }()
+	go func() {
+		if swift {
+			_ = server.ServeWith(func() http2.Handler { return &carrier{up: client, frugal: true} })
+		} else {
+			_ = server.Serve(proxy(tb, client))
+		}
+		done <- struct{}{}
+	}()
 	go func() { // the application
 		defer func() { done <- struct{}{} }()
 		_, _ = app.Write([]byte("\x00\x00\x00\x04\x00\x00\x00\x00\x00"))
@@ -208,10 +216,12 @@ func TestAllocations(t *testing.T) {
 		{"another request each time", gets(7), getsAnswer, 1},
 		{"the same call again", calls, callsAnswer, 0},
 	} {
-		b := newBench(t, c.asks, c.answer)
-		b.once(t, 1)
-		if n := testing.AllocsPerRun(200, func() { b.once(t, 1) }); n > c.most && !raced {
-			t.Errorf("%s: %v allocations for request and response, want at most %v", c.name, n, c.most)
+		for _, swift := range []bool{false, true} {
+			b := newBench(t, c.asks, c.answer, swift)
+			b.once(t, 1)
+			if n := testing.AllocsPerRun(200, func() { b.once(t, 1) }); n > c.most && !raced {
+				t.Errorf("%s, without a worker: %v: %v allocations for request and response, want at most %v", c.name, swift, n, c.most)
+			}
 		}
 	}
 }
@@ -238,15 +248,17 @@ func BenchmarkExchange(b *testing.B) {
 	}{
 		{"get", gets(7), getsAnswer, 1}, {"get16", gets(7), getsAnswer, 16}, {"call", calls, callsAnswer, 1}, {"call16", calls, callsAnswer, 16},
 	} {
-		b.Run(c.name, func(b *testing.B) {
-			x := newBench(b, c.asks, c.answer)
-			x.once(b, c.at)
-			b.ReportAllocs()
-			stop := cpu(b)
-			for i := 0; i < b.N; i += c.at {
+		for _, swift := range []bool{false, true} {
+			b.Run(fmt.Sprintf("%s/swift=%v", c.name, swift), func(b *testing.B) {
+				x := newBench(b, c.asks, c.answer, swift)
 				x.once(b, c.at)
-			}
-			stop()
-		})
+				b.ReportAllocs()
+				stop := cpu(b)
+				for i := 0; i < b.N; i += c.at {
+					x.once(b, c.at)
+				}
+				stop()
+			})
+		}
 	}
 }

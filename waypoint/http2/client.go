@@ -125,6 +125,9 @@ type ClientStream struct {
 	ready bool           // next is one
 	held  bool           // by who opened it
 	use   uint32         // which one this is of the stream's memory
+
+	waits  *Exchange // that goes on with the response, without a goroutine that waits for it; nil: there is none
+	listed bool      // in conn.stirred
 }
 
 // Use is a mark of this use of the stream, for Cancel.
@@ -133,9 +136,16 @@ func (st *ClientStream) Use() uint32 { return st.use }
 // Cancel ends the exchange at once if it is still the one of that mark. Safe to call at any time from any goroutine.
 func (st *ClientStream) Cancel(use uint32) {
 	st.c.mu.Lock()
-	defer st.c.mu.Unlock()
+	var x *Exchange
 	if st.use == use {
 		st.closeLocked()
+		if st.err != nil { // else it is whole, and about to be passed on
+			x = st.claimLocked()
+		}
+	}
+	st.c.mu.Unlock()
+	if x != nil {
+		claim{x, false}.handOver()
 	}
 }
 
@@ -171,16 +181,31 @@ func (st *ClientStream) Begin(q *http1.Request, e *http1.Edits) error {
 	c := st.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := st.sendErrLocked(); err != nil {
+	if err := st.mayBeginLocked(); err != nil {
 		return st.blame(err)
 	}
-	if c.draining || c.nextID > maxStreamID {
-		return st.blame(errRefused)
+	if tunnel && !c.peerConnect {
+		return st.blame(connErrorf(http2.ErrCodeProtocol, "the peer takes no extended CONNECT"))
 	}
-	if st.method = q.Method; tunnel {
-		if !c.peerConnect {
-			return st.blame(connErrorf(http2.ErrCodeProtocol, "the peer takes no extended CONNECT"))
-		}
+	st.beginLocked(q.Method, tunnel)
+	st.stageHeadLocked(end)
+	return nil
+}
+
+func (st *ClientStream) mayBeginLocked() error {
+	if err := st.sendErrLocked(); err != nil {
+		return err
+	}
+	if st.c.draining || st.c.nextID > maxStreamID {
+		return errRefused
+	}
+	return nil
+}
+
+// beginLocked makes it a stream of the connection.
+func (st *ClientStream) beginLocked(method string, tunnel bool) {
+	c := st.c
+	if st.method = method; tunnel {
 		st.method = "CONNECT"
 	}
 	st.tunnel = tunnel
@@ -189,8 +214,6 @@ func (st *ClientStream) Begin(q *http1.Request, e *http1.Edits) error {
 	st.sendWindow = c.peerWindow
 	c.streams[st.id] = &st.stream
 	c.budget.control = min(c.budget.control+controlPerStream, 2*fullBudget.control)
-	st.stageHeadLocked(end)
-	return nil
 }
 
 // request encodes a request's head.
@@ -377,7 +400,7 @@ func (c *conn) responseBlock(h frameHeader, block []byte) error {
 			s.gotEndLocked()
 		}
 	}
-	wake(s.readable)
+	s.stirLocked()
 	return nil
 }
 

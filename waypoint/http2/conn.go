@@ -94,6 +94,8 @@ type conn struct {
 	blockHeader   frameHeader
 	continuations int // 0: no block is open
 	trailers      http1.Fields
+	claims        []claim // as goOn works on them
+	owed          []*conn // that something was staged on and not written yet
 
 	done chan struct{}  // closed when the connection has ended
 	work sync.WaitGroup // started while the connection lived, under mu
@@ -122,6 +124,10 @@ type conn struct {
 	peerMaxFrame   int
 	peerWindow     int // initial send window of a stream
 
+	stirred []*stream   // client: whose exchange waits without a goroutine, and for which something came
+	alarm   *time.Timer // client: for the deadlines of such exchanges
+	alarmAt time.Time   // zero: it is not set
+
 	recvWindow  int // what the peer may still send on the connection
 	recvUnacked int // what it sent and was not yet allowed anew
 	buffered    int // bytes received and not yet taken, all streams
@@ -129,7 +135,12 @@ type conn struct {
 }
 
 func (c *conn) init(raw net.Conn, cfg Config) {
-	c.raw, c.cfg = raw, cfg.filled()
+	c.raw, c.cfg, c.w.socket = raw, cfg.filled(), socketOf(raw)
+	c.w.driver = func() {
+		defer c.work.Done()
+		c.mu.Lock()
+		c.drive(-1)
+	}
 	c.dec = newDecoder()
 	c.done = make(chan struct{})
 	c.streams = make(map[uint32]*stream)
@@ -231,14 +242,25 @@ func (c *conn) fail(err error) {
 	}
 	clear(c.streams)
 	c.w.releaseLocked()
-	if c.ticker != nil {
-		c.ticker.Stop()
+	var waiting []claim
+	for _, s := range streams {
+		if x := s.claimLocked(); x != nil {
+			waiting = append(waiting, claim{x, false})
+		}
+	}
+	for _, t := range [...]*time.Timer{c.ticker, c.alarm} {
+		if t != nil {
+			t.Stop()
+		}
 	}
 	c.mu.Unlock()
 	_ = c.raw.Close()
 	close(c.done)
 	for _, s := range streams {
 		s.tellGone()
+	}
+	for _, x := range waiting {
+		x.handOver()
 	}
 }
 

@@ -16,6 +16,11 @@ type Exchange struct {
 	uploading bool       // there is one
 	fault     error      // what ended the upload
 	resp      *http1.Response
+
+	// Of one without a goroutine.
+	parts [][]byte // the body, where it lies
+	size  int      // its bytes
+	end1  encoder  // the trailers
 }
 
 const (
@@ -31,7 +36,7 @@ var errStopped = errors.New("the exchange is over")
 
 // Exchange begins an exchange of the request. It is valid until the worker returns.
 func (st *ServerStream) Exchange(up http1.Upstream) *Exchange {
-	st.x = Exchange{down: st, up: up, upload: st.x.upload}
+	st.x = Exchange{down: st, up: up, upload: st.x.upload, parts: st.x.parts[:0], end1: st.x.end1}
 	return &st.x
 }
 
@@ -83,6 +88,9 @@ func decides(err error) bool {
 
 // Receive waits for the response, passing on interim ones.
 func (x *Exchange) Receive() (*http1.Response, error) {
+	if x.resp != nil { // it was looked at
+		return x.resp, nil
+	}
 	for range maxInterim {
 		p, err := x.up.ReadResponse()
 		if err != nil {

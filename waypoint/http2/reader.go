@@ -36,6 +36,7 @@ func (c *conn) readLoop() error {
 		full = w == len(buf)
 		used, ferr := c.consume(buf[r:w])
 		r += used
+		c.goOn()
 		if ferr == nil {
 			ferr = c.answer(n)
 		}
@@ -86,6 +87,9 @@ func (c *conn) consume(b []byte) (int, error) {
 			return 0, err
 		}
 		b = b[frameHeaderBytes+h.length:]
+		if c.server != nil && len(c.server.fresh) >= maxFresh {
+			c.goOn()
+		}
 	}
 	return total - len(b), nil
 }
@@ -225,7 +229,7 @@ func (s *stream) wantsLocked() bool { return s.srv == nil || !s.srv.deaf }
 // gotEndLocked is END_STREAM from the peer.
 func (s *stream) gotEndLocked() {
 	s.gotEnd = true
-	wake(s.readable)
+	s.stirLocked()
 	if s.sentEnd {
 		s.c.endedLocked(s.id)
 		s.c.forgetLocked(s)

@@ -20,13 +20,16 @@ const maxClientStreams = 1024
 // ServerConn is a client's connection.
 type ServerConn struct {
 	conn
-	worker  func() func(*ServerStream)
-	running int                  // workers with a stream; guarded by mu
-	idle    []chan *ServerStream // of workers without; guarded by mu
+	handler func() Handler
+	running int                  // streams that are not done; guarded by mu
+	idle    []chan *ServerStream // of workers without a stream; guarded by mu
 	free    []*ServerStream      // guarded by mu
-	workers sync.WaitGroup
+	workers sync.WaitGroup       // and streams that are not done
 	dates   http1.Date
-	scratch *ServerStream // of the reader goroutine: the next stream
+
+	// Of the reader goroutine.
+	scratch *ServerStream   // the next stream
+	fresh   []*ServerStream // came with this read, and were not begun
 }
 
 // NewServerConn makes a connection of conn, which it owns from now on and whose peer begins with the client's preface.
@@ -46,7 +49,12 @@ func NewServerConn(raw net.Conn, cfg Config) *ServerConn {
 // the other, each of them answered when it returns: as many as there are requests at once. The error says why the
 // connection ended; nil when both sides were done with it.
 func (c *ServerConn) Serve(worker func() func(*ServerStream)) error {
-	c.worker = worker
+	return c.ServeWith(func() Handler { return serveOnly(worker()) })
+}
+
+// ServeWith is Serve by handlers, which need a worker only to wait.
+func (c *ServerConn) ServeWith(handler func() Handler) error {
+	c.handler = handler
 	c.start()
 	err := c.run()
 	c.mu.Lock()
@@ -179,19 +187,13 @@ func (c *ServerConn) request(h frameHeader, block []byte) error {
 	st.in.keep = !end && !st.tunnel
 	c.streams[h.stream] = &st.stream
 	c.running++
+	c.workers.Add(1)
 	c.budget.control = min(c.budget.control+controlPerStream, 2*fullBudget.control)
 	if c.wound {
 		c.wound = false
 		c.windLocked()
 	}
-	if n := len(c.idle); n > 0 {
-		ch := c.idle[n-1]
-		c.idle[n-1] = nil
-		c.idle = c.idle[:n-1]
-		ch <- st // it waits, or is about to
-		return nil
-	}
-	c.workers.Go(func() { c.work1(st) })
+	c.fresh = append(c.fresh, st)
 	return nil
 }
 
@@ -204,26 +206,18 @@ func (c *ServerConn) newStream() *ServerStream {
 		c.free = c.free[:n-1]
 		return st
 	}
-	st := &ServerStream{}
+	st := &ServerStream{handler: c.handler()}
 	st.srv = st
 	return st
 }
 
-// work1 is a worker's goroutine: its stack has grown, and what serve holds is warm.
+// work1 is a worker's goroutine: its stack has grown.
 func (c *ServerConn) work1(st *ServerStream) {
-	serve := c.worker()
 	next := make(chan *ServerStream, 1) // so that who hands over does not wait
 	for {
-		serve(st)
-		st.hook.Lock() // not under mu: what is called may take its time
-		st.gone = nil
-		st.hook.Unlock()
+		st.handler.Serve(st)
+		c.finish(st)
 		c.mu.Lock()
-		st.finishLocked()
-		c.running--
-		if st.doneCh == nil && len(c.free) < c.cfg.workersToKeep { // else somebody may still hold it as a context
-			c.free = append(c.free, st)
-		}
 		if c.err != nil || len(c.idle) >= c.cfg.workersToKeep {
 			c.mu.Unlock()
 			return
@@ -241,6 +235,8 @@ func (c *ServerConn) work1(st *ServerStream) {
 // the client has gone, and when the worker is done with it.
 type ServerStream struct {
 	stream
+	handler   Handler
+	whole     bool // the request; of the reader goroutine
 	req       http1.Request
 	x         Exchange
 	fault     error // what is wrong with the request
@@ -444,12 +440,16 @@ func (st *ServerStream) answer(end bool) error {
 	if err := st.sendErrLocked(); err != nil {
 		return st.blame(err)
 	}
-	if !st.answered {
-		st.answered, st.in.keep = true, false
-		c.budget.resets = min(c.budget.resets+1, fullBudget.resets)
-	}
+	st.answeredLocked()
 	st.stageHeadLocked(end)
 	return nil
+}
+
+func (st *ServerStream) answeredLocked() {
+	if !st.answered {
+		st.answered, st.in.keep = true, false
+		st.c.budget.resets = min(st.c.budget.resets+1, fullBudget.resets)
+	}
 }
 
 // Continue tells a client that waits for it to send the body.
@@ -479,11 +479,8 @@ func (st *ServerStream) interim(p *http1.Response) error {
 	return st.Flush()
 }
 
-// respond writes a response, edited, with its body.
-func (st *ServerStream) respond(p *http1.Response, e *http1.Edits) error {
-	if err := e.Failed(); err != nil {
-		return err
-	}
+// head encodes the head of a response, edited.
+func (st *ServerStream) head(p *http1.Response, e *http1.Edits) {
 	st.status(p.Status)
 	e.Each(&p.Fields, &st.enc)
 	if n, ok := p.Declared(); ok && p.Status != 204 && !p.Tunnel {
@@ -492,6 +489,14 @@ func (st *ServerStream) respond(p *http1.Response, e *http1.Edits) error {
 	if !e.Has(&p.Fields, "date") {
 		st.date()
 	}
+}
+
+// respond writes a response, edited, with its body.
+func (st *ServerStream) respond(p *http1.Response, e *http1.Edits) error {
+	if err := e.Failed(); err != nil {
+		return err
+	}
+	st.head(p, e)
 	none := p.Body.Absent() || p.Body.Done() && p.Body.Trailers().Len() == 0
 	if err := st.answer(none && !p.Tunnel); err != nil {
 		return err

@@ -88,7 +88,7 @@ func (s *stream) endLocked(err error) {
 	}
 	s.sentEnd, s.gotEnd = true, true
 	s.in.dropLocked(s.c)
-	wake(s.readable)
+	s.stirLocked()
 	wake(s.writable)
 	if s.srv != nil {
 		s.srv.closeDoneLocked()
@@ -141,7 +141,7 @@ func (s *stream) received(p []byte) {
 		t.w += n
 		p = p[n:]
 	}
-	wake(s.readable)
+	s.stirLocked()
 }
 
 // takeLocked returns the next piece.

@@ -26,6 +26,8 @@ type wire struct {
 	enc  *hpack.Encoder
 	hbuf bytes.Buffer
 
+	plain bool // it puts nothing into the table
+
 	mu   sync.Mutex
 	got  []string
 	gone bool
@@ -117,7 +119,7 @@ func (w *wire) expect(want ...string) {
 func (w *wire) block(fields ...string) []byte {
 	w.hbuf.Reset()
 	for i := 0; i < len(fields); i += 2 {
-		_ = w.enc.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1]})
+		_ = w.enc.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1], Sensitive: w.plain})
 	}
 	return slices.Clone(w.hbuf.Bytes())
 }

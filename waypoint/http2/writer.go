@@ -40,7 +40,9 @@ type writer struct {
 	window    int       // the connection's send window
 	waiting   []*stream // for a window, or for place
 	deadline  time.Time
-	failAfter error // end the connection after the next batch
+	failAfter error   // end the connection after the next batch
+	socket    *socket // for writes that do not wait; nil: there is no telling
+	driver    func()  // drives, on a goroutine of its own that work counts: made once, so that starting one allocates nothing
 }
 
 // room makes place for n more bytes behind what is staged, and returns that.
@@ -109,10 +111,8 @@ func (c *conn) kickLocked() {
 		return
 	}
 	c.w.busy = true
-	c.work.Go(func() { // ends with what is staged, or with the connection
-		c.mu.Lock()
-		c.drive(-1)
-	})
+	c.work.Add(1)
+	go c.w.driver() // ends with what is staged, or with the connection
 }
 
 // drive writes until nothing is staged. It is called with c.mu held and w.busy set, and releases both; after maxRounds it
