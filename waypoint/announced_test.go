@@ -39,7 +39,7 @@ func announcement(from, to string, fields ...string) []byte {
 func TestConnectionsThatZtunnelAnnounces(t *testing.T) {
 	t.Parallel()
 	at := loopback() + ":15088"
-	l := newLab(t, func(c *waypoint.Config) { c.ProxyAddr = at })
+	l := newLab(t, func(c *waypoint.Config) { c.ListenAddr, c.ProxyAddr = "", at })
 	l.service("cart", "10.9.0.1", mesh.AppHTTP1, named(t, "cart"))
 	l.known("cart")
 	const identity = "\xd0spiffe://cluster.local/ns/web/sa/front"

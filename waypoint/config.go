@@ -66,7 +66,7 @@ func (c *Config) Register(fs *daemon.FlagSet) {
 	fs.StringVar(&c.ServiceAccount, "service-account", "", "SERVICE_ACCOUNT", "this waypoint's service account, if not named as the Gateway")
 	fs.StringVar(&c.InstanceIP, "instance-ip", "", "INSTANCE_IP", "this pod's address")
 	fs.StringVar(&c.Network, "network", "", "NETWORK", "the network this pod is on")
-	fs.StringVar(&c.ListenAddr, "listen-addr", fmt.Sprintf(":%d", mesh.PortHBONE), "LISTEN_ADDR", "address of HBONE tunnels")
+	fs.StringVar(&c.ListenAddr, "listen-addr", fmt.Sprintf(":%d", mesh.PortHBONE), "LISTEN_ADDR", "address of HBONE tunnels; empty: none, where a ztunnel of this pod takes them (-proxy-addr)")
 	fs.StringVar(&c.ProxyAddr, "proxy-addr", "", "PROXY_LISTEN_ADDR", "address of connections that a ztunnel has taken out of their tunnels and announces by PROXY protocol "+
 		"(ambient.istio.io/waypoint-inbound-binding: PROXY); what connects here is believed whom it names, so let it be loopback; empty: none")
 	fs.DurationVar(&c.SniffTimeout, "sniff-timeout", 100*time.Millisecond, "SNIFF_TIMEOUT", "silence after which a connection to a port of unknown protocol is taken for TCP")
@@ -95,9 +95,15 @@ func (c *Config) Validate() error {
 	}
 	c.Service = cmp.Or(c.Service, c.Gateway)
 	c.ServiceAccount = cmp.Or(c.ServiceAccount, c.Gateway)
-	errs = append(errs, c.Config.Validate(), c.Pages.Validate(), daemon.HostPort("listen-addr", c.ListenAddr))
-	if c.ProxyAddr != "" {
+	errs = append(errs, c.Config.Validate(), c.Pages.Validate())
+	if c.ListenAddr != "" {
+		errs = append(errs, daemon.HostPort("listen-addr", c.ListenAddr))
+	}
+	switch {
+	case c.ProxyAddr != "":
 		errs = append(errs, daemon.HostPort("proxy-addr", c.ProxyAddr))
+	case c.ListenAddr == "":
+		errs = append(errs, errors.New("-listen-addr is empty, and so is -proxy-addr: want one of them"))
 	}
 	if _, err := netip.ParseAddr(c.InstanceIP); err != nil {
 		errs = append(errs, fmt.Errorf("-instance-ip (INSTANCE_IP): %w", err))

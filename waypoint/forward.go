@@ -18,6 +18,7 @@ type plan struct {
 	backend *route.Backend
 	target  *target        // nil when a workload was asked for
 	direct  *mesh.Workload // the workload
+	self    *mesh.Workload // this waypoint's own pod
 	whole   time.Time      // when all must be over; zero: never
 	try     time.Duration  // for each try; 0: none
 	path    string
@@ -134,7 +135,7 @@ func (s *session) plan(p *plan, b *route.Backend) *reply {
 	key := s.to.cluster(b.Service, &b.Ref)
 	s.log.cluster(key.service, key.subset, key.port)
 	if key.service == "" {
-		if p.direct = v.Workload(s.to.uid); p.direct == nil {
+		if p.direct, p.self = v.Workload(s.to.uid), v.self; p.direct == nil {
 			return &replyNoUpstream
 		}
 		p.http2 = s.http2(s.to.app, nil)
@@ -186,7 +187,7 @@ func (s *session) try(ctx context.Context, p *plan, attempt uint32) (*upstream, 
 func (s *session) pick(p *plan, attempt uint32, now time.Time) bool {
 	to := &s.flight.to
 	if p.direct != nil {
-		*to = s.up.workload(p.direct, s.to.addr)
+		*to = s.up.workload(p.self, p.direct, s.to.addr)
 	} else {
 		if !s.avoids() {
 			s.search.again()

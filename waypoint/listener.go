@@ -23,29 +23,33 @@ import (
 
 // serve accepts tunnels until ctx is done, then drains; running ends what is still there.
 func (w *Waypoint) serve(ctx, running context.Context) error {
-	ln, err := (&net.ListenConfig{}).Listen(running, "tcp", w.cfg.ListenAddr)
-	if err != nil {
-		return fmt.Errorf("open the tunnel listener (-listen-addr): %w", err)
+	var ln net.Listener // nil: tunnels are taken by a ztunnel
+	var err error
+	if w.cfg.ListenAddr != "" {
+		if ln, err = (&net.ListenConfig{}).Listen(running, "tcp", w.cfg.ListenAddr); err != nil {
+			return fmt.Errorf("open the tunnel listener (-listen-addr): %w", err)
+		}
+		defer ln.Close()
 	}
 	select {
 	case <-w.istiod.XDS.Synced():
 		w.env.Ready.Done(taskState)
 	case <-ctx.Done():
-		return ln.Close()
+		return nil
 	case <-running.Done():
-		return ln.Close()
+		return nil
 	}
 	w.ids.Prefetch(w.cfg.identity())
-	w.env.Ready.Done(taskProxy)
-	w.log.Info("serving", zap.Stringer("addr", ln.Addr()), zap.String("gateway", w.cfg.Gateway))
 
 	accepting, stopAccepting := context.WithCancel(running)
 	var drained sync.WaitGroup
 	defer drained.Wait()
 	if err := w.serveAnnounced(accepting, &drained); err != nil {
 		stopAccepting()
-		return errors.Join(err, ln.Close())
+		return err
 	}
+	w.env.Ready.Done(taskProxy)
+	w.log.Info("serving", zap.String("addr", w.cfg.ListenAddr), zap.String("proxy.addr", w.cfg.ProxyAddr), zap.String("gateway", w.cfg.Gateway))
 	drained.Go(func() {
 		defer stopAccepting()
 		select {
@@ -54,6 +58,10 @@ func (w *Waypoint) serve(ctx, running context.Context) error {
 		case <-accepting.Done():
 		}
 	})
+	if ln == nil {
+		<-accepting.Done()
+		return nil
+	}
 	err = daemon.Serve(accepting, ln, w.cfg.Grace, func(ctx context.Context, raw net.Conn) {
 		if err := w.server.ServeConn(ctx, raw); err != nil {
 			w.log.Debug("tunnel connection ended", zap.Stringer("peer.addr", raw.RemoteAddr()), zap.Error(err))

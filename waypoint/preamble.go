@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -14,47 +13,23 @@ import (
 	"time"
 
 	"github.com/mistnet/mistnet/internal/mesh"
+	"github.com/mistnet/mistnet/internal/proxyproto"
 	"github.com/mistnet/mistnet/internal/relay"
 )
 
 // What goes over a connection before what it is for, where a traffic policy wants it, and how long it may last.
 
-// announce tells the application who is at the other end (haproxy.org, proxy-protocol.txt, 2.1 and 2.2). With addresses of
-// two families, or none, it says that it does not know.
+// announce tells the application who is at the other end.
 func announce(conn net.Conn, version mesh.ProxyProtocol, from, to netip.AddrPort) error {
-	_, err := conn.Write(proxyHeader(version, mesh.Unmap(from), mesh.Unmap(to)))
-	if err != nil {
+	h := proxyproto.Header{From: from, To: to}
+	header := h.AppendV2(nil)
+	if version == mesh.ProxyProtocolV1 {
+		header = h.AppendV1(nil)
+	}
+	if _, err := conn.Write(header); err != nil {
 		return fmt.Errorf("announce the client: %w", err)
 	}
 	return nil
-}
-
-func proxyHeader(version mesh.ProxyProtocol, from, to netip.AddrPort) []byte {
-	known := from.IsValid() && to.IsValid() && from.Addr().Is4() == to.Addr().Is4()
-	if version == mesh.ProxyProtocolV1 {
-		if !known {
-			return []byte("PROXY UNKNOWN\r\n")
-		}
-		family := "TCP4"
-		if from.Addr().Is6() {
-			family = "TCP6"
-		}
-		return fmt.Appendf(nil, "PROXY %s %s %s %d %d\r\n", family, from.Addr().WithZone(""), to.Addr().WithZone(""), from.Port(), to.Port())
-	}
-	const local = 0x20 // version 2, LOCAL
-	b := []byte(proxySignature)
-	if !known {
-		return append(b, local, 0, 0, 0)
-	}
-	family := byte(proxyTCP4)
-	if from.Addr().Is6() {
-		family = proxyTCP6
-	}
-	b = append(b, proxyCommand, family)
-	b = binary.BigEndian.AppendUint16(b, uint16(2*from.Addr().BitLen()/8+4))
-	b = append(append(b, from.Addr().AsSlice()...), to.Addr().AsSlice()...)
-	b = binary.BigEndian.AppendUint16(b, from.Port())
-	return binary.BigEndian.AppendUint16(b, to.Port())
 }
 
 // ask asks a forward proxy, at the other end of conn, for a connection to t (RFC 9110, 9.3.6). It owns conn: it is closed

@@ -236,7 +236,7 @@ func (u *upstreams) member(t *target, c *lb.Choice) pick {
 	if !c.Addr.IsValid() {
 		key.host = c.Endpoint.Workload.Hostname
 	}
-	p := u.to(key, c.Endpoint.Workload, t.service.SANs)
+	p := u.to(t.self, key, c.Endpoint.Workload, t.service.SANs)
 	p.self = t.self
 	return p
 }

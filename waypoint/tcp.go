@@ -86,7 +86,7 @@ func (t *tunnel) courseTCP(r *record) *course {
 			return nil
 		}
 		r.workload, r.upstream = w, t.to.addr
-		return &course{pick: t.up.workload(w, t.to.addr)}
+		return &course{pick: t.up.workload(v.self, w, t.to.addr)}
 	}
 	rule := v.table.MatchStream(t.to.service, t.to.port, &route.Stream{
 		SNI: t.sni, Destination: t.to.addr.Addr(), Source: t.client.addr.Addr(), Port: t.to.port,

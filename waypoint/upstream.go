@@ -164,18 +164,24 @@ func (u *upstreams) tls(ctx context.Context, to hbone.Target) (*tls.Config, erro
 }
 
 // workload is a workload that was asked for by its own address.
-func (u *upstreams) workload(w *mesh.Workload, addr netip.AddrPort) pick {
-	return u.to(endpointKey{addr: addr}, w, nil)
+func (u *upstreams) workload(self, w *mesh.Workload, addr netip.AddrPort) pick {
+	return u.to(self, endpointKey{addr: addr}, w, nil)
 }
 
-func (u *upstreams) to(key endpointKey, w *mesh.Workload, sans []mesh.Identity) pick {
+func (u *upstreams) to(self *mesh.Workload, key endpointKey, w *mesh.Workload, sans []mesh.Identity) pick {
 	p := pick{workload: w}
-	if w.Protocol == mesh.ProtocolHBONE {
+	if w.Protocol == mesh.ProtocolHBONE && !captured(self) {
 		key.tunnel, key.id = true, w.Identity()
 		p.expect = append([]mesh.Identity{key.id}, sans...)
 	}
 	p.endpoint = u.endpoint(key)
 	return p
+}
+
+// captured reports whether a ztunnel takes what this waypoint's own pod dials into tunnels, as the pod's: a tunnel from here would
+// go inside of another and end nowhere.
+func captured(self *mesh.Workload) bool {
+	return self != nil && self.Protocol == mesh.ProtocolHBONE && !self.NativeTunnel
 }
 
 func (u *upstreams) endpoint(key endpointKey) *endpoint {

@@ -31,6 +31,7 @@ type Config struct {
 	Grace          time.Duration // how long connections may outlive a stop; 0: what KillAfter leaves
 	KillAfter      int           // seconds after a stop when whoever runs this program kills it; 0: not known
 	KeepSource     bool          // applications see the caller's own address
+	AppTunnelLocal bool          // applications that take the PROXY protocol do so on loopback
 	AccessLog      bool
 	MaxStreams     int
 	UnusedRelease  time.Duration
@@ -52,6 +53,7 @@ func (c *Config) Register(fs *daemon.FlagSet) {
 	fs.DurationVar(&c.Grace, "grace", 0, "CONNECTION_TERMINATION_DEADLINE", "how long connections may outlive a stop; if not set, 5s less than -kill-after")
 	fs.IntVar(&c.KillAfter, "kill-after", 0, "TERMINATION_GRACE_PERIOD_SECONDS", "seconds after a stop when this program is killed: the pod's terminationGracePeriodSeconds")
 	fs.BoolVar(&c.KeepSource, "keep-source", true, "ENABLE_ORIG_SRC", "applications see the caller's own address")
+	fs.BoolVar(&c.AppTunnelLocal, "localhost-app-tunnel", true, "LOCALHOST_APP_TUNNEL", "reach applications that take the PROXY protocol on loopback, so that nobody else can speak it to them")
 	fs.BoolVar(&c.AccessLog, "access-log", true, "ACCESS_LOG", "write one line per connection")
 	fs.IntVar(&c.MaxStreams, "max-streams", 100, "POOL_MAX_STREAMS_PER_CONNECTION", "connections carried by one tunnel at most")
 	fs.DurationVar(&c.UnusedRelease, "unused-release", 5*time.Minute, "POOL_UNUSED_RELEASE_TIMEOUT", "how long an unused tunnel is kept")

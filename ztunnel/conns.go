@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/mistnet/mistnet/internal/authz"
+	"github.com/mistnet/mistnet/internal/proxyproto"
 )
 
 // errPolicyChanged ends a connection that a policy no longer allows.
@@ -26,6 +27,8 @@ type conn struct {
 
 	original netip.AddrPort // where the caller meant to go
 	target   netip.AddrPort // what is dialed: the next hop, or the application
+
+	announce *proxyproto.Header // what the application is told before the caller's first byte; nil: nothing
 
 	// For inbound connections, what authorization reads. pod names the destination.
 	pod     podKey

@@ -3,6 +3,7 @@ package ztunnel
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"github.com/mistnet/mistnet/internal/hbone"
 	"github.com/mistnet/mistnet/internal/identity"
 	"github.com/mistnet/mistnet/internal/mesh"
+	"github.com/mistnet/mistnet/internal/proxyproto"
 	"github.com/mistnet/mistnet/ztunnel/nexthop"
 )
 
@@ -60,9 +62,6 @@ func (d *pod) admit(ctx context.Context, r *hbone.Request) (*conn, error) {
 	if err != nil {
 		return nil, reject(r, statusOf(err), err)
 	}
-	if hop.AppTunnel.Proxy {
-		return nil, reject(r, http.StatusServiceUnavailable, errProxyProtocol)
-	}
 	c := &conn{
 		record: &record{
 			start: time.Now(), inbound: true, src: r.RemoteAddr, dst: r.LocalAddr, tunnel: r.Authority,
@@ -71,6 +70,9 @@ func (d *pod) admit(ctx context.Context, r *hbone.Request) (*conn, error) {
 		},
 		pod: d.key(), original: r.LocalAddr, target: hop.Addr,
 		request: authz.Request{Peer: peer, Src: r.RemoteAddr, Dst: hop.Addr},
+	}
+	if hop.AppTunnel.Proxy {
+		c.announce = &proxyproto.Header{From: r.RemoteAddr, To: hop.Target, Identity: peer}
 	}
 	c.service = calledService(v, to, hop, r.Header.Forwarded)
 	c.ctx = d.conns.track(ctx, c)
@@ -84,13 +86,19 @@ func (d *pod) admit(ctx context.Context, r *hbone.Request) (*conn, error) {
 
 // deliver connects to the application and pumps.
 func (d *pod) deliver(ctx context.Context, c *conn, r *hbone.Request) error {
-	app, err := d.dialApp(ctx, c.target, r.RemoteAddr.Addr())
+	app, err := d.dialApp(ctx, c)
 	if err != nil {
 		return reject(r, http.StatusServiceUnavailable, err)
 	}
 	var detail string
 	if d.cfg.ResponseDetail {
 		detail = baggage(c.dstWorkload)
+	}
+	if c.announce != nil {
+		if _, err := app.Write(c.announce.AppendV2(nil)); err != nil {
+			abort(app)
+			return reject(r, http.StatusServiceUnavailable, fmt.Errorf("announce the client: %w", err))
+		}
 	}
 	s, err := r.Accept(detail)
 	if err != nil {
@@ -100,9 +108,6 @@ func (d *pod) deliver(ctx context.Context, c *conn, r *hbone.Request) error {
 	d.rep.open(c)
 	return pump(ctx, c, s, app)
 }
-
-// errProxyProtocol refuses what would reach the application without the header it relies on.
-var errProxyProtocol = errors.New("the workload asks for the PROXY protocol, which is not supported yet")
 
 func statusOf(err error) int {
 	var hop *nexthop.Error

@@ -23,6 +23,7 @@ import (
 	"github.com/mistnet/mistnet/internal/identity"
 	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/internal/meshtest"
+	"github.com/mistnet/mistnet/internal/proxyproto"
 	"github.com/mistnet/mistnet/internal/zds"
 )
 
@@ -236,6 +237,50 @@ func TestInboundCarriesToTheApplication(t *testing.T) {
 	for _, want := range []string{`src.identity="spiffe://cluster.local/ns/shop/sa/web"`, "bytes_recv=18", "bytes_sent=18"} {
 		if !strings.Contains(f.log.String(), want) {
 			t.Errorf("log lacks %s: %s", want, f.log)
+		}
+	}
+}
+
+// TestInboundAnnouncesTheCaller to a workload that wants it: by a PROXY header, on loopback at the workload's port for that,
+// whoever was asked for.
+func TestInboundAnnouncesTheCaller(t *testing.T) {
+	if os.Geteuid() != 0 {
+		if os.Getenv("CI") != "" {
+			t.Fatal("CI must run as root: sockets are marked")
+		}
+		t.Skip("needs root: sockets are marked")
+	}
+	f := newFixture(t)
+	f.cfg.AppTunnelLocal = true
+	app, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer app.Close()
+	w := workload("cart")
+	w.Addrs = []netip.Addr{netip.MustParseAddr("127.0.0.1")}
+	w.AppTunnel = mesh.AppTunnel{Proxy: true, Port: addrPort(app.Addr()).Port()}
+	push(t, f.state, []*mesh.Workload{w}, nil)
+	for _, asked := range []string{"10.96.0.10:80", "[fd00::2]:443"} {
+		s, err := f.open(t, asked)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(s, "hello"); err != nil {
+			t.Fatal(err)
+		}
+		c, err := app.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		h, err := proxyproto.Read(c)
+		if err != nil || h.To.String() != asked || h.Identity != web() || h.From.Addr().String() != "127.0.0.1" || h.From.Port() == 0 {
+			t.Errorf("%s: the application is told %+v, %v, want it, web and web's address", asked, h, err)
+		}
+		said := make([]byte, 5)
+		if _, err := io.ReadFull(c, said); err != nil || string(said) != "hello" {
+			t.Errorf("%s: after the header comes %q, %v", asked, said, err)
 		}
 	}
 }

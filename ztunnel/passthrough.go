@@ -52,7 +52,7 @@ func (d *pod) admitPlain(ctx context.Context, c *conn, caller *net.TCPConn) erro
 	if err := d.state.authorize(waiting, c); err != nil {
 		return err
 	}
-	app, err := d.dialApp(ctx, c.target, c.src.Addr())
+	app, err := d.dialApp(ctx, c)
 	if err != nil {
 		return err
 	}

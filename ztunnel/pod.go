@@ -206,8 +206,17 @@ func (d *pod) dial(ctx context.Context, to netip.AddrPort, local netip.Addr) (*n
 	return c, nil
 }
 
-// dialApp connects to the pod's own application, showing the caller's address where that can be.
-func (d *pod) dialApp(ctx context.Context, to netip.AddrPort, caller netip.Addr) (*net.TCPConn, error) {
+// dialApp connects to the pod's own application, showing the caller's address where that can be. One that is told of the caller
+// in a header, and believes it, is reached on its loopback, where nobody else gets at it.
+func (d *pod) dialApp(ctx context.Context, c *conn) (*net.TCPConn, error) {
+	to, caller := c.target, c.src.Addr()
+	if c.announce != nil && d.cfg.AppTunnelLocal {
+		loopback := netip.IPv6Loopback()
+		if to.Addr().Is4() {
+			loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+		}
+		return d.dial(ctx, netip.AddrPortFrom(loopback, to.Port()), netip.Addr{})
+	}
 	if !d.cfg.KeepSource || caller == to.Addr() || caller.Is4() != to.Addr().Is4() || caller.IsLoopback() {
 		caller = netip.Addr{}
 	}

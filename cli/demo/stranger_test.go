@@ -29,16 +29,7 @@ func stockZtunnel(t *testing.T) string {
 func TestStockZtunnelWithOurWaypoint(t *testing.T) {
 	bin := stockZtunnel(t)
 	w := newTestWorld(t)
-	must(t, "let the waypoint serve workloads too", w.write("waypoint.yaml", func(s string) string {
-		return strings.Replace(s, "istio.io/waypoint-for: service", "istio.io/waypoint-for: all", 1)
-	}))
-	must(t, "bind a pod and a TCP service to it", errors.Join(
-		w.write("api.yaml", func(s string) string {
-			return strings.Replace(s, "labels: {app: api, version: v1}", "labels: {app: api, version: v1, istio.io/use-waypoint: waypoint}", 1)
-		}),
-		w.write("shop.yaml", func(s string) string {
-			return strings.Replace(s, "metadata: {name: cart, namespace: shop}\nspec:\n  clusterIP", "metadata: {name: cart, namespace: shop, labels: {istio.io/use-waypoint: waypoint}}\nspec:\n  clusterIP", 1)
-		})))
+	w.bindMore(t, nil)
 	for _, node := range []string{"node1", "node2"} {
 		w.replaceZtunnel(t, bin, node)
 		t.Run("up to "+node, w.throughTheWaypoint)
@@ -50,6 +41,46 @@ func TestStockZtunnelWithOurWaypoint(t *testing.T) {
 			}
 		}
 	}
+}
+
+// bindMore lets the waypoint serve workloads too, and binds a pod and a TCP service to it. change is made to the waypoint's own
+// manifest besides; nil: none.
+func (w *world) bindMore(t *testing.T, change *strings.Replacer) {
+	t.Helper()
+	replaced := func(old, text string) func(string) string {
+		return func(s string) string { return strings.Replace(s, old, text, 1) }
+	}
+	must(t, "bind a pod and a TCP service to the waypoint", errors.Join(
+		w.write("waypoint.yaml", func(s string) string {
+			if change != nil {
+				s = change.Replace(s)
+			}
+			return strings.Replace(s, "istio.io/waypoint-for: service", "istio.io/waypoint-for: all", 1)
+		}),
+		w.write("api.yaml", replaced("labels: {app: api, version: v1}", "labels: {app: api, version: v1, istio.io/use-waypoint: waypoint}")),
+		w.write("shop.yaml", replaced("metadata: {name: cart, namespace: shop}\nspec:\n  clusterIP",
+			"metadata: {name: cart, namespace: shop, labels: {istio.io/use-waypoint: waypoint}}\nspec:\n  clusterIP"))))
+}
+
+// TestWaypointServedByItsZtunnel: the waypoint's pod is enrolled like any other. Its ztunnel takes connections out of their
+// tunnels and announces them by PROXY protocol, and takes what the waypoint sends into tunnels. Ours does, and Istio's own.
+func TestWaypointServedByItsZtunnel(t *testing.T) {
+	w := newTestWorld(t)
+	must(t, "stop the waypoint", w.procs["waypoint"].Stop(10*time.Second))
+	w.bindMore(t, strings.NewReplacer("istio.io/dataplane-mode: none", "istio.io/dataplane-mode: ambient",
+		"labels: {istio.io/waypoint-for: service}}", "labels: {istio.io/waypoint-for: service}, annotations: {ambient.istio.io/waypoint-inbound-binding: PROXY/15088}}"))
+	for _, node := range []string{"node1", "node2"} {
+		soon(t, node+" reaches the waypoint's pod through a ztunnel", func() error { return w.knows(t.Context(), node, "HBONE", inMesh+1) })
+	}
+	must(t, "start the waypoint", w.startWaypoint(t.Context(), w.pods["shop/waypoint"].Pod, "node2", "-listen-addr=", "-proxy-addr=127.0.0.1:15088"))
+	t.Run("ours", w.throughTheWaypoint)
+	t.Run("nobody else announces", func(t *testing.T) {
+		must(t, "a call to the port", w.refused(t.Context(), "legacy/old", netip.AddrPortFrom(w.pods["shop/waypoint"].ip, 15088).String()))
+	})
+	t.Run("stock", func(t *testing.T) {
+		w.replaceZtunnel(t, stockZtunnel(t), "node1", "node2")
+		w.throughTheWaypoint(t)
+	})
 }
 
 // throughTheWaypoint checks what a waypoint is for, of requests that web sends.

@@ -23,15 +23,16 @@ const (
 // The manifest that the part of the demo under way is about goes by this name: two of them never hold at a time.
 const ruleFile = "rule.yaml"
 
-// startWaypoint runs the waypoint's program in its pod and waits until it is ready.
-func (w *world) startWaypoint(ctx context.Context, p *netlab.Pod, node string) error {
+// startWaypoint runs the waypoint's program in its pod, with more flags, and waits until it is ready.
+func (w *world) startWaypoint(ctx context.Context, p *netlab.Pod, node string, more ...string) error {
 	token := w.path("tokens", "waypoint")
 	if err := w.istiodTool(ctx, "token", "-service-account=shop/waypoint", "-pod="+p.Spec.Name, "-node="+node, "-out="+token); err != nil {
 		return err
 	}
-	_, err := w.start("waypoint", p.Namespace, "waypoint", "-gateway=waypoint", "-namespace=shop", "-pod-name="+p.Spec.Name,
-		"-instance-ip="+p.IPs[0].String(), "-xds-root-ca="+w.path("tokens", "root-cert.pem"), "-auth-token="+token,
-		"-xds-address=https://"+netip.AddrPortFrom(w.lab.ControlPlane.IPs[0], mesh.PortXDS).String(), "-drain-delay=0s")
+	args := append([]string{"-gateway=waypoint", "-namespace=shop", "-pod-name=" + p.Spec.Name,
+		"-instance-ip=" + p.IPs[0].String(), "-xds-root-ca=" + w.path("tokens", "root-cert.pem"), "-auth-token=" + token,
+		"-xds-address=https://" + netip.AddrPortFrom(w.lab.ControlPlane.IPs[0], mesh.PortXDS).String(), "-drain-delay=0s"}, more...)
+	_, err := w.start("waypoint", p.Namespace, "waypoint", args...)
 	if err != nil {
 		return err
 	}

@@ -112,6 +112,7 @@ var places = []place{
 	{"internal/identity", mechanics, false},
 	{"internal/hbone", mechanics, false},
 	{"internal/relay", mechanics, false},
+	{"internal/proxyproto", mechanics, false},
 	{"internal/linux", mechanics, false},
 	{"internal/zds", mechanics, false},
 	{"internal/daemon", mechanics, false},

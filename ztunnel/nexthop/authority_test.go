@@ -13,9 +13,10 @@ import (
 func anyone(hosts ...string) (*mesh.Snapshot, *mesh.Workload) {
 	w := &mesh.Workload{UID: "c//Pod/ns/w", Namespace: "ns", Name: "w", AppTunnel: mesh.AppTunnel{Proxy: true}}
 	d := mesh.Delta{Workloads: []*mesh.Workload{w}}
-	for _, h := range hosts {
+	for i, h := range hosts {
 		d.Services = append(d.Services, &mesh.Service{
 			Namespace: "ns", Hostname: h, Ports: []mesh.Port{{ServicePort: 80, TargetPort: 8080}},
+			VIPs: []mesh.VIP{{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 96, 0, byte(i)}), 32)}},
 		})
 	}
 	return new(mesh.Snapshot).Apply(d), w

@@ -28,7 +28,7 @@ func (e *Error) Status() int {
 	switch e.Fault {
 	case BadAuthority, ForeignAddress:
 		return 400
-	case FaultUnknown, UnknownWorkload, SelfCall, NoEndpoint, UnknownWaypoint, UnreachableNetwork, UnknownService, NoPort:
+	case FaultUnknown, UnknownWorkload, SelfCall, NoEndpoint, UnknownWaypoint, UnreachableNetwork, UnknownService, NoPort, NoAddress:
 	}
 	return 503
 }
@@ -48,6 +48,7 @@ const (
 	ForeignAddress           // the authority's address does not belong to the local workload
 	UnknownService           // no service has the authority's hostname
 	NoPort                   // the service does not have the authority's port
+	NoAddress                // a PROXY header must name an address of the service, and there is none
 )
 
 func (f Fault) String() string {
@@ -70,6 +71,8 @@ func (f Fault) String() string {
 		return "unknown service"
 	case NoPort:
 		return "no target port for"
+	case NoAddress:
+		return "no address to announce for"
 	case FaultUnknown:
 	}
 	return "unknown fault"

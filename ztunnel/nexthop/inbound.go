@@ -36,6 +36,13 @@ func Inbound(s *mesh.Snapshot, to *mesh.Workload, local netip.AddrPort, authorit
 		if port = localPort(to, svc, a.port); port == 0 {
 			return Hop{Workload: to, Service: svc}, &Error{Fault: NoPort, Detail: hostPort(a.host, a.port)}
 		}
+		if to.AppTunnel.Proxy {
+			vip := vipOf(svc, to.Network)
+			if !vip.IsValid() {
+				return Hop{Workload: to, Service: svc}, &Error{Fault: NoAddress, Detail: a.host}
+			}
+			hop.Target = netip.AddrPortFrom(vip, a.port)
+		}
 	}
 	hop.AppTunnel = to.AppTunnel
 	if to.AppTunnel.Port != 0 {
@@ -84,8 +91,31 @@ func mayAskFor(s *mesh.Snapshot, to *mesh.Workload, local, asked netip.Addr) boo
 	return false
 }
 
-// localPort is where a workload listens for a service's port: by its own mapping, else the service's; 0 for nowhere.
+// vipOf is the address that stands for a service where a hostname cannot: on that network rather than another, of IPv4 rather
+// than IPv6, as Istio's ztunnel has it. It is invalid if there is none.
+func vipOf(svc *mesh.Service, network string) (best netip.Addr) {
+	most := 0
+	for _, vip := range svc.VIPs {
+		rank := 1
+		if vip.Network == network {
+			rank = 2
+			if vip.Prefix.Addr().Is4() {
+				rank = 3
+			}
+		}
+		if rank > most && vip.Prefix.IsSingleIP() {
+			best, most = vip.Prefix.Addr(), rank
+		}
+	}
+	return best
+}
+
+// localPort is where a workload listens for a service's port: by its own mapping, else the service's; 0 for nowhere. One that is
+// told in a PROXY header which port was asked for listens on the port of its own where it takes them.
 func localPort(to *mesh.Workload, svc *mesh.Service, port uint16) uint16 {
+	if _, known := svc.Port(port); known && to.AppTunnel.Proxy && to.AppTunnel.Port != 0 {
+		return to.AppTunnel.Port
+	}
 	ep := mesh.Endpoint{Workload: to}
 	key := svc.Key()
 	for _, sp := range to.Services {

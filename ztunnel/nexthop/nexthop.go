@@ -63,9 +63,10 @@ type Hop struct {
 	ForwardedHost string
 
 	// AppTunnel is how an inbound connection must be wrapped for the application; zero for not at all. Its port is in
-	// Addr already. A caller that cannot write the PROXY protocol must fail a connection whose AppTunnel.Proxy is set.
+	// Addr already. When AppTunnel.Proxy is set the connection begins with a PROXY header.
 	AppTunnel mesh.AppTunnel
-	// Target is the address the client asked for: of the PROXY header. Invalid when it asked for a hostname.
+	// Target is the address the client asked for: of the PROXY header. Where that needs one, an address of the service stands
+	// for the hostname a client asked for; otherwise it is then invalid.
 	Target netip.AddrPort
 
 	// Missing is the xDS name (network/address) of a destination that the snapshot does not hold. A caller that holds the
