@@ -125,6 +125,9 @@ func (s *session) retried() {
 
 // plan finds out where a request goes; a reply says why it cannot.
 func (s *session) plan(p *plan, b *route.Backend) *reply {
+	if r := s.lastHop(); r != nil {
+		return r
+	}
 	v := s.view
 	p.backend = b
 	whole, try := s.rule.Timeouts(s.grpcTimeout())
@@ -486,6 +489,9 @@ func (s *session) requestEdits(p *plan, until time.Time) {
 	e.Set("x-envoy-attempt-count", strconv.Itoa(int(s.log.attempts)))
 	if !until.IsZero() {
 		e.Set("x-envoy-expected-rq-timeout-ms", strconv.FormatInt(max(time.Until(until).Milliseconds(), 1), 10))
+	}
+	if n, ok := s.hopsLeft(); ok {
+		e.Set("max-forwards", strconv.FormatUint(n-1, 10))
 	}
 	if p.path != s.q.Path {
 		if p.path != s.req.Path {

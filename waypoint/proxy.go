@@ -280,9 +280,6 @@ func (s *session) judge() *reply {
 		denied.details = d.details
 		return &denied
 	}
-	if s.q.Method == "CONNECT" {
-		return &replyPlainConnect
-	}
 	s.rule, s.at = s.view.table.Match(s.to.service, s.to.port, &s.req)
 	if s.rule == nil {
 		return &replyNoRoute

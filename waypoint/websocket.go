@@ -13,9 +13,6 @@ import (
 	"github.com/mistnet/mistnet/waypoint/http1"
 )
 
-// replyPlainConnect answers a CONNECT that names no protocol: a waypoint is no proxy of the client's choice. Envoy says so, too.
-var replyPlainConnect = reply{403, "CONNECT without a protocol is not served here", "-", "upgrade_failed"}
-
 // replyNoExtended is the answer when the application can be asked for a tunnel in neither version's way.
 var replyNoExtended = reply{502, "the application speaks HTTP/2 without extended CONNECT (RFC 8441), and does not switch protocols in HTTP/1.1",
 	"UPE", "upgrade_failed"}
