@@ -106,7 +106,7 @@ func (w *world) throughTheWaypoint(t *testing.T) {
 	soon(t, "a path is denied", func() error { return w.all(ctx, "shop/web", apiURL+"/admin/users", "403 RBAC: access denied") })
 	must(t, "another is not", w.all(ctx, "shop/web", apiURL+"/administrator", "200 api-v"))
 
-	must(t, "apply", w.writeAs(ruleFile, "admin.yaml", func(string) string { return onlyWebAtGate }))
+	must(t, "apply", w.writeText(ruleFile, onlyWebAtGate))
 	soon(t, "clients are known by their identity", func() error { return w.all(ctx, "shop/cart-1", apiURL, "403 RBAC: access denied") })
 	must(t, "and admitted by it", w.all(ctx, "shop/web", apiURL, "200 api-v"))
 

@@ -123,6 +123,11 @@ func (w *world) writeAs(as, name string, change func(string) string) error {
 	if change != nil {
 		text = change(text)
 	}
+	return w.writeText(as, text)
+}
+
+// writeText puts a manifest into istiod's directory at once.
+func (w *world) writeText(as, text string) error {
 	tmp := w.path("config", "."+as+".tmp")
 	if err := os.WriteFile(tmp, []byte(text), 0o600); err != nil {
 		return err
