@@ -162,6 +162,9 @@ func (o Objects) BindService(cfg Config, m *metav1.ObjectMeta) Binding {
 	if b.Ingress {
 		c.Message += ", ingress gateways too"
 	}
+	if stopped(o.Gateways[a.name]) {
+		c.Message += ", of which no pod is ready: connections are refused until one is"
+	}
 	if a.canary.Name != "" {
 		canary, weight, refused := o.canary(cfg, a, m.Namespace)
 		switch {
@@ -198,6 +201,14 @@ func (o Objects) CompletePod(cfg Config, in *PodInput, policies func([]PolicyTar
 		in.AppTunnel = o.appTunnel(gw)
 		in.Policies, in.Targeting = nil, policies(o.WaypointTargets(&in.Pod.ObjectMeta))
 	}
+}
+
+// stopped reports whether a Gateway that has an address says that nothing serves there. Its traffic waits for it all the same: a
+// waypoint that restarts is not passed by.
+func stopped(gw *gatewayv1.Gateway) bool {
+	return slices.ContainsFunc(gw.Status.Conditions, func(c metav1.Condition) bool {
+		return c.Type == string(gatewayv1.GatewayConditionProgrammed) && c.Status == metav1.ConditionFalse
+	})
 }
 
 // refusal is why something is not bound to a waypoint.
