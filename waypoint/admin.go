@@ -24,6 +24,13 @@ type dump struct {
 	TrafficPolicies []*mesh.TrafficPolicy      `json:"trafficPolicies"`
 	Clusters        []clusterDump              `json:"clusters"` // what has been talked to lately
 	Certificates    []identity.CertificateInfo `json:"certificates"`
+	HTTPConnections httpConnections            `json:"httpConnections"` // of clients, tunnels counted each
+}
+
+// httpConnections counts them.
+type httpConnections struct {
+	Serving int `json:"serving"`
+	Parked  int `json:"parked"` // waiting for a request, without a goroutine
 }
 
 func (w *Waypoint) dump() dump {
@@ -32,7 +39,7 @@ func (w *Waypoint) dump() dump {
 		Version: daemon.Version(), Gateway: w.cfg.Namespace + "/" + w.cfg.Gateway, Identity: w.cfg.identity().String(),
 		Self: v.self, MissingPolicies: v.missingPolicies(), Certificates: w.ids.Certificates(),
 		Services: []*mesh.Service{}, Policies: []*mesh.Policy{}, Routes: sorted(v.routes), TrafficPolicies: sorted(v.traffic),
-		Clusters: w.up.dump(time.Now()),
+		Clusters: w.up.dump(time.Now()), HTTPConnections: httpConnections{w.sessions.count(), w.lot.Waiting()},
 	}
 	services := make(map[string]*mesh.Service)
 	for key, svc := range v.Services() {

@@ -31,8 +31,14 @@ func (w *Waypoint) serveAnnounced(ctx context.Context, served *sync.WaitGroup) e
 	}
 	served.Go(func() {
 		err := daemon.Serve(ctx, ln, w.cfg.Grace, func(ctx context.Context, raw net.Conn) {
-			defer raw.Close()
-			if err := w.announced(ctx, raw.(*net.TCPConn)); err != nil {
+			parked := false
+			defer func() {
+				if !parked {
+					_ = raw.Close()
+				}
+			}()
+			var err error
+			if parked, err = w.announced(ctx, raw.(*net.TCPConn)); err != nil {
 				w.rep.limited.Warn("announced connection refused", zap.Stringer("src.addr", raw.RemoteAddr()), zap.Error(err))
 			}
 		})
@@ -46,24 +52,24 @@ func (w *Waypoint) serveAnnounced(ctx context.Context, served *sync.WaitGroup) e
 // announcedWithin is how long a connection has to say whose it is.
 const announcedWithin = 5 * time.Second
 
-func (w *Waypoint) announced(ctx context.Context, raw *net.TCPConn) error {
+// announced serves a connection. If it was parked, it is no longer the caller's.
+func (w *Waypoint) announced(ctx context.Context, raw *net.TCPConn) (parked bool, err error) {
 	// What is under way may go on; when its time is over, all of it ends at once.
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
 	defer stop()
 	_ = raw.SetReadDeadline(time.Now().Add(announcedWithin))
 	h, err := proxyproto.Read(raw)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if h.Identity.IsZero() {
-		return errors.New("PROXY header without the client's identity") // it did not come through a tunnel
+		return false, errors.New("PROXY header without the client's identity") // it did not come through a tunnel
 	}
 	_ = raw.SetReadDeadline(time.Time{})
 	t, err := w.between(client{id: h.Identity, addr: h.From}, hbone.Header{}, h.To.String(), h.To)
 	if err != nil {
-		return err
+		return false, err
 	}
 	reset := func() { _ = errors.Join(raw.SetLinger(0), raw.Close()) }
-	t.serveTaken(ctx, raw, reset)
-	return nil
+	return t.serveTaken(ctx, raw, reset), nil
 }

@@ -56,6 +56,7 @@ func (w *Waypoint) serve(ctx, running context.Context) error {
 		case <-ctx.Done():
 			w.drain(running, stopAccepting)
 		case <-accepting.Done():
+			w.lot.Drain()
 		}
 	})
 	if ln == nil {
@@ -85,6 +86,7 @@ func (w *Waypoint) drain(ctx context.Context, stopAccepting func()) {
 	defer stop()
 	stopAccepting()
 	w.sessions.drain()
+	w.lot.Drain()
 	if err := w.server.Shutdown(ctx); err != nil {
 		w.log.Warn("connections were cut at the end of the grace period", zap.Error(err))
 	}
@@ -142,12 +144,12 @@ func (t *tunnel) isOpaque() bool {
 		t.to.app == mesh.AppTLS && !t.state.load().table.Lookup(t.to.service, t.to.port).NeedsSNI()
 }
 
-// serveTaken serves a connection that was accepted. reset ends it with an error that the client sees.
-func (t *tunnel) serveTaken(ctx context.Context, conn relay.Conn, reset func()) {
+// serveTaken serves a connection that was accepted. reset ends it with an error that the client sees. If it was parked, it is no longer
+// the caller's.
+func (t *tunnel) serveTaken(ctx context.Context, conn relay.Conn, reset func()) (parked bool) {
 	if !t.isOpaque() {
 		if t.to.app != mesh.AppUnknown && t.to.app != mesh.AppTLS {
-			t.serveHTTP(ctx, conn)
-			return
+			return t.serveHTTP(ctx, conn)
 		}
 		var head []byte
 		var err error
@@ -157,15 +159,15 @@ func (t *tunnel) serveTaken(ctx context.Context, conn relay.Conn, reset func()) 
 		}
 		if conn, head, err = peek(conn, silence); err != nil {
 			reset()
-			return
+			return false
 		}
 		if is, certain := looksHTTP(head); is && certain && t.to.app == mesh.AppUnknown {
-			t.serveHTTP(ctx, conn)
-			return
+			return t.serveHTTP(ctx, conn)
 		}
 		t.sni = readHello(head).name
 	}
 	t.serveTCP(ctx, func() (relay.Conn, error) { return conn, nil }, reset)
+	return false
 }
 
 // admit finds out who calls whom.
@@ -275,11 +277,13 @@ func looksHTTP(head []byte) (is, certain bool) {
 	return false, true
 }
 
-// sessions are the HTTP connections being served.
+// sessions are the HTTP connections being served, those that are parked left out.
 type sessions struct {
 	mu      sync.Mutex
-	all     map[endable]struct{}
+	all     map[endable]bool // whether they can be parked: then they are dozers
 	winding bool
+	clock   *time.Timer // runs doze
+	dozing  bool        // it will
 }
 
 // endable is an HTTP connection of either version.
@@ -288,22 +292,38 @@ type endable interface {
 	Drain() // takes no more
 }
 
-func (ss *sessions) add(c endable) {
+// add registers a connection. dozes says that it can be parked.
+func (ss *sessions) add(c endable, dozes bool) {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
 	if ss.all == nil {
-		ss.all = make(map[endable]struct{})
+		ss.all = make(map[endable]bool)
 	}
-	ss.all[c] = struct{}{}
+	ss.all[c] = dozes
 	if ss.winding {
 		c.Wind()
 	}
+	if !dozes || ss.dozing {
+		return
+	}
+	ss.dozing = true
+	if ss.clock == nil {
+		ss.clock = time.AfterFunc(dozeInterval, ss.doze)
+		return
+	}
+	ss.clock.Reset(dozeInterval)
 }
 
 func (ss *sessions) remove(c endable) {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
 	delete(ss.all, c)
+}
+
+func (ss *sessions) count() int {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	return len(ss.all)
 }
 
 // wind makes every connection, there and to come, end with its next exchange.

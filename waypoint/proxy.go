@@ -15,7 +15,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/mistnet/mistnet/internal/authz"
-	"github.com/mistnet/mistnet/internal/relay"
 	"github.com/mistnet/mistnet/waypoint/http1"
 	"github.com/mistnet/mistnet/waypoint/http2"
 	"github.com/mistnet/mistnet/waypoint/route"
@@ -81,45 +80,33 @@ func (s *session) exchangeWith(up *upstream) exchange {
 	return s.conn.Exchange(up.far())
 }
 
-// serveHTTP serves requests until the connection ends.
-func (t *tunnel) serveHTTP(ctx context.Context, conn relay.Conn) {
-	s := &session{tunnel: t, conn: http1.NewServerConn(conn, http1.Config{HTTP10: t.cfg.HTTP10})}
-	s.down = s.conn
-	defer s.conn.Close()
-	t.sessions.add(s.conn)
-	defer t.sessions.remove(s.conn)
-	// A client that is gone ends the wait for its response.
-	stop := context.AfterFunc(ctx, s.hangUp)
-	defer stop()
-	for first := true; ; first = false {
-		q, err := s.conn.ReadRequest()
-		if err == io.EOF {
-			return
-		}
-		if first && err != nil && asError(err).Reason == http1.Preface {
-			t.serveHTTP2(s.conn.Raw())
-			return
-		}
-		s.begin(q)
-		if err != nil {
-			s.unread(err)
-			return
-		}
-		up := s.serve(ctx)
-		if up == nil {
-			s.finish()
-			continue
-		}
-		s.join(ctx, up)
-		s.finish()
-		return
+// serveNext serves what ReadRequest has returned on a connection of HTTP/1.1, or on one that turns out to be of HTTP/2, and reports
+// whether that was the last.
+func (s *session) serveNext(r *resting, q *http1.Request, err error) (last bool) {
+	if err == io.EOF {
+		return true
 	}
+	if !r.used && err != nil && asError(err).Reason == http1.Preface {
+		s.serveHTTP2(s.conn.Raw())
+		return true
+	}
+	s.begin(q)
+	if err != nil {
+		s.unread(err)
+		return true
+	}
+	up := s.serve(r.ctx)
+	if up != nil {
+		s.join(r.ctx, up)
+	}
+	s.finish()
+	return up != nil
 }
 
 // serveHTTP2 serves requests that come by HTTP/2 until the connection ends: each by a worker, whose session is used again.
 func (t *tunnel) serveHTTP2(conn net.Conn) {
 	c := http2.NewServerConn(conn, http2.Config{})
-	t.sessions.add(c)
+	t.sessions.add(c, false)
 	defer t.sessions.remove(c)
 	err := c.ServeWith(func() http2.Handler {
 		s := &session{tunnel: t}

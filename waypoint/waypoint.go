@@ -8,6 +8,7 @@ package waypoint
 
 import (
 	"context"
+	"fmt"
 
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
@@ -17,6 +18,7 @@ import (
 	"github.com/mistnet/mistnet/internal/hbone"
 	"github.com/mistnet/mistnet/internal/identity"
 	"github.com/mistnet/mistnet/internal/mesh"
+	"github.com/mistnet/mistnet/waypoint/parking"
 )
 
 // The tasks that must be done before a waypoint is ready.
@@ -37,6 +39,7 @@ type Waypoint struct {
 	mirrors  *mirrors
 	rep      *reporter
 	sessions sessions
+	lot      *parking.Lot // where clients' connections wait for their next request
 	passages passages
 	normal   normalization // of paths
 	server   *hbone.Server
@@ -59,6 +62,9 @@ func New(cfg *Config, env *daemon.Env) (*Waypoint, error) {
 	w.istiod, w.ids = client, client.IDs
 	w.up = newUpstreams(cfg, w.ids, env.Log.Named("upstream"))
 	w.mirrors = newMirrors(w.up)
+	if w.lot, err = parking.New(); err != nil {
+		return nil, fmt.Errorf("make the lot of idle connections: %w", err)
+	}
 	var access *accessLog
 	if cfg.AccessLog {
 		access = &accessLog{out: env.Out, json: cfg.AccessLogEncoding == encodingJSON}
@@ -73,6 +79,7 @@ func New(cfg *Config, env *daemon.Env) (*Waypoint, error) {
 func (w *Waypoint) Run(ctx context.Context) error {
 	ctx, w.quit = context.WithCancel(ctx)
 	defer w.quit()
+	defer w.lot.Close()
 	for _, task := range []string{taskState, taskProxy} {
 		w.env.Ready.Pending(task)
 	}

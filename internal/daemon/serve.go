@@ -27,10 +27,14 @@ const lastCall = 50 * time.Millisecond
 // stops accepting and waits. After grace the context given to handle is cancelled with ErrDrained; Serve returns when
 // every handle has. It closes ln. Who closes ln first stops it at once.
 //
+// A connection that outlasts its handle is added to Scope by that handle; Serve waits for it, and the context lasts, until it is
+// taken off.
+//
 // A failing accept (out of file descriptors, say) is retried with a growing pause. A panic in handle ends its
 // connection, not the program.
 func Serve(ctx context.Context, ln net.Listener, grace time.Duration, handle func(context.Context, net.Conn)) error {
-	connCtx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	var conns sync.WaitGroup
+	connCtx, cancel := context.WithCancelCause(context.WithValue(context.WithoutCancel(ctx), scopeKey{}, &conns))
 	defer cancel(nil)
 	unlink := context.AfterFunc(ctx, func() {
 		if d, ok := ln.(interface{ SetDeadline(time.Time) error }); !ok || d.SetDeadline(time.Now().Add(lastCall)) != nil {
@@ -40,10 +44,9 @@ func Serve(ctx context.Context, ln net.Listener, grace time.Duration, handle fun
 	defer unlink()
 	defer ln.Close()
 
-	var conns sync.WaitGroup
 	err := accept(ctx, ln, func(c net.Conn) {
 		conns.Go(func() {
-			defer recoverConn(c)
+			defer Recover(c)
 			handle(connCtx, c)
 		})
 	})
@@ -52,6 +55,15 @@ func Serve(ctx context.Context, ln net.Listener, grace time.Duration, handle fun
 	defer force.Stop()
 	conns.Wait()
 	return err
+}
+
+// scopeKey is the key of Scope.
+type scopeKey struct{}
+
+// Scope is the connections that a Serve waits for, in the context that it gave to handle; nil in any other.
+func Scope(ctx context.Context) *sync.WaitGroup {
+	conns, _ := ctx.Value(scopeKey{}).(*sync.WaitGroup)
+	return conns
 }
 
 func accept(ctx context.Context, ln net.Listener, start func(net.Conn)) error {
@@ -77,7 +89,8 @@ func accept(ctx context.Context, ln net.Listener, start func(net.Conn)) error {
 	}
 }
 
-func recoverConn(c net.Conn) {
+// Recover is to be deferred by who serves a connection on a goroutine of his own: a panic ends the connection, not the program.
+func Recover(c net.Conn) {
 	r := recover()
 	if r == nil {
 		return

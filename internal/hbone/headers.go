@@ -126,13 +126,34 @@ func (c *conn) requestLocked(id uint32, m *message, end bool) {
 func (c *conn) handle(ctx context.Context, r *Request) {
 	s := r.stream
 	defer func() {
-		s.finish()
-		s.cancel(context.Canceled)
-		c.mu.Lock()
-		c.running--
-		c.mu.Unlock()
+		if !s.kept {
+			s.over()
+		}
 	}()
 	c.server.Handle(ctx, r)
+}
+
+// over ends what a stream's handler was running for.
+func (s *Stream) over() {
+	c := s.c
+	s.finish()
+	s.cancel(context.Canceled)
+	c.mu.Lock()
+	c.running--
+	c.mu.Unlock()
+}
+
+// Keep makes an accepted stream outlast its handler, which calls it at most once: the stream, its context and its connection go on
+// until Done. Whoever serves it then needs no goroutine while there is nothing to do; Notify tells when there is.
+func (s *Stream) Keep() {
+	s.kept = true
+	s.c.handlers.Add(1)
+}
+
+// Done ends a stream that was kept, as the return of its handler does for others.
+func (s *Stream) Done() {
+	s.over()
+	s.c.handlers.Done()
 }
 
 // finish ends a stream whose handler has returned.

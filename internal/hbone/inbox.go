@@ -19,7 +19,8 @@ type inbox struct {
 	end      bool          // nothing more arrives
 	err      error         // why, when not by END_STREAM
 	readBy   time.Time
-	status   int // client: of the answer
+	status   int    // client: of the answer
+	notify   func() // called once, when there is something to read; nil: nobody asked
 
 	sink     Sink
 	draining bool // a goroutine writes parts to sink
@@ -123,8 +124,36 @@ func (s *Stream) receive(p []byte) {
 		return
 	}
 	in.push(p)
+	f := in.takeNotify()
 	in.mu.Unlock()
 	s.wakeReader()
+	f()
+}
+
+// Notify has f called once, when there is something to read or nothing more will come: at once, if that is so already. Of several
+// calls before then the last counts. f must not block: it is called on the connection's reader goroutine, or any other. So a stream
+// can be waited for without a goroutine.
+func (s *Stream) Notify(f func()) {
+	in := &s.in
+	in.mu.Lock()
+	in.notify = f
+	if in.size == 0 && !in.end {
+		in.mu.Unlock()
+		return
+	}
+	f = in.takeNotify()
+	in.mu.Unlock()
+	f()
+}
+
+// takeNotify returns what is to be called without locks.
+func (in *inbox) takeNotify() func() {
+	f := in.notify
+	in.notify = nil
+	if f == nil {
+		return func() {}
+	}
+	return f
 }
 
 func (in *inbox) push(p []byte) {
@@ -250,8 +279,10 @@ func (s *Stream) endReceive(err error) {
 			in.dropParts()
 		}
 	}
+	f := in.takeNotify()
 	s.wakeReader()
 	in.finishIfOver()
+	f()
 }
 
 // closeReceive ends the receiving half because its owner wants nothing more of it.
@@ -265,6 +296,8 @@ func (s *Stream) closeReceive(err error) {
 		}
 		in.dropParts()
 	}
+	f := in.takeNotify()
 	s.wakeReader()
 	in.finishIfOver()
+	f()
 }

@@ -41,6 +41,7 @@ type Stream struct {
 
 	in     inbox
 	cancel context.CancelCauseFunc // server: of the handler's context
+	kept   bool                    // server: it outlasts the handler; the handler's own
 }
 
 func newStream(c *conn, id uint32) *Stream {

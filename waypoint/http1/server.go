@@ -1,10 +1,8 @@
 package http1
 
 import (
-	"errors"
 	"io"
 	"net"
-	"os"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -76,7 +74,7 @@ type ServerConn struct {
 
 	winding  atomic.Bool
 	draining atomic.Bool
-	waiting  atomic.Bool // for a request, without a byte of it
+	wait     wait
 }
 
 // NewServerConn makes a downstream connection of conn, which it owns from now on.
@@ -88,7 +86,7 @@ func NewServerConn(conn net.Conn, cfg Config) *ServerConn {
 }
 
 // ReadRequest waits for the next request and reads its head. The error is io.EOF when there will be none, because either
-// side wants so, or an *Error, which ReplyError answers. The request is valid until the next call.
+// side wants so, ErrIdle when Doze ended the wait, or an *Error, which ReplyError answers. The request is valid until the next call.
 func (s *ServerConn) ReadRequest() (*Request, error) {
 	if s.open {
 		if !s.settle() {
@@ -112,31 +110,6 @@ func (s *ServerConn) ReadRequest() (*Request, error) {
 	}
 	s.in.beginBody(s.cfg.BodyTimeout, s.cfg.BodyMinimum)
 	return &s.req, nil
-}
-
-// await waits for the first byte of a request, holding no buffer, or of a tunnel's stream a small one.
-func (s *ServerConn) await() error {
-	s.in.rest()
-	s.out.rest()
-	s.waiting.Store(true)
-	defer s.waiting.Store(false)
-	// The deadline is left as it is while it is not much too early: setting it costs more than asking the clock.
-	if now := time.Now(); s.in.deadline.Sub(now) < s.cfg.IdleTimeout*3/4 || s.in.deadline.Sub(now) > s.cfg.IdleTimeout {
-		s.in.arm(now.Add(s.cfg.IdleTimeout))
-	}
-	if s.draining.Load() { // after waiting was set, so that Drain either sees it or was seen
-		return io.EOF
-	}
-	err := s.in.fillIdle()
-	switch {
-	case err == nil:
-		return nil
-	case err == io.EOF, s.draining.Load() && errors.Is(err, os.ErrDeadlineExceeded):
-		return io.EOF
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		return fail(IdleTimeout, err)
-	}
-	return fail(ClientClosed, err)
 }
 
 // settle ends an exchange so that the next can begin, reading the rest of its body if that is short. False: the
@@ -192,15 +165,6 @@ func (s *ServerConn) Continue() error {
 
 // Answered reports whether a response head left, so that Reply would come too late.
 func (s *ServerConn) Answered() bool { return s.answered }
-
-// Drain makes the connection close once its exchange, if there is one, has ended. Safe to call at any time from any
-// goroutine.
-func (s *ServerConn) Drain() {
-	s.draining.Store(true)
-	if s.waiting.Load() {
-		_ = s.conn.SetReadDeadline(past) // a closed connection waits for nothing
-	}
-}
 
 // Wind makes the connection close with the next exchange that ends, and says so to the client. One that waits for a request
 // goes on to wait for one: unlike Drain it loses none that is on its way. Safe to call at any time from any goroutine.

@@ -1,0 +1,160 @@
+package waypoint
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/mistnet/mistnet/internal/daemon"
+	"github.com/mistnet/mistnet/internal/hbone"
+	"github.com/mistnet/mistnet/internal/relay"
+	"github.com/mistnet/mistnet/waypoint/http1"
+	"github.com/mistnet/mistnet/waypoint/parking"
+)
+
+// clientIdle is how long a client's HTTP/1.1 connection may wait for its next request.
+const clientIdle = time.Hour
+
+// resting is an HTTP/1.1 connection, and all that is left of it while it is parked: a session is made anew when the client asks for
+// something again.
+type resting struct {
+	*tunnel
+	ctx  context.Context // the scope of the connection
+	conn relay.Conn
+	kept bool // it has been parked before, and is in nobody's hands but the lot's
+	used bool // it has brought a request, and so is HTTP/1.1
+}
+
+// serveHTTP serves requests until the connection ends, which the caller then closes, or has been idle for long enough to be parked:
+// then it is no longer the caller's.
+func (t *tunnel) serveHTTP(ctx context.Context, conn relay.Conn) (parked bool) {
+	r := &resting{tunnel: t, ctx: ctx, conn: conn}
+	return r.serve()
+}
+
+// serve serves requests until there is an end, or parks the connection.
+func (r *resting) serve() (parked bool) {
+	if idle := r.requests(); !idle {
+		return false
+	}
+	if p, ok := r.conn.(*peeked); ok { // its head has been read, or it would not be idle
+		r.conn = p.Conn
+	}
+	if !r.kept {
+		r.kept = true
+		r.hold().Keep()
+	}
+	if !r.lot.Park(r, r.conn, clientIdle) {
+		r.Expire()
+	}
+	return true
+}
+
+// requests serves requests until there is none, and then closes the connection, or none for a while: idle.
+func (r *resting) requests() (idle bool) {
+	s := &session{tunnel: r.tunnel, conn: http1.NewServerConn(r.conn, http1.Config{HTTP10: r.cfg.HTTP10, IdleTimeout: clientIdle})}
+	s.down = s.conn
+	defer func() {
+		if !idle {
+			_ = s.conn.Close()
+		}
+	}()
+	r.sessions.add(s.conn, r.hold() != nil)
+	defer r.sessions.remove(s.conn)
+	// A client that is gone ends the wait for its response.
+	stop := context.AfterFunc(r.ctx, s.hangUp)
+	defer stop()
+	for {
+		q, err := s.conn.ReadRequest()
+		switch {
+		case errors.Is(err, http1.ErrIdle):
+			s.conn.Release()
+			return true
+		case s.serveNext(r, q, err):
+			return false
+		}
+		r.used = true
+	}
+}
+
+// hold is what keeps the scope of the connection open while it is parked; nil: it cannot be.
+func (r *resting) hold() hold {
+	conn := r.conn
+	if p, ok := conn.(*peeked); ok {
+		conn = p.Conn
+	}
+	if !parking.Takes(conn) {
+		return nil
+	}
+	switch c := conn.(type) {
+	case *hbone.Stream:
+		return c
+	case *net.TCPConn:
+		if conns := daemon.Scope(r.ctx); conns != nil {
+			return scope{conns}
+		}
+	}
+	return nil
+}
+
+// hold keeps something open from Keep until Done.
+type hold interface {
+	Keep()
+	Done()
+}
+
+// scope is the connections that a listener waits for.
+type scope struct{ *sync.WaitGroup }
+
+// Keep implements hold.
+func (s scope) Keep() { s.Add(1) }
+
+// Resume implements parking.Guest: the client has said something, or is gone.
+func (r *resting) Resume() {
+	defer daemon.Recover(r.conn)
+	parked := false
+	defer func() {
+		if !parked {
+			r.Expire()
+		}
+	}()
+	if tcp, ok := r.conn.(*net.TCPConn); ok { // a stream ends with its connection
+		stop := context.AfterFunc(r.ctx, func() { _ = tcp.Close() })
+		defer stop()
+	}
+	parked = r.serve()
+}
+
+// Expire implements parking.Guest.
+func (r *resting) Expire() {
+	_ = r.conn.Close()
+	r.hold().Done()
+}
+
+// dozer is a connection that ends its wait for a request when it has waited for a while.
+type dozer interface{ Doze() }
+
+// dozeInterval is how often connections are looked at: one waits with a goroutine for once to twice as long, then without. It must be
+// long enough that it costs a busy connection nothing.
+const dozeInterval = 50 * time.Millisecond
+
+// dozeEach bounds what that costs with very many: a look at one takes some 50 ns.
+const dozeEach = 25 * time.Microsecond
+
+// doze looks at all that can be parked, and again while there is one.
+func (ss *sessions) doze() {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	n := 0
+	for c, dozes := range ss.all {
+		if dozes {
+			c.(dozer).Doze()
+			n++
+		}
+	}
+	if ss.dozing = n > 0; ss.dozing {
+		ss.clock.Reset(max(dozeInterval, time.Duration(n)*dozeEach))
+	}
+}
