@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -132,6 +133,44 @@ func TestServeDrains(t *testing.T) {
 	if _, err := net.Dial("tcp", ln.Addr().String()); err == nil {
 		t.Error("the listener is still open after Serve returned")
 	}
+}
+
+// TestServeWaitsForItsScope: a connection that outlasts its handle is waited for, and its context lasts until then.
+func TestServeWaitsForItsScope(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ln := lateListener{give: make(chan net.Conn)}
+		ctx, cancel := context.WithCancel(t.Context())
+		var scope context.Context
+		done := make(chan error, 1)
+		go func() {
+			done <- daemon.Serve(ctx, ln, time.Hour, func(ctx context.Context, _ net.Conn) {
+				daemon.Scope(ctx).Add(1)
+				scope = ctx
+			})
+		}()
+		near, far := net.Pipe()
+		defer near.Close()
+		ln.give <- far
+		synctest.Wait() // its handle has returned
+		cancel()
+		close(ln.give)
+		synctest.Wait()
+		select {
+		case err := <-done:
+			t.Fatalf("Serve = %v while its scope holds a connection", err)
+		default:
+		}
+		if scope.Err() != nil {
+			t.Errorf("the context of a connection that lasts: %v", scope.Err())
+		}
+		daemon.Scope(scope).Done()
+		if err := <-done; err != nil {
+			t.Errorf("Serve = %v", err)
+		}
+		if daemon.Scope(t.Context()) != nil {
+			t.Error("a context of somebody else has a scope")
+		}
+	})
 }
 
 // lateListener hands out one connection, when it is told to.
