@@ -101,8 +101,8 @@ func TestReportingAllocatesNothing(t *testing.T) {
 	second := someRecords()["well"] // the same labels, by way of others
 	var cache seriesCache
 	if n := testing.AllocsPerRun(200, func() {
-		rep.request(recs["well"], &cache)
-		rep.request(second, &cache)
+		rep.request(recs["well"], &cache, time.Now())
+		rep.request(second, &cache, time.Now())
 	}); n > 0 {
 		t.Errorf("two requests: %v allocations, want none", n)
 	}

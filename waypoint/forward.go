@@ -244,7 +244,7 @@ func (s *session) exchange(ctx context.Context, p *plan, to pick) (*upstream, ro
 					return s.unconnected(err, f.until, f.untilWhole)
 				}
 			}
-			s.address(ctx, p)
+			s.address(ctx, p, time.Now())
 			err = f.x.Send(&s.edits)
 		}
 		s.progress = picked // what comes next is done anew
@@ -277,14 +277,14 @@ func (s *session) exchange(ctx context.Context, p *plan, to pick) (*upstream, ro
 }
 
 // address makes the exchange with the upstream there is, and the request ready for it.
-func (s *session) address(ctx context.Context, p *plan) {
+func (s *session) address(ctx context.Context, p *plan, now time.Time) {
 	f := &s.flight
 	s.busy.Store(f.up)
 	if ctx.Err() != nil {
 		f.up.hangUp()
 	}
 	f.up.SetDeadline(f.until)
-	f.sent = time.Now()
+	f.sent = now
 	f.x = s.exchangeWith(f.up)
 	s.countRequests()
 	s.requestEdits(p, f.until)

@@ -3,7 +3,6 @@ package waypoint
 import (
 	"context"
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -99,7 +98,7 @@ func (s *session) serveNext(r *resting, q *http1.Request, err error) (last bool)
 	if up != nil {
 		s.join(r.ctx, up)
 	}
-	s.finish()
+	s.finish(time.Now())
 	return up != nil
 }
 
@@ -133,7 +132,7 @@ func (s *session) Serve(st *http2.ServerStream) {
 	if up := s.serve(st); up != nil {
 		s.join(st, up)
 	}
-	s.finish()
+	s.finish(time.Now())
 }
 
 // hangUp ends the wait for an upstream: the client is gone.
@@ -166,7 +165,7 @@ func (s *session) unread(err error) {
 	s.edits.Reset()
 	s.edits.Set("server", serverName)
 	_ = s.down.ReplyError(err, &s.edits)
-	s.finish()
+	s.finish(time.Now())
 }
 
 // serverName is what a waypoint calls itself to clients, as Istio's does.
@@ -414,7 +413,7 @@ func (s *session) corsHeaders() {
 }
 
 // finish ends the record of a request.
-func (s *session) finish() {
+func (s *session) finish(now time.Time) {
 	if s.held != nil {
 		s.held.leave()
 		s.held = nil
@@ -423,7 +422,7 @@ func (s *session) finish() {
 	if s.q != nil && s.log.received == 0 {
 		s.log.received = s.q.Body.Bytes()
 	}
-	s.rep.request(&s.log, &s.cache)
+	s.rep.request(&s.log, &s.cache, now)
 	s.view, s.rule, s.search = nil, nil, search{} // a session that waits keeps no old view alive
 	s.log = record{}
 	s.progress, s.flight = unbegun, flight{}
@@ -444,12 +443,14 @@ func newRequestID() string {
 	id[6] = id[6]&0x0f | 0x40
 	id[8] = id[8]&0x3f | 0x80
 	var b [36]byte
-	hex.Encode(b[:], id[:4])
-	for at, part := range [...][]byte{id[4:6], id[6:8], id[8:10]} {
-		b[8+5*at] = '-'
-		hex.Encode(b[9+5*at:], part)
+	at := 0
+	for i, c := range id {
+		if i == 4 || i == 6 || i == 8 || i == 10 {
+			b[at] = '-'
+			at++
+		}
+		b[at], b[at+1] = hexDigits[c>>4], hexDigits[c&15]
+		at += 2
 	}
-	b[23] = '-'
-	hex.Encode(b[24:], id[10:])
 	return string(b[:])
 }

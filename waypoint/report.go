@@ -90,9 +90,9 @@ func newReporter(access *accessLog, log *zap.Logger) *reporter {
 		}))}
 }
 
-// request tells of a request that is over.
-func (p *reporter) request(r *record, cache *seriesCache) {
-	took := time.Since(r.start)
+// request tells of a request that is over now.
+func (p *reporter) request(r *record, cache *seriesCache, now time.Time) {
+	took := now.Sub(r.start)
 	p.metrics.request(r, cache, took)
 	if p.access != nil {
 		p.access.write(r, took)

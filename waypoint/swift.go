@@ -73,7 +73,7 @@ func (s *session) Begin(st *http2.ServerStream) bool {
 		len(s.rule.Mirrors)+len(f.backend.Mirrors) > 0 {
 		return false
 	}
-	now := time.Now()
+	now := s.log.start      // it was just then
 	if !s.pick(p, 1, now) { // who tries again finds out for himself
 		return false
 	}
@@ -85,7 +85,7 @@ func (s *session) Begin(st *http2.ServerStream) bool {
 	if st.Err() != nil {
 		return false
 	}
-	s.address(st, p)
+	s.address(st, p, now)
 	x, ok := f.x.(*http2.Exchange)
 	if !ok {
 		return false
@@ -111,7 +111,8 @@ func (s *session) Respond(st *http2.ServerStream) bool {
 	if s.rule.Retry.Retriable(outcome) {
 		return false
 	}
-	s.answered(p, resp, time.Since(f.sent))
+	now := time.Now()
+	s.answered(p, resp, now.Sub(f.sent))
 	if !x.RespondWhole(&s.edits) {
 		return false
 	}
@@ -120,6 +121,6 @@ func (s *session) Respond(st *http2.ServerStream) bool {
 	s.noteGRPC(resp)
 	s.up.put(f.up)
 	s.tried(p, nil, route.Outcome{Status: outcome.Status}, st.Err() != nil)
-	s.finish()
+	s.finish(now)
 	return true
 }

@@ -85,7 +85,9 @@ func (b *Builder) put(name, value []byte) {
 	b.text = append(b.text, name...)
 	b.text = append(b.text, ':', ' ')
 	b.text = append(b.text, value...)
-	if err := b.f.parse(b.text[pos:], pos, b.lim.fields, b.trailer); err != nil {
+	if len(name) == 0 {
+		b.err = errName
+	} else if err := b.f.add(b.text[pos:], len(name), pos, b.lim.fields, b.trailer); err != nil {
 		b.err = err
 	}
 	b.text = append(b.text, crlf...)

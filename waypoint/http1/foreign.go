@@ -106,6 +106,29 @@ func (b *Body) Took(all [][]byte) {
 	b.phase = done
 }
 
+// Repeat makes q the request that m is, with the body from src: it must have been built, and nothing been done with it since.
+func (q *Request) Repeat(m *Request, src Source) {
+	list, trailers := q.list, q.Body.trailers
+	*q = *m
+	q.list = append(list[:0], m.list...)
+	q.Body.src, q.Body.trailers = src, trailers
+}
+
+// Repeat makes p the response that m is, as Request.Repeat does.
+func (p *Response) Repeat(m *Response, src Source) {
+	list, trailers := p.list, p.Body.trailers
+	*p = *m
+	p.list = append(list[:0], m.list...)
+	p.Body.src, p.Body.trailers = src, trailers
+}
+
+// Repeat makes f what m is.
+func (f *Fields) Repeat(m *Fields) {
+	list := append(f.list[:0], m.list...)
+	*f = *m
+	f.list = list
+}
+
 // Absent reports whether there can be no body, as in a response to HEAD.
 func (b *Body) Absent() bool { return b.kind == bodyNone }
 

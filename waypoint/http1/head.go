@@ -233,6 +233,11 @@ func (f *Fields) parse(line []byte, pos, most int, trailer bool) error {
 	if colon == 0 || colon == len(line) || line[colon] != ':' {
 		return errName
 	}
+	return f.add(line, colon, pos, most, trailer)
+}
+
+// add judges the value of a field line whose name is one and ends at colon, and notes the line.
+func (f *Fields) add(line []byte, colon, pos, most int, trailer bool) error {
 	value, end := colon+1, len(line)
 	for value < end && (line[value] == ' ' || line[value] == '\t') {
 		value++

@@ -336,8 +336,9 @@ func (st *ClientStream) Free() {
 	st.use++
 	st.in.freeLocked(st.c)
 	c := st.c.client
-	c.open--
-	c.idleSince = time.Now()
+	if c.open--; c.open == 0 {
+		c.idleSince = time.Now()
+	}
 	if len(c.free) < c.cfg.workersToKeep {
 		c.free = append(c.free, st)
 	}
@@ -366,12 +367,10 @@ func (c *conn) responseBlock(h frameHeader, block []byte) error {
 	}
 	end := h.flags.Has(http2.FlagHeadersEndStream)
 	p := &c.client.resp
-	c.sink.begin(ofResponse, nil, p, nil)
-	if err := c.dec.decode(block, &c.sink); err != nil {
+	broken, err := c.decodeResponse(s, method, block, end)
+	if err != nil {
 		return err
 	}
-	broken := c.sink.response(method, s, end)
-
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.streams[h.stream] != s { // it was given up meanwhile

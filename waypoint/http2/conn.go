@@ -94,6 +94,7 @@ type conn struct {
 	blockHeader   frameHeader
 	continuations int // 0: no block is open
 	trailers      http1.Fields
+	memos         memos
 	claims        []claim // as goOn works on them
 	owed          []*conn // that something was staged on and not written yet
 

@@ -67,13 +67,9 @@ func (c *conn) discard(block []byte) error {
 
 // trailersOf decodes a block into a stream's trailers and ends the stream.
 func (c *conn) trailersOf(s *stream, h frameHeader, block []byte) error {
-	c.sink.begin(ofTrailers, nil, nil, &c.trailers)
-	if err := c.dec.decode(block, &c.sink); err != nil {
+	why, err := c.decodeTrailers(block)
+	if err != nil {
 		return err
-	}
-	why := c.sink.bad
-	if err := c.sink.b.EndTrailers(); err != nil && why == "" {
-		why = err.Error()
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

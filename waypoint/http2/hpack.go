@@ -19,6 +19,7 @@ type decoder struct {
 	first   int     // of entries: the oldest that is there
 	size    int     // as RFC 7541, 4.1 counts
 	max     int     // as the encoder chose
+	changes uint64  // how often the table was changed
 
 	name, value scratch
 }
@@ -124,6 +125,7 @@ func (d *decoder) at(i int) (name, value []byte, ok bool) {
 
 // evict makes place for so many bytes, if that can be.
 func (d *decoder) evict(n int) {
+	d.changes++
 	for d.size+n > d.max && d.first < len(d.entries) {
 		e := d.entries[d.first]
 		d.size -= e.name + e.value + entryOverhead

@@ -14,16 +14,11 @@ func (c *conn) push() {
 		c.mu.Unlock()
 		return
 	}
-	if c.w.busy || len(c.w.staged) == 0 || c.err != nil {
+	if c.w.busy || len(c.w.staged) == 0 && c.w.failAfter == nil || c.err != nil {
 		c.mu.Unlock()
 		return
 	}
 	c.w.busy = true
-	if len(c.streams) > 1 { // as in flush
-		c.mu.Unlock()
-		runtime.Gosched()
-		c.mu.Lock()
-	}
 	for range maxRounds {
 		if len(c.w.staged) == 0 || c.err != nil || c.w.failAfter != nil {
 			break
@@ -53,6 +48,20 @@ func (c *conn) push() {
 	}
 	c.w.busy = false
 	c.mu.Unlock()
+}
+
+// gather lets others who are ready to run append to what is staged, as flush does. The caller pushes afterwards.
+func (c *conn) gather() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.w.socket == nil || c.w.busy || len(c.streams) < 2 || c.err != nil {
+		return
+	}
+	c.w.busy = true
+	c.mu.Unlock()
+	runtime.Gosched()
+	c.mu.Lock()
+	c.w.busy = false
 }
 
 // waitLocked writes b[n:] and what is staged on a goroutine of its own. It releases c.mu.

@@ -169,11 +169,10 @@ func (c *ServerConn) request(h frameHeader, block []byte) error {
 	}
 	c.scratch = st
 	end := h.flags.Has(http2.FlagHeadersEndStream)
-	c.sink.begin(ofRequest, &st.req, nil, nil)
-	if err := c.dec.decode(block, &c.sink); err != nil {
+	var err error
+	if st.fault, err = c.decodeRequest(st, block, end); err != nil {
 		return err
 	}
-	st.fault = c.sink.request(&st.stream, end)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.scratch = nil

@@ -36,15 +36,23 @@ func (serve serveOnly) Serve(st *ServerStream) { serve(st) }
 // maxFresh is how many requests may wait for the end of what a read brought.
 const maxFresh = 64
 
+// fewFrames is how many requests or responses of one read are no batch: it is worth asking whether others have something to
+// send, too.
+const fewFrames = 4
+
 // goOn goes on with what a read brought: requests to begin, and responses to pass on. Of the reader goroutine.
 func (c *conn) goOn() {
+	var n int
 	if c.server != nil {
-		c.server.dispatch()
+		n = c.server.dispatch()
 	} else {
-		c.settle()
+		n = c.settle()
 	}
 	for i, o := range c.owed {
 		c.owed[i] = nil
+		if n < fewFrames {
+			o.gather()
+		}
 		o.push()
 	}
 	c.owed = c.owed[:0]
@@ -60,10 +68,11 @@ func (c *conn) owe(to *conn) {
 	c.owed = append(c.owed, to)
 }
 
-// dispatch begins requests.
-func (c *ServerConn) dispatch() {
-	if len(c.fresh) == 0 {
-		return
+// dispatch begins requests, and returns how many.
+func (c *ServerConn) dispatch() int {
+	n := len(c.fresh)
+	if n == 0 {
+		return 0
 	}
 	c.mu.Lock()
 	for _, st := range c.fresh {
@@ -77,6 +86,7 @@ func (c *ServerConn) dispatch() {
 		}
 	}
 	c.fresh = c.fresh[:0]
+	return n
 }
 
 // toWorker hands a stream to a worker. It does not wait.
@@ -135,8 +145,8 @@ func (s *stream) claimLocked() *Exchange {
 	return x
 }
 
-// settle goes on with exchanges for which something came.
-func (c *conn) settle() {
+// settle goes on with exchanges for which something came, and returns how many there were.
+func (c *conn) settle() int {
 	c.mu.Lock()
 	for i, s := range c.stirred {
 		c.stirred[i] = nil
@@ -156,7 +166,9 @@ func (c *conn) settle() {
 			x.handOver()
 		}
 	}
+	n := len(c.claims)
 	c.claims = c.claims[:0]
+	return n
 }
 
 // Launch sends the request, edited, if all of it is here and nothing has to be waited for. The stream's Handler then goes on
