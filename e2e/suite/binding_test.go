@@ -43,6 +43,14 @@ spec:
 	s.bound("serviceentry", "outside", "True WaypointAccepted ", "bound to waypoint "+s.name+"/waypoint")
 	s.sees("client", s.podOf("waypoint"))
 
+	// It was there, so it is waited for, and not passed by.
+	s.scale("waypoint", 0)
+	s.bound("service", "web", "True WaypointAccepted ", "no pod is ready: connections are refused until one is")
+	s.eventually("without a pod of its waypoint nobody reaches web", func() error { return s.refused("client", "http://web/") })
+	s.scale("waypoint", 1)
+	s.sees("client", s.podOf("waypoint"))
+	s.bound("service", "web", "True WaypointAccepted bound to waypoint "+s.name+"/waypoint", "")
+
 	s.gateway("next")
 	s.meta("service", "web", `{"labels": {"istio.io/use-waypoint-canary": "next"}, "annotations": {"istio.io/use-waypoint-canary-weight": "25"}}`)
 	s.bound("service", "web", "True WaypointAccepted ", "25 % of connections to canary "+s.name+"/next")
@@ -114,6 +122,24 @@ spec:
 `, name, s.name)))
 	_, err := cluster.Kubectl(s.Context(), "wait", "--for=condition=Programmed", "--timeout=2m", "-n", s.name, "gateway/"+name)
 	s.must(err)
+}
+
+// scale has a waypoint run that many pods, and waits until it does.
+func (s *space) scale(gateway string, pods int) {
+	s.Helper()
+	_, err := cluster.Kubectl(s.Context(), "-n", s.name, "scale", "deployment/"+gateway, fmt.Sprintf("--replicas=%d", pods))
+	s.must(err)
+	s.eventually(fmt.Sprintf("%s has %d pods", gateway, pods), func() error {
+		all, err := cluster.Client().CoreV1().Pods(s.name).List(s.Context(), metav1.ListOptions{LabelSelector: "gateway.networking.k8s.io/gateway-name=" + gateway})
+		if err == nil && len(all.Items) != pods {
+			err = fmt.Errorf("it has %d", len(all.Items))
+		}
+		return err
+	})
+	if pods > 0 {
+		_, err := cluster.Kubectl(s.Context(), "-n", s.name, "rollout", "status", "--timeout=2m", "deployment/"+gateway)
+		s.must(err)
+	}
 }
 
 // podOf is the address of the one pod of a waypoint.
