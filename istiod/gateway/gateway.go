@@ -65,6 +65,8 @@ type Config struct {
 	Network       string // of this cluster's pods
 	LogLevel      string // "": info
 	LogFormat     string // "": plain
+
+	Settings Settings
 }
 
 // Controls reports whether a GatewayClass with this spec.controllerName is this control plane's.

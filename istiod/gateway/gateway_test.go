@@ -117,7 +117,17 @@ func TestEnvironmentIsTheWaypoints(t *testing.T) {
 		gw.Annotations = make(map[string]string)
 	}
 	gw.Annotations[gateway.AnnotationClientCert] = "true"
-	asked := env(t, gw, nil)
+	off := ""
+	settings, err := gateway.NewSettings("merge_slashes", &off, "JSON")
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := env(t, gw, nil, settings)
+	for name, want := range map[string]string{"PATH_NORMALIZATION": "MERGE_SLASHES", "ACCESS_LOG": "false", "ACCESS_LOG_ENCODING": "JSON"} {
+		if !slices.Contains(asked, corev1.EnvVar{Name: name, Value: want}) {
+			t.Errorf("%s=%s is not among %v", name, want, asked)
+		}
+	}
 	if !slices.ContainsFunc(asked, func(e corev1.EnvVar) bool { return e.Name == "XFCC_INCLUDE_CLIENT_IDENTITY" && e.Value == "true" }) {
 		t.Error("the waypoint is not told to name clients, which its Gateway asks for")
 	}
@@ -128,9 +138,26 @@ func TestEnvironmentIsTheWaypoints(t *testing.T) {
 	}
 }
 
-func env(t *testing.T, gw *gatewayv1.Gateway, own gateway.Overlays) []corev1.EnvVar {
+// TestSettingsSayNothing of what the mesh does not, and refuse what nobody understands.
+func TestSettingsSayNothing(t *testing.T) {
+	t.Parallel()
+	if s, err := gateway.NewSettings("", nil, ""); err != nil || s != (gateway.Settings{}) {
+		t.Errorf("settings of nothing = %+v, %v", s, err)
+	}
+	for _, c := range [][2]string{{"MERGE", ""}, {"", "XML"}} {
+		if s, err := gateway.NewSettings(c[0], nil, c[1]); err == nil {
+			t.Errorf("%q makes %+v", c, s)
+		}
+	}
+}
+
+func env(t *testing.T, gw *gatewayv1.Gateway, own gateway.Overlays, settings ...gateway.Settings) []corev1.EnvVar {
 	t.Helper()
-	plan, err := config(t).Plan(gw, own)
+	cfg := config(t)
+	for _, s := range settings {
+		cfg.Settings = s
+	}
+	plan, err := cfg.Plan(gw, own)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -134,5 +134,5 @@ func (c Config) env(gw *gatewayv1.Gateway) []corev1.EnvVar {
 	if gw.Annotations[AnnotationClientCert] == "true" {
 		env = append(env, corev1.EnvVar{Name: "XFCC_INCLUDE_CLIENT_IDENTITY", Value: "true"})
 	}
-	return env
+	return append(env, c.Settings.env()...)
 }

@@ -9,6 +9,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"math/big"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -22,6 +23,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 
+	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/istiod/ca"
 	"github.com/mistnet/mistnet/istiod/kube"
 	"github.com/mistnet/mistnet/istiod/translate"
@@ -112,7 +114,8 @@ func TestPluggedAuthorityGoesFirst(t *testing.T) {
 func TestMeshConfigIsAwaited(t *testing.T) {
 	t.Parallel()
 	client := fake.NewClientset(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "istio-system", Name: "istio-canary"},
-		Data: map[string]string{"mesh": "trustDomain: mesh.example\nrootNamespace: istio-config\naccessLogFile: /dev/stdout\nmistnet: {waypointUnavailable: deny}\n"}})
+		Data: map[string]string{"mesh": "trustDomain: mesh.example\nrootNamespace: istio-config\naccessLogFile: /dev/stdout\nmistnet: {waypointUnavailable: deny}\n" +
+			"defaultVirtualServiceExportTo: [.]\ndefaultDestinationRuleExportTo: [shop]\ndefaultHttpRetryPolicy: {attempts: 5, retryOn: 'reset,503', perTryTimeout: 2s}\n"}})
 	refusals := 2
 	client.PrependReactor("get", "configmaps", func(clienttesting.Action) (bool, runtime.Object, error) {
 		if refusals--; refusals >= 0 {
@@ -123,8 +126,9 @@ func TestMeshConfigIsAwaited(t *testing.T) {
 	cfg := kube.Config{Clients: kube.Clients{Kube: client}, Revision: "canary", Mesh: translate.Config{ClusterID: "east"}}
 	got, err := kube.ReadMesh(t.Context(), cfg)
 	want := translate.Config{ClusterID: "east", TrustDomain: "mesh.example", RootNamespace: "istio-config", ClusterDomain: "cluster.local",
-		DenyWithoutWaypoint: true}
-	if err != nil || got != want {
+		DenyWithoutWaypoint: true, VirtualServiceExportTo: []string{"."}, DestinationRuleExportTo: []string{"shop"}, TryTimeout: 2 * time.Second,
+		Retry: &mesh.Retry{Attempts: 5, On: mesh.RetryOnReset | mesh.RetryOnStatusCodes, Codes: []uint16{503}}}
+	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("ReadMesh = %+v, %v, want %+v", got, err, want)
 	}
 	cfg.Revision = "default"

@@ -1,18 +1,24 @@
 package kube
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"go.uber.org/zap"
+	"google.golang.org/protobuf/encoding/protojson"
+	networkingapi "istio.io/api/networking/v1alpha3"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"sigs.k8s.io/yaml"
 
+	"github.com/mistnet/mistnet/internal/mesh"
+	"github.com/mistnet/mistnet/istiod/gateway"
 	"github.com/mistnet/mistnet/istiod/translate"
 )
 
@@ -20,7 +26,12 @@ import (
 type meshConfig struct {
 	rootNamespace, trustDomain string
 	selectors                  []labels.Selector
-	denyWithoutWaypoint        *bool    // nil: nothing is said
+	denyWithoutWaypoint        *bool // nil: nothing is said
+	virtualServices            []string
+	destinationRules           []string // exportTo of both, where they say nothing
+	retry                      *mesh.Retry
+	tryTimeout                 time.Duration
+	waypoints                  gateway.Settings
 	ignored                    []string // other fields that are set
 }
 
@@ -31,9 +42,17 @@ func readMeshConfig(cm *corev1.ConfigMap) (m meshConfig, err error) {
 	}
 	var all map[string]any
 	var some struct {
-		RootNamespace string                 `json:"rootNamespace"`
-		TrustDomain   string                 `json:"trustDomain"`
-		Selectors     []metav1.LabelSelector `json:"discoverySelectors"`
+		RootNamespace    string                 `json:"rootNamespace"`
+		TrustDomain      string                 `json:"trustDomain"`
+		Selectors        []metav1.LabelSelector `json:"discoverySelectors"`
+		VirtualServices  []string               `json:"defaultVirtualServiceExportTo"`
+		DestinationRules []string               `json:"defaultDestinationRuleExportTo"`
+		Retry            json.RawMessage        `json:"defaultHttpRetryPolicy"`
+		Path             struct {
+			Normalization string `json:"normalization"`
+		} `json:"pathNormalization"`
+		AccessLogFile     *string `json:"accessLogFile"`
+		AccessLogEncoding string  `json:"accessLogEncoding"`
 		// Mistnet is what Istio's MeshConfig has no field for.
 		Mistnet struct {
 			WaypointUnavailable string `json:"waypointUnavailable"` // deny or allow
@@ -59,7 +78,26 @@ func readMeshConfig(cm *corev1.ConfigMap) (m meshConfig, err error) {
 	default:
 		return m, fmt.Errorf("mistnet.waypointUnavailable: %q is neither deny nor allow", v)
 	}
-	for _, known := range []string{"rootNamespace", "trustDomain", "discoverySelectors", "mistnet"} {
+	m.virtualServices, m.destinationRules = some.VirtualServices, some.DestinationRules
+	for name, to := range map[string][]string{"defaultVirtualServiceExportTo": some.VirtualServices, "defaultDestinationRuleExportTo": some.DestinationRules} {
+		if slices.Contains(to, "") {
+			return m, fmt.Errorf("%s: an empty name: want *, . or a namespace", name)
+		}
+	}
+	if len(some.Retry) > 0 {
+		var r networkingapi.HTTPRetry
+		if err := protojson.Unmarshal(some.Retry, &r); err != nil {
+			return m, fmt.Errorf("defaultHttpRetryPolicy: %w", err)
+		}
+		if m.retry, m.tryTimeout, err = translate.DefaultRetry(&r); err != nil {
+			return m, err
+		}
+	}
+	if m.waypoints, err = gateway.NewSettings(some.Path.Normalization, some.AccessLogFile, some.AccessLogEncoding); err != nil {
+		return m, err
+	}
+	for _, known := range []string{"rootNamespace", "trustDomain", "discoverySelectors", "mistnet", "defaultVirtualServiceExportTo",
+		"defaultDestinationRuleExportTo", "defaultHttpRetryPolicy", "pathNormalization", "accessLogFile", "accessLogEncoding"} {
 		delete(all, known)
 	}
 	m.ignored = slices.Sorted(maps.Keys(all))
@@ -77,7 +115,17 @@ func (m meshConfig) over(cfg translate.Config) translate.Config {
 	if m.denyWithoutWaypoint != nil {
 		cfg.DenyWithoutWaypoint = *m.denyWithoutWaypoint
 	}
+	cfg.VirtualServiceExportTo, cfg.DestinationRuleExportTo = m.virtualServices, m.destinationRules
+	cfg.Retry, cfg.TryTimeout = m.retry, m.tryTimeout
 	return cfg
+}
+
+// problem says which fields have no effect.
+func (m meshConfig) problem(configMap translate.Name) []Problem {
+	if len(m.ignored) == 0 {
+		return nil
+	}
+	return []Problem{{Resource: "configmaps", Name: configMap, Reason: "fields of mesh without effect: " + strings.Join(m.ignored, ", "), InForce: true}}
 }
 
 func (m meshConfig) tell(log *zap.Logger) {

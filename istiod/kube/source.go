@@ -2,6 +2,7 @@ package kube
 
 import (
 	"context"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -48,6 +49,8 @@ type Source struct {
 	pending   []index.Event
 	wake      chan struct{} // holds one token while there is something pending
 	leads     bool
+
+	meshProblem []Problem // of the mesh's configuration: one or none
 
 	writing chan struct{} // holds a token while this replica writes
 }
@@ -265,7 +268,7 @@ func (s *Source) takePolicies(changes []change) {
 	s.taker(index.AuthorizationPolicy)(plain)
 }
 
-// takeMesh takes the mesh's configuration: of what can change while istiod runs, the selectors.
+// takeMesh takes the mesh's configuration: of what can change while istiod runs, the selectors and the waypoints' settings.
 func (s *Source) takeMesh(changes []change) {
 	for _, c := range changes {
 		cm, _ := c.object.(*corev1.ConfigMap)
@@ -274,12 +277,17 @@ func (s *Source) takeMesh(changes []change) {
 			s.log.Error("mesh configuration cannot be read, what it said before stays", zap.String("configmap", c.name.String()), zap.Error(err))
 			continue
 		}
-		if fixed := m.over(s.cfg.Mesh); fixed != s.cfg.Mesh {
-			s.log.Error("mesh configuration asks for another trust domain, root namespace or treatment of missing waypoints: restart istiod for it",
+		if fixed := m.over(s.cfg.Mesh); !reflect.DeepEqual(fixed, s.cfg.Mesh) {
+			s.log.Error("mesh configuration asks for another trust domain, root namespace, treatment of missing waypoints, or defaults of rules: "+
+				"restart istiod for it",
 				zap.String("trust_domain", fixed.TrustDomain), zap.String("root_namespace", fixed.RootNamespace),
 				zap.Bool("deny_without_waypoint", fixed.DenyWithoutWaypoint))
 		}
 		m.tell(s.log)
+		s.mu.Lock()
+		s.meshProblem = m.problem(c.name)
+		s.mu.Unlock()
+		s.gateways.set(m.waypoints)
 		s.choose(m.selectors)
 	}
 }
@@ -324,6 +332,9 @@ func (s *Source) Problems() []Problem {
 	for _, f := range s.feeds {
 		all = append(all, f.problems()...)
 	}
+	s.mu.Lock()
+	all = append(all, s.meshProblem...)
+	s.mu.Unlock()
 	all = append(all, s.told.problems()...)
 	all = append(all, s.unread.problems(s.known)...)
 	slices.SortFunc(all, compareProblems)

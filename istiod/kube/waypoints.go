@@ -39,6 +39,7 @@ type waypoints struct {
 	feeds   []*feed // of what runs them
 
 	mu       sync.Mutex
+	settings gateway.Settings              // of the mesh, as they are now
 	gateways map[string]*gatewayv1.Gateway // by namespace/name
 	classes  map[string]*gatewayv1.GatewayClass
 	objects  map[objectKey]*unstructured.Unstructured // that carry gateway.LabelManaged
@@ -72,6 +73,14 @@ func newWaypoints(clients Clients, cfg gateway.Config, known func(string) bool, 
 		f.init(log)
 	}
 	return w
+}
+
+// set takes the mesh's settings of waypoints. Those that run with others are replaced, one pod after the other.
+func (w *waypoints) set(settings gateway.Settings) {
+	w.mu.Lock()
+	w.settings = settings
+	w.mu.Unlock()
+	w.choose("")
 }
 
 func trimOwned(o runtime.Object) (runtime.Object, error) {

@@ -65,7 +65,11 @@ func (w *waypoints) plan(ctx context.Context, gw *gatewayv1.Gateway, o *gateway.
 	if err != nil || o.Parameters != nil {
 		return nil, err
 	}
-	plan, err := w.cfg.Plan(gw, own)
+	cfg := w.cfg
+	w.mu.Lock()
+	cfg.Settings = w.settings
+	w.mu.Unlock()
+	plan, err := cfg.Plan(gw, own)
 	if err != nil {
 		o.Parameters = err
 		return nil, nil //nolint:nilerr // it is told in the status

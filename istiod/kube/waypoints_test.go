@@ -343,3 +343,43 @@ func addressValues(u *unstructured.Unstructured) (all []string) {
 	}
 	return all
 }
+
+// TestMeshSettingsReachWaypoints as variables of their containers, also when they change.
+func TestMeshSettingsReachWaypoints(t *testing.T) {
+	t.Parallel()
+	config := func(mesh string) *corev1.ConfigMap {
+		return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "istio-system", Name: "istio"}, Data: map[string]string{"mesh": mesh}}
+	}
+	c := newCluster(t, config("accessLogEncoding: JSON\npathNormalization: {normalization: MERGE_SLASHES}\n"), namespace("shop", nil),
+		waypointGateway("shop", "waypoint", nil))
+	c.appliers()
+	c.startWaypoints(gateway.Config{Image: "waypoint:1"})
+	variable := func(name string) string {
+		d := c.get(deployments, "shop", "waypoint")
+		if d == nil {
+			return ""
+		}
+		containers, _, _ := unstructured.NestedSlice(d.Object, "spec", "template", "spec", "containers")
+		for _, container := range containers {
+			env, _, _ := unstructured.NestedSlice(container.(map[string]any), "env")
+			for _, e := range env {
+				if m := e.(map[string]any); m["name"] == name {
+					return m["value"].(string)
+				}
+			}
+		}
+		return ""
+	}
+	c.eventually("the waypoint is told", func(context.Context) bool {
+		return variable("ACCESS_LOG_ENCODING") == "JSON" && variable("PATH_NORMALIZATION") == "MERGE_SLASHES" && variable("ACCESS_LOG") == ""
+	})
+	if _, err := c.kube.CoreV1().ConfigMaps("istio-system").Update(t.Context(), config("accessLogFile: ''\nenableTracing: true\n"), metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.eventually("the waypoint is told again", func(context.Context) bool {
+		return variable("ACCESS_LOG_ENCODING") == "" && variable("ACCESS_LOG") == "false"
+	})
+	if p := c.source.Problems(); len(p) != 1 || !strings.Contains(p[0].Reason, "enableTracing") {
+		t.Errorf("problems = %+v, want the field without effect", p)
+	}
+}

@@ -43,9 +43,14 @@ func (g *gatewayRoute) httpRule(n *ruleNotes, in *gatewayv1.HTTPRouteRule) *mesh
 	out := &mesh.HTTPRule{Persistence: persistence(n, in.SessionPersistence)}
 	f := g.filters(n, "filters", in.Filters, true)
 	out.Headers, out.Redirect, out.Rewrite, out.CORS, out.Mirrors = f.headers, f.redirect, f.rewrite, f.cors, f.mirrors
+	if in.Retry == nil {
+		out.Retry, out.TryTimeout = g.cfg.Retry, g.cfg.TryTimeout
+	}
 	if t := in.Timeouts; t != nil {
 		out.Timeout = routeDuration(n, "timeouts.request", t.Request)
-		out.TryTimeout = routeDuration(n, "timeouts.backendRequest", t.BackendRequest)
+		if t.BackendRequest != nil {
+			out.TryTimeout = routeDuration(n, "timeouts.backendRequest", t.BackendRequest)
+		}
 	}
 	if r := in.Retry; r != nil {
 		out.Retry = routeRetry(n, r)

@@ -57,7 +57,7 @@ func TrafficPolicies(cfg Config, in TrafficInput) []*mesh.TrafficPolicy {
 	clients := make(map[string]bool)
 	for _, dr := range rules {
 		clients[dr.Namespace] = true
-		for _, to := range dr.Spec.ExportTo {
+		for _, to := range exportOf(cfg, dr) {
 			clients[to] = true
 		}
 	}
@@ -97,10 +97,10 @@ func inForce(cfg Config, svc *mesh.Service, client string, rules []*DestinationR
 		slices.SortFunc(found, compareRules)
 		return found
 	}
-	exported := func(dr *DestinationRule) bool { return visibleTo(dr, client) }
+	exported := func(dr *DestinationRule) bool { return visibleTo(cfg, dr, client) }
 	if client == cfg.RootNamespace {
 		// What the root namespace says to everybody must not hide from it what a service's own says.
-		exported := func(dr *DestinationRule) bool { return exported(dr) && !visibleTo(dr, "") }
+		exported := func(dr *DestinationRule) bool { return exported(dr) && !visibleTo(cfg, dr, "") }
 		if found := find(client, exported); found != nil {
 			return found
 		}
@@ -114,13 +114,19 @@ func inForce(cfg Config, svc *mesh.Service, client string, rules []*DestinationR
 }
 
 // visibleTo reports whether clients of a namespace, or "" for one that nobody mentions, see a rule (exportTo).
-func visibleTo(dr *DestinationRule, client string) bool {
-	if len(dr.Spec.ExportTo) == 0 {
-		return true
-	}
-	return slices.ContainsFunc(dr.Spec.ExportTo, func(to string) bool {
+func visibleTo(cfg Config, dr *DestinationRule, client string) bool {
+	to := exportOf(cfg, dr)
+	return len(to) == 0 || slices.ContainsFunc(to, func(to string) bool {
 		return to == "*" || client != "" && (to == client || to == "." && dr.Namespace == client)
 	})
+}
+
+// exportOf is the exportTo that holds for a rule.
+func exportOf(cfg Config, dr *DestinationRule) []string {
+	if len(dr.Spec.ExportTo) == 0 {
+		return cfg.DestinationRuleExportTo
+	}
+	return dr.Spec.ExportTo
 }
 
 // RuleHost is the host that a DestinationRule is about, in full. It may begin with "*".
@@ -196,7 +202,7 @@ func DestinationRuleStatus(cfg Config, dr *DestinationRule, siblings []*Destinat
 	case dr.Spec.WorkloadSelector != nil:
 		f.add(Ignored, "workloadSelector selects clients with a proxy of their own, and a waypoint is none of them: the rule has no effect")
 		return f.status()
-	case len(dr.Spec.ExportTo) > 0 && !slices.ContainsFunc(dr.Spec.ExportTo, func(to string) bool { return to != "" && to != "~" }):
+	case len(exportOf(cfg, dr)) > 0 && !slices.ContainsFunc(exportOf(cfg, dr), func(to string) bool { return to != "" && to != "~" }):
 		f.add(Ignored, "exportTo: the rule is for nobody")
 		return f.status()
 	case !known:
@@ -211,15 +217,15 @@ func DestinationRuleStatus(cfg Config, dr *DestinationRule, siblings []*Destinat
 	for _, fault := range fs {
 		f.add(fault.reason, "%s", fault.text)
 	}
-	r.shadowed(&f, siblings)
+	r.shadowed(cfg, &f, siblings)
 	return f.status()
 }
 
 // shadowed adds what an older rule about the same host has said already.
-func (r *ruleReader) shadowed(f *faults, siblings []*DestinationRule) {
+func (r *ruleReader) shadowed(cfg Config, f *faults, siblings []*DestinationRule) {
 	dr := r.dr
 	older := slices.DeleteFunc(slices.Clone(siblings), func(o *DestinationRule) bool {
-		return o.Spec.WorkloadSelector != nil || compareRules(o, dr) >= 0 || !sees(o, dr)
+		return o.Spec.WorkloadSelector != nil || compareRules(o, dr) >= 0 || !sees(cfg, o, dr)
 	})
 	slices.SortFunc(older, compareRules)
 	if i := slices.IndexFunc(older, func(o *DestinationRule) bool { return o.Spec.TrafficPolicy != nil }); i >= 0 && dr.Spec.TrafficPolicy != nil {
@@ -249,9 +255,9 @@ func subsetNames(dr *DestinationRule) []string {
 }
 
 // sees reports whether every client that sees a rule sees another, too.
-func sees(other, dr *DestinationRule) bool {
-	for _, client := range append([]string{"", dr.Namespace}, dr.Spec.ExportTo...) {
-		if !strings.ContainsAny(client, ".*~") && visibleTo(dr, client) && !visibleTo(other, client) {
+func sees(cfg Config, other, dr *DestinationRule) bool {
+	for _, client := range append([]string{"", dr.Namespace}, exportOf(cfg, dr)...) {
+		if !strings.ContainsAny(client, ".*~") && visibleTo(cfg, dr, client) && !visibleTo(cfg, other, client) {
 			return false
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"cmp"
 	"maps"
 	"slices"
+	"time"
 
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
@@ -30,6 +31,13 @@ type Config struct {
 
 	NoStatus            bool // nobody writes statuses: a Gateway is in place when its Service is
 	DenyWithoutWaypoint bool // what asks for a waypoint that is not there is not reached, unless its namespace says otherwise
+
+	// What holds for objects that say nothing (MeshConfig): the exportTo of VirtualServices and DestinationRules, none for
+	// everybody, and the retries of HTTP rules, nil for those of a waypoint (DefaultRetry).
+	VirtualServiceExportTo  []string
+	DestinationRuleExportTo []string
+	Retry                   *mesh.Retry
+	TryTimeout              time.Duration // of each try; 0: none
 }
 
 // WithDefaults fills what is empty with Istio's defaults.

@@ -88,7 +88,7 @@ func (v *vsTranslator) parents() []mesh.RouteParent {
 	if !forMesh(spec.Gateways) {
 		return nil
 	}
-	clients := exportedTo(v.vs)
+	clients := exportedTo(v.cfg, v.vs)
 	if len(clients) == 0 {
 		v.add(Ignored, "exportTo: nobody is to see it")
 		return nil
@@ -128,7 +128,7 @@ func (v *vsTranslator) servicesOf(host string, clients []string) (parents []mesh
 func (v *vsTranslator) closer(hostname, suffix, client string) bool {
 	seen := func(host string) bool {
 		return slices.ContainsFunc(v.c.VirtualServicesOf(host), func(vs *networkingv1.VirtualService) bool {
-			to := exportedTo(vs)
+			to := exportedTo(v.cfg, vs)
 			return slices.Contains(to, "") || slices.Contains(to, client)
 		})
 	}
@@ -150,12 +150,16 @@ func (v *vsTranslator) closer(hostname, suffix, client string) bool {
 }
 
 // exportedTo are the namespaces whose clients see a VirtualService: "" for all of them, none for nobody.
-func exportedTo(vs *networkingv1.VirtualService) []string {
-	if len(vs.Spec.ExportTo) == 0 || slices.Contains(vs.Spec.ExportTo, "*") {
+func exportedTo(cfg Config, vs *networkingv1.VirtualService) []string {
+	exportTo := vs.Spec.ExportTo
+	if len(exportTo) == 0 {
+		exportTo = cfg.VirtualServiceExportTo
+	}
+	if len(exportTo) == 0 || slices.Contains(exportTo, "*") {
 		return []string{""}
 	}
 	var clients []string
-	for _, to := range vs.Spec.ExportTo {
+	for _, to := range exportTo {
 		switch to {
 		case "~", "":
 			continue

@@ -52,7 +52,7 @@ func (v *vsTranslator) delegated(at string, root *networkingapi.HTTPRoute) (all 
 	case !isDelegate(d):
 		v.add(Invalid, "%s: VirtualService %s has hosts of its own, and cannot be delegated to: the rule matches nothing", at, n)
 		return nil
-	case !slices.Contains(exportedTo(d), "") && !slices.Contains(exportedTo(d), v.vs.Namespace):
+	case !slices.Contains(exportedTo(v.cfg, d), "") && !slices.Contains(exportedTo(v.cfg, d), v.vs.Namespace):
 		v.add(Invalid, "%s: VirtualService %s is not exported to this namespace: the rule matches nothing", at, n)
 		return nil
 	}

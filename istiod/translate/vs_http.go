@@ -44,7 +44,10 @@ func (v *vsTranslator) httpRule(n *ruleNotes, h vsHTTP) (*mesh.HTTPRule, bool) {
 	default:
 		out.Backends = v.backends(n, h.namespace, in.GetRoute())
 		out.Rewrite = rewrite(n, in.GetRewrite())
-		out.Retry, out.TryTimeout = retries(n, in.GetRetries())
+		out.Retry, out.TryTimeout = v.cfg.Retry, v.cfg.TryTimeout
+		if in.GetRetries() != nil {
+			out.Retry, out.TryTimeout = retries(n, in.GetRetries())
+		}
 	}
 	return out, true
 }

@@ -1,6 +1,7 @@
 package translate
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -32,11 +33,17 @@ var retryConditions = map[string]mesh.RetryOn{
 	"unavailable":                mesh.RetryOnUnavailable,
 }
 
-// retries is nil where the mesh's default holds.
-func retries(n *ruleNotes, in *networkingapi.HTTPRetry) (r *mesh.Retry, try time.Duration) {
-	if in == nil {
-		return nil, 0
+// DefaultRetry is a mesh's defaultHttpRetryPolicy as Config has it, and how long each try may take, 0 for as long as it wants.
+func DefaultRetry(in *networkingapi.HTTPRetry) (r *mesh.Retry, try time.Duration, err error) {
+	n := ruleNotes{faults: &faults{}, at: "defaultHttpRetryPolicy"}
+	r, try = retries(&n, in)
+	if s := n.status(); s != nil {
+		return nil, 0, errors.New(s.Message)
 	}
+	return r, try, nil
+}
+
+func retries(n *ruleNotes, in *networkingapi.HTTPRetry) (r *mesh.Retry, try time.Duration) {
 	r = &mesh.Retry{Backoff: duration(n, "retries.backoff", in.GetBackoff()), OtherLocalities: in.GetRetryRemoteLocalities().GetValue()}
 	if in.GetAttempts() > 0 {
 		r.Attempts = uint32(in.GetAttempts())
