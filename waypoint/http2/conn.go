@@ -196,6 +196,9 @@ func (c *conn) tick() {
 	now := time.Now()
 	heard := c.heard
 	c.heard = false
+	if !heard && len(c.streams) == 0 {
+		c.restLocked()
+	}
 	switch {
 	case !c.pingSent.IsZero() && now.Sub(c.pingSent) >= c.cfg.PingTimeout:
 		c.work.Go(func() { c.fail(errPingTimeout) }) // not under the lock
@@ -209,6 +212,19 @@ func (c *conn) tick() {
 		c.kickLocked()
 	}
 	c.ticker.Reset(c.tickEvery())
+}
+
+// restLocked lets go of what is kept for the next streams, when there have been none for a while: workers with their grown stacks,
+// streams with their heads.
+func (c *conn) restLocked() {
+	if c.client != nil {
+		c.client.free = nil
+		return
+	}
+	for _, ch := range c.server.idle {
+		close(ch)
+	}
+	c.server.idle, c.server.free = nil, nil
 }
 
 // spendLocked takes one from a budget; an error ends the connection.

@@ -2,6 +2,7 @@ package http2_test
 
 import (
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -299,5 +300,44 @@ func TestDrainOfAnIdleConnection(t *testing.T) {
 	toServer(t, http2.Config{}, echo, func(t *testing.T, w *wire, c *http2.ServerConn) {
 		c.Drain()
 		w.expect("GOAWAY 0 NO_ERROR", "gone")
+	})
+}
+
+// workers is how many goroutines serve streams, or wait to.
+func workers() int {
+	b := make([]byte, 1<<20)
+	return strings.Count(string(b[:runtime.Stack(b, true)]), "http2.(*ServerConn).work1(")
+}
+
+// TestIdleConnectionsKeepNoWorkers: what served many streams at once ends when there have been none for a while, and the next streams
+// are served all the same.
+func TestIdleConnectionsKeepNoWorkers(t *testing.T) {
+	toServer(t, http2.Config{}, hold, func(t *testing.T, w *wire, _ *http2.ServerConn) {
+		id := uint32(1)
+		for range 2 {
+			for range 30 {
+				w.get(id)
+				id += 2
+			}
+			synctest.Wait()
+			if n := workers(); n != 30 {
+				t.Fatalf("30 streams have %d workers", n)
+			}
+			for i := range uint32(30) {
+				if err := w.WriteRSTStream(id-2-2*i, xhttp2.ErrCodeCancel); err != nil {
+					t.Fatal(err)
+				}
+			}
+			synctest.Wait()
+			if n := workers(); n != 30 {
+				t.Errorf("%d workers wait for the next streams, want 30", n)
+			}
+			time.Sleep(25 * time.Second) // of the bubble's clock
+			synctest.Wait()
+			if n := workers(); n != 0 {
+				t.Errorf("%d workers are left when nothing was asked for 25 s", n)
+			}
+			w.take()
+		}
 	})
 }

@@ -30,7 +30,7 @@ func (g *guest) Expire() {
 	g.ended <- "expired"
 }
 
-func lotOf(t *testing.T, look time.Duration) *parking.Lot {
+func lotOf(t testing.TB, look time.Duration) *parking.Lot {
 	t.Helper()
 	l, err := parking.NewLooking(look)
 	if err != nil {
@@ -48,7 +48,7 @@ func lotOf(t *testing.T, look time.Duration) *parking.Lot {
 }
 
 // pairOf returns both ends of a TCP connection.
-func pairOf(t *testing.T) (client, server *net.TCPConn) {
+func pairOf(t testing.TB) (client, server *net.TCPConn) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
