@@ -22,8 +22,8 @@ func (c *conn) reopenLocked() {
 	if c.recvUnacked < recvConnWindow/2 {
 		return
 	}
+	c.withheld.Store(true) // before it is looked at what waits: who takes of that looks at withheld afterwards
 	if c.buffered.Load() > maxConnBuffered {
-		c.withheld.Store(true)
 		return
 	}
 	c.withheld.Store(false)
@@ -32,7 +32,8 @@ func (c *conn) reopenLocked() {
 	c.recvUnacked = 0
 }
 
-// credit returns n bytes of the stream's window to the peer, and the connection's if that was withheld.
+// credit returns n bytes of the stream's window to the peer, and the connection's if that was withheld: also with n 0, when what
+// the stream held is dropped rather than read, or the others would wait for ever.
 func (s *Stream) credit(n int) {
 	c := s.c
 	if n == 0 && !c.withheld.Load() {

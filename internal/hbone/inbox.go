@@ -265,6 +265,7 @@ func (s *Stream) sinkFailed(err error) {
 		in.end, in.err = true, err
 	}
 	in.finishIfOver()
+	s.credit(0)
 }
 
 // endReceive ends the receiving half because of the peer or the connection: with nil or io.EOF when the peer ended it,
@@ -282,6 +283,9 @@ func (s *Stream) endReceive(err error) {
 	f := in.takeNotify()
 	s.wakeReader()
 	in.finishIfOver()
+	if err != nil && err != io.EOF {
+		s.credit(0)
+	}
 	f()
 }
 
@@ -299,5 +303,6 @@ func (s *Stream) closeReceive(err error) {
 	f := in.takeNotify()
 	s.wakeReader()
 	in.finishIfOver()
+	s.credit(0)
 	f()
 }
