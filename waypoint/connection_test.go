@@ -77,9 +77,10 @@ func TestConnectionsThatAreNotHTTP(t *testing.T) {
 		}
 		s.Close()
 	}
-	if resp, body := l.get("http://10.9.0.4/x"); resp.Header.Get("Server") != "istio-envoy" || body != "web /x" {
-		t.Errorf("HTTP on an undeclared port: server %q, body %q; want it to be served as HTTP", resp.Header.Get("Server"), body)
-	}
+	l.eventually("HTTP on an undeclared port is served as such", func() bool { // on a busy machine a client may be taken for silent
+		resp, body := l.get("http://10.9.0.4/x")
+		return resp.Header.Get("Server") == "istio-envoy" && body == "web /x"
+	})
 	l.eventually("metrics", func() bool {
 		m := l.page(":15020/stats/prometheus")
 		return strings.Contains(m, `istio_tcp_connections_closed_total{`) && strings.Contains(m, `destination_service="declared.shop.svc.cluster.local"`)
@@ -208,7 +209,7 @@ func TestEndpointsInTheMeshAreReachedByHBONE(t *testing.T) {
 // the mesh learns of it, each on a connection that then closes.
 func TestDrainLosesNoRequest(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, func(c *waypoint.Config) { c.DrainDelay = time.Second })
+	l := newLab(t, func(c *waypoint.Config) { c.DrainDelay = time.Hour })
 	release, waiting := make(chan struct{}), make(chan struct{}, 8)
 	l.service("cart", "10.9.0.1", mesh.AppHTTP1, app(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/slow" {
@@ -247,6 +248,7 @@ func TestDrainLosesNoRequest(t *testing.T) {
 	}
 	close(release)
 	wg.Wait()
+	l.hurry()
 	l.end()
 }
 

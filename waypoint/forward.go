@@ -488,7 +488,12 @@ func (s *session) requestEdits(p *plan, until time.Time) {
 	}
 	e.Set("x-envoy-attempt-count", strconv.Itoa(int(s.log.attempts)))
 	if !until.IsZero() {
-		e.Set("x-envoy-expected-rq-timeout-ms", strconv.FormatInt(max(time.Until(until).Milliseconds(), 1), 10))
+		left := time.Until(until)
+		e.Set("x-envoy-expected-rq-timeout-ms", strconv.FormatInt(max(left.Milliseconds(), 1), 10))
+		if s.req.GRPC { // also what the rule says, and what other tries have used up
+			var b [9]byte
+			e.Set("grpc-timeout", string(route.AppendGRPCTimeout(b[:0], left)))
+		}
 	}
 	if n, ok := s.hopsLeft(); ok {
 		e.Set("max-forwards", strconv.FormatUint(n-1, 10))

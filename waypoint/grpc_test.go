@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/mistnet/mistnet/internal/mesh"
+	"github.com/mistnet/mistnet/waypoint/route"
 )
 
 // grpcApp starts a gRPC application whose every method is h.
@@ -167,21 +168,106 @@ func TestGRPCAnswersOfItsOwn(t *testing.T) {
 func TestGRPCTimeout(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, nil)
-	gone := make(chan struct{})
-	at, _ := grpcApp(t, func(_ string, s grpc.ServerStream) error { <-s.Context().Done(); close(gone); return nil })
+	gone := make(chan struct{}, 100)
+	at, _ := grpcApp(t, func(_ string, s grpc.ServerStream) error { <-s.Context().Done(); gone <- struct{}{}; return nil })
 	l.service("cart", "10.9.0.1", mesh.AppGRPC, at)
 	l.known("cart")
 	l.routes(mesh.KindVirtualService, mesh.HTTPRule{Timeout: time.Hour, Backends: []mesh.Backend{to("cart", 1)}})
-	req, _ := http.NewRequestWithContext(t.Context(), "POST", cart+"/a.B/C", strings.NewReader("\x00\x00\x00\x00\x00"))
-	req.Header.Set("Content-Type", "application/grpc")
-	req.Header.Set("Grpc-Timeout", "60m")
-	req.Header.Set("Te", "trailers")
 	l.client = l.client2()
-	resp, _ := l.do(req)
-	if resp.StatusCode != 200 || resp.Header.Get("Grpc-Status") != "14" || resp.Header.Get("Grpc-Message") != "upstream request timeout" {
-		t.Errorf("a call with a grpc-timeout = %d %v, want grpc-status 14", resp.StatusCode, resp.Header)
+	l.eventually("a call reaches the application and is ended there", func() bool { // on a busy machine its time may be over before
+		req, _ := http.NewRequestWithContext(t.Context(), "POST", cart+"/a.B/C", strings.NewReader("\x00\x00\x00\x00\x00"))
+		req.Header.Set("Content-Type", "application/grpc")
+		req.Header.Set("Grpc-Timeout", "60m")
+		req.Header.Set("Te", "trailers")
+		resp, _ := l.do(req)
+		if resp.StatusCode != 200 || resp.Header.Get("Grpc-Status") != "14" || resp.Header.Get("Grpc-Message") != "upstream request timeout" {
+			t.Errorf("a call with a grpc-timeout = %d %v, want grpc-status 14", resp.StatusCode, resp.Header)
+		}
+		select {
+		case <-gone:
+			return true
+		default:
+			return false
+		}
+	})
+}
+
+// TestGRPCTimeoutIsToldOn: the application learns what is left, be it of the client's time, the rule's, or that of one try.
+func TestGRPCTimeoutIsToldOn(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, nil)
+	told := make(chan string, 1)
+	at := app2(t, false, func(w http.ResponseWriter, r *http.Request) {
+		told <- r.Header.Get("Grpc-Timeout")
+		w.Header().Set("Content-Type", "application/grpc")
+		w.Header().Set("Grpc-Status", "0")
+	})
+	l.service("cart", "10.9.0.1", mesh.AppGRPC, at)
+	l.known("cart")
+	l.routes(mesh.KindVirtualService,
+		mesh.HTTPRule{Matches: prefix("/hour/"), Timeout: time.Hour, Backends: []mesh.Backend{to("cart", 1)}},
+		mesh.HTTPRule{Matches: prefix("/try/"), Timeout: time.Hour, TryTimeout: time.Minute, Retry: &mesh.Retry{Attempts: 1}, Backends: []mesh.Backend{to("cart", 1)}},
+		mesh.HTTPRule{Backends: []mesh.Backend{to("cart", 1)}})
+	l.client = l.client2()
+	for _, c := range []struct {
+		path, asked string
+		most        time.Duration // 0: nothing is told
+	}{
+		{"/none/x", "", 0}, {"/none/x", "nonsense", 0}, {"/none/x", "100S", 100 * time.Second}, {"/hour/x", "", time.Hour}, {"/hour/x", "100S", 100 * time.Second},
+		{"/hour/x", "2H", time.Hour}, {"/try/x", "", time.Minute}, {"/try/x", "90S", time.Minute}, {"/try/x", "50S", 50 * time.Second},
+	} {
+		req, _ := http.NewRequestWithContext(t.Context(), "POST", cart+c.path, strings.NewReader("\x00\x00\x00\x00\x00"))
+		req.Header.Set("Content-Type", "application/grpc")
+		if c.asked != "" {
+			req.Header.Set("Grpc-Timeout", c.asked)
+		}
+		l.do(req)
+		got := <-told
+		left, ok := route.ParseGRPCTimeout(got)
+		if ok != (c.most > 0) || left > c.most || left < c.most-20*time.Second {
+			t.Errorf("%s with %q: the application is told %q, want a little less than %v", c.path, c.asked, got, c.most)
+		}
 	}
-	<-gone
+}
+
+// TestGRPCRetriesByStatus: each of the statuses that a rule may name is a reason, where it is named.
+func TestGRPCRetriesByStatus(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, nil)
+	at, _ := grpcApp(t, func(m string, s grpc.ServerStream) error {
+		md, _ := metadata.FromIncomingContext(s.Context())
+		if md.Get("x-envoy-attempt-count")[0] == "1" {
+			var code codes.Code
+			_, _ = fmt.Sscanf(m, "/fail.%d/Do", &code)
+			return status.Error(code, "")
+		}
+		return echo("again ")(m, s)
+	})
+	l.service("cart", "10.9.0.1", mesh.AppGRPC, at)
+	l.known("cart")
+	cases := map[codes.Code]mesh.RetryOn{
+		codes.Canceled: mesh.RetryOnCancelled, codes.DeadlineExceeded: mesh.RetryOnDeadlineExceeded, codes.Internal: mesh.RetryOnInternal,
+		codes.ResourceExhausted: mesh.RetryOnResourceExhausted, codes.Unavailable: mesh.RetryOnUnavailable,
+	}
+	var rules []mesh.HTTPRule
+	for code, on := range cases {
+		rules = append(rules, mesh.HTTPRule{Matches: prefix(fmt.Sprintf("/fail.%d/", code)), Retry: &mesh.Retry{Attempts: 1, On: on, Backoff: time.Millisecond},
+			Backends: []mesh.Backend{to("cart", 1)}})
+	}
+	l.routes(mesh.KindVirtualService, append(rules, mesh.HTTPRule{Retry: &mesh.Retry{Attempts: 1, On: mesh.RetryOn5xx}, Backends: []mesh.Backend{to("cart", 1)}})...)
+	cc := l.grpc("10.9.0.1:80")
+	for code := codes.Canceled; code <= codes.Unauthenticated; code++ {
+		got, err := call(t.Context(), cc, fmt.Sprintf("/fail.%d/Do", code), "x")
+		if cases[code] != 0 {
+			if err != nil || got != "again x" {
+				t.Errorf("%v where it is a reason: %q, %v, want another try", code, got, err)
+			}
+			continue
+		}
+		if status.Code(err) != code {
+			t.Errorf("%v where it is no reason: %q, %v, want the status", code, got, err)
+		}
+	}
 }
 
 // TestGRPCRetries: a call that the application says it cannot serve now is made again, elsewhere.

@@ -44,6 +44,7 @@ type lab struct {
 	client *http.Client
 	log    *lockedBuffer
 	stop   context.CancelFunc
+	hurry  context.CancelFunc // after stop: what it still waits for is not worth the wait
 	done   chan error
 
 	stopIstiod func()
@@ -128,6 +129,8 @@ func newLab(t *testing.T, change func(*waypoint.Config)) *lab {
 	if err != nil {
 		t.Fatal(err)
 	}
+	env.Hurry, l.hurry = context.WithCancel(context.Background())
+	t.Cleanup(l.hurry)
 	w, err := waypoint.New(cfg, env)
 	if err != nil {
 		t.Fatal(err)

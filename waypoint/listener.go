@@ -76,9 +76,9 @@ func (w *Waypoint) serve(ctx, running context.Context) error {
 // the mesh a moment to learn that this waypoint is no longer ready. Then nothing new is taken, and what there is may end
 // within the grace period.
 func (w *Waypoint) drain(ctx context.Context, stopAccepting func()) {
+	w.sessions.wind() // first: who sees that this waypoint is not ready relies on it
 	w.env.Ready.Pending(taskProxy)
 	w.log.Info("draining", zap.Duration("delay", w.cfg.DrainDelay), zap.Duration("grace", w.cfg.Grace))
-	w.sessions.wind()
 	wait(ctx, w.env.Hurry, w.cfg.DrainDelay)
 	ctx, cancel := context.WithTimeout(ctx, w.cfg.Grace)
 	defer cancel()

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -58,9 +59,9 @@ func TestMessagesOfGRPC(t *testing.T) {
 	l := newLab(t, nil)
 	at, _ := grpcApp(t, echo(""))
 	l.service("cart", "10.9.0.1", mesh.AppGRPC, at)
-	tries := 0
+	var tries atomic.Int64
 	again, _ := grpcApp(t, func(m string, s grpc.ServerStream) error {
-		if tries++; tries == 1 {
+		if tries.Add(1) == 1 {
 			return status.Error(codes.Unavailable, "not now")
 		}
 		return echo("")(m, s)
@@ -89,8 +90,8 @@ func TestMessagesOfGRPC(t *testing.T) {
 	}
 	l.messages("cart", 3, 3)
 
-	if _, err := call(t.Context(), l.grpc("10.9.0.2:80"), "/a.B/C", strings.Repeat("x", 20_000)); err != nil || tries != 2 {
-		t.Fatalf("a call that is tried again: %v in %d tries", err, tries)
+	if _, err := call(t.Context(), l.grpc("10.9.0.2:80"), "/a.B/C", strings.Repeat("x", 20_000)); err != nil || tries.Load() != 2 {
+		t.Fatalf("a call that is tried again: %v in %d tries", err, tries.Load())
 	}
 	l.messages("again", 1, 1)
 

@@ -19,6 +19,7 @@ import (
 	xhttp2 "golang.org/x/net/http2"
 
 	"github.com/mistnet/mistnet/internal/mesh"
+	"github.com/mistnet/mistnet/waypoint"
 	"github.com/mistnet/mistnet/waypoint/http1"
 	"github.com/mistnet/mistnet/waypoint/http2"
 )
@@ -177,7 +178,7 @@ func (l *lab) websocket2(addr, path string) *socket {
 // TestWebSockets: whichever version the two ends speak, they are joined, to the end of either direction.
 func TestWebSockets(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, nil)
+	l := newLab(t, func(c *waypoint.Config) { c.SniffTimeout = 5 * time.Second })
 	one, two := app(t, socket1(t)), socket2(t)
 	both, only := app2(t, true, socket1(t)), app2(t, false, socket1(t))
 	l.service("one", "10.9.0.1", mesh.AppHTTP1, one)
@@ -253,7 +254,11 @@ func TestWebSocketsAreGoverned(t *testing.T) {
 	if s := l.websocket2("10.9.0.1:80", "/none"); s.resp.StatusCode != 404 {
 		t.Errorf("/none: %d, want 404", s.resp.StatusCode)
 	}
-	s := l.websocket2("10.9.0.1:80", "/old")
+	var s *socket
+	l.eventually("a socket is open", func() bool { // on a busy machine the rule's timeout may be over before
+		s = l.websocket2("10.9.0.1:80", "/old")
+		return s.resp.StatusCode == 200
+	})
 	said := func(text, want string) {
 		t.Helper()
 		b := make([]byte, len(want))

@@ -2,6 +2,7 @@ package route
 
 import (
 	"math"
+	"strconv"
 	"time"
 )
 
@@ -17,6 +18,21 @@ func (r *Rule) Timeouts(grpcTimeout string) (whole, try time.Duration) {
 		try = 0 // the whole ends it
 	}
 	return whole, try
+}
+
+// AppendGRPCTimeout appends a timeout as a grpc-timeout header has it: what is less than a millisecond is one, and of long ones only
+// so much is said as eight digits can.
+func AppendGRPCTimeout(b []byte, d time.Duration) []byte {
+	const most = 99_999_999
+	for _, u := range [...]struct {
+		of   time.Duration
+		name byte
+	}{{time.Millisecond, 'm'}, {time.Second, 'S'}, {time.Minute, 'M'}, {time.Hour, 'H'}} {
+		if n := d / u.of; n <= most || u.of == time.Hour {
+			return append(strconv.AppendInt(b, max(int64(n), 1), 10), u.name)
+		}
+	}
+	return b
 }
 
 // ParseGRPCTimeout reads a grpc-timeout header: up to eight digits and a unit. A timeout of zero is one nanosecond: it
