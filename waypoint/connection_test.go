@@ -78,6 +78,7 @@ func TestConnectionsThatAreNotHTTP(t *testing.T) {
 		s.Close()
 	}
 	l.eventually("HTTP on an undeclared port is served as such", func() bool { // on a busy machine a client may be taken for silent
+		l.client.CloseIdleConnections() // and that connection is no HTTP to its end
 		resp, body := l.get("http://10.9.0.4/x")
 		return resp.Header.Get("Server") == "istio-envoy" && body == "web /x"
 	})
