@@ -28,6 +28,7 @@ type cluster struct {
 	members [2]atomic.Pointer[members] // by the family that clients dialled: IPv6, IPv4
 	turn    atomic.Uint64              // of round robin
 	used    atomic.Bool                // since the last look at whether it is
+	checked atomic.Bool                // endpoints are asked whether they are well
 
 	mu      sync.Mutex
 	active  uint32
@@ -51,7 +52,7 @@ func (u *upstreams) cluster(key clusterKey) *cluster {
 
 // forgettable reports that nothing is lost with a cluster that is not used.
 func (c *cluster) forgettable(now time.Time) bool {
-	if c.used.Swap(false) {
+	if c.used.Swap(false) || c.checked.Load() {
 		return false
 	}
 	for i := range c.members {
@@ -241,6 +242,7 @@ type memberDump struct {
 	Address      string     `json:"address"`
 	Active       int64      `json:"active"` // from all clusters
 	EjectedUntil *time.Time `json:"ejectedUntil,omitempty"`
+	Check        *checkDump `json:"healthCheck,omitempty"`
 }
 
 // dump is every cluster that is in use, in order.
@@ -259,10 +261,13 @@ func (u *upstreams) dump(now time.Time) []clusterDump {
 			if m == nil || len(d.Endpoints) > 0 { // those of one family are those of the other
 				continue
 			}
-			for _, h := range m.hosts {
+			for i, h := range m.hosts {
 				e := memberDump{Workload: h.workload.UID, Address: h.endpoint.key.addr.String(), Active: h.endpoint.active.Load()}
 				if until := time.Unix(0, h.until.Load()).UTC(); until.After(now) {
 					e.EjectedUntil = &until
+				}
+				if m.vitals != nil {
+					e.Check = m.vitals[i].last.Load()
 				}
 				d.Endpoints = append(d.Endpoints, e)
 			}

@@ -156,37 +156,10 @@ func TestEndpointsInTheMeshAreReachedByHBONE(t *testing.T) {
 	id := mesh.Identity{TrustDomain: "cluster.local", Namespace: "shop", ServiceAccount: "cart"}
 	var peers sync.Map
 	var tunnels atomic.Int64
-	ip := loopback()
-	srv := &hbone.Server{TLS: identity.ServerConfig(l.ca.SVID(id)), Handle: func(ctx context.Context, r *hbone.Request) {
+	ip := l.ztunnel(id, backend, func(peer mesh.Identity, authority string) {
 		tunnels.Add(1)
-		peer, _ := identity.PeerIdentity(r.TLS)
-		peers.Store(peer.String()+" "+r.Authority, true)
-		s, err := r.Accept("")
-		if err != nil {
-			return
-		}
-		conn, err := net.Dial("tcp", backend.String())
-		if err != nil {
-			_ = s.Reset()
-			return
-		}
-		defer conn.Close()
-		var up sync.WaitGroup
-		up.Go(func() { _, _ = io.Copy(conn, s); conn.Close() })
-		_, _ = io.Copy(s, conn)
-		s.Close()
-		up.Wait()
-	}}
-	ln := listen(t, ip+":15008")
-	go func() {
-		for {
-			conn, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go func() { _ = srv.ServeConn(context.Background(), conn) }()
-		}
-	}()
+		peers.Store(peer.String()+" "+authority, true)
+	})
 	svc := l.service("cart", "10.9.0.1", mesh.AppHTTP1)
 	l.workloads(&mesh.Workload{UID: "Kubernetes//Pod/shop/cart-1", Name: "cart-1", Namespace: "shop", Addrs: addrs(ip),
 		ServiceAccount: "cart", Protocol: mesh.ProtocolHBONE,
@@ -204,6 +177,41 @@ func TestEndpointsInTheMeshAreReachedByHBONE(t *testing.T) {
 	if n := tunnels.Load(); n != 1 {
 		t.Errorf("21 requests one after the other took %d tunnels, want 1", n)
 	}
+}
+
+// ztunnel serves tunnels at an address of its own, as the ztunnel of an endpoint of that identity would. seen is told of each.
+func (l *lab) ztunnel(id mesh.Identity, backend netip.AddrPort, seen func(peer mesh.Identity, authority string)) (ip string) {
+	ip = loopback()
+	srv := &hbone.Server{TLS: identity.ServerConfig(l.ca.SVID(id)), Handle: func(ctx context.Context, r *hbone.Request) {
+		peer, _ := identity.PeerIdentity(r.TLS)
+		seen(peer, r.Authority)
+		s, err := r.Accept("")
+		if err != nil {
+			return
+		}
+		conn, err := net.Dial("tcp", backend.String())
+		if err != nil {
+			_ = s.Reset()
+			return
+		}
+		defer conn.Close()
+		var up sync.WaitGroup
+		up.Go(func() { _, _ = io.Copy(conn, s); conn.Close() })
+		_, _ = io.Copy(s, conn)
+		s.Close()
+		up.Wait()
+	}}
+	ln := listen(l.t, ip+":15008")
+	go func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() { _ = srv.ServeConn(context.Background(), conn) }()
+		}
+	}()
+	return ip
 }
 
 // TestDrainLosesNoRequest: requests under way when the waypoint is told to stop end well, and so do those that come while

@@ -25,6 +25,7 @@ type view struct {
 	routes   map[string]*mesh.Route // by key
 	table    *route.Table
 	problems []route.Problem
+	backends map[string]bool                // keys of services that rules send to besides those that were asked for
 	traffic  map[string]*mesh.TrafficPolicy // by key
 	targets  *targets                       // made of these, as they were asked for
 
@@ -43,10 +44,12 @@ type state struct {
 
 	// changed is called after each new view in which other policies hold.
 	changed func(*view)
+	// published is called after each new view.
+	published func()
 }
 
 func newState(cfg *Config, log *zap.Logger) *state {
-	s := &state{cfg: cfg, log: log, trusted: cfg.trusted(), changed: func(*view) {}}
+	s := &state{cfg: cfg, log: log, trusted: cfg.trusted(), changed: func(*view) {}, published: func() {}}
 	s.current.Store(&view{
 		Snapshot: &mesh.Snapshot{}, routes: map[string]*mesh.Route{}, traffic: map[string]*mesh.TrafficPolicy{},
 		targets: new(targets),
@@ -78,6 +81,7 @@ func (s *state) apply(_ context.Context, u xds.Update) []xds.Rejection {
 	if !governedAlike(old, &next) {
 		s.changed(&next)
 	}
+	s.published()
 	return rejected
 }
 
@@ -109,6 +113,19 @@ func (v *view) applyRoutes(u xds.Update) []xds.Rejection {
 		v.routes[r.Name] = m
 	}
 	v.table, v.problems = route.Compile(slices.Collect(maps.Values(v.routes)))
+	v.backends = make(map[string]bool)
+	for _, r := range v.routes {
+		var list []mesh.Backend
+		switch {
+		case r.HTTP != nil:
+			list = r.HTTP.Backends
+		case r.Stream != nil:
+			list = r.Stream.Backends
+		}
+		for i := range list {
+			v.backends[mesh.ServiceKey(list[i].Ref.Namespace, list[i].Ref.Hostname)] = true
+		}
+	}
 	return rejected
 }
 

@@ -93,6 +93,9 @@ type members struct {
 	hosts []*host // by place in the set
 	byID  map[uint64]int32
 
+	vitals  []*vitals     // what came of asking them, by place; nil: nobody is asked
+	failing *atomic.Int64 // how many are out for that, these and others; nil likewise
+
 	// What they were made of.
 	service   *mesh.Service
 	settings  mesh.TrafficSettings
@@ -114,10 +117,14 @@ type host struct {
 }
 
 // Calm implements lb.State.
-func (m *members) Calm() bool { return m.troubled.Load() <= m.now.Load() }
+func (m *members) Calm() bool {
+	return m.troubled.Load() <= m.now.Load() && (m.failing == nil || m.failing.Load() == 0)
+}
 
 // Out implements lb.State.
-func (m *members) Out(i int) bool { return m.hosts[i].until.Load() > m.now.Load() }
+func (m *members) Out(i int) bool {
+	return m.hosts[i].until.Load() > m.now.Load() || m.vitals != nil && m.vitals[i].failing.Load()
+}
 
 // Busy implements lb.State.
 func (m *members) Busy(i int) int64 { return m.hosts[i].endpoint.active.Load() }
@@ -197,6 +204,9 @@ func (t *target) gather(u *upstreams, ipv4 bool, now time.Time) *members {
 	if b := t.settings.Balancer; b != nil {
 		how.Locality = b.Locality
 	}
+	if l := how.Locality; t.settings.Health != nil && l != nil && len(l.Failover)+len(l.FailoverPriority) > 0 {
+		how.Ejects = true // what was asked for has something to act on; by itself a check prefers nobody
+	}
 	before := make(map[string]*host)
 	for i := range t.cluster.members {
 		if old := t.cluster.members[i].Load(); old != nil {
@@ -223,6 +233,9 @@ func (t *target) gather(u *upstreams, ipv4 bool, now time.Time) *members {
 		if m.warmup != nil {
 			m.worry(h.since.Add(m.warmup.Duration).UnixNano())
 		}
+	}
+	if t.settings.Health != nil {
+		m.vitals, m.failing = u.vitalsOf(t, m.hosts), &u.failing
 	}
 	return m
 }

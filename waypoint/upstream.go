@@ -45,7 +45,10 @@ type upstreams struct {
 	mu        sync.Mutex
 	endpoints map[endpointKey]*endpoint
 	clusters  map[clusterKey]*cluster
+	vitals    map[vitalsKey]*vitals
 	closed    bool
+
+	failing atomic.Int64 // vitals of that kind
 }
 
 // endpointKey is one port of one endpoint, and how it is reached. A workload that comes back as another, or at another
@@ -143,7 +146,7 @@ func (p *pick) limits() *mesh.ConnectionPool {
 
 func newUpstreams(cfg *Config, ids *identity.Manager, log *zap.Logger) *upstreams {
 	u := &upstreams{id: cfg.identity, own: cfg.isOwn(), ids: ids, log: log, endpoints: make(map[endpointKey]*endpoint),
-		clusters: make(map[clusterKey]*cluster)}
+		clusters: make(map[clusterKey]*cluster), vitals: make(map[vitalsKey]*vitals)}
 	u.ctx, u.cancel = context.WithCancel(context.Background())
 	u.pool = hbone.NewPool(hbone.PoolConfig{
 		Dial: func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {

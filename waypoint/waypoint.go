@@ -37,6 +37,7 @@ type Waypoint struct {
 	ids      *identity.Manager
 	up       *upstreams
 	mirrors  *mirrors
+	checks   *checker
 	rep      *reporter
 	sessions sessions
 	lot      *parking.Lot // where clients' connections wait for their next request
@@ -51,6 +52,7 @@ func New(cfg *Config, env *daemon.Env) (*Waypoint, error) {
 	w := &Waypoint{cfg: cfg, env: env, log: env.Log, state: newState(cfg, env.Log.Named("state"))}
 	w.normal, _ = parseNormalization(cfg.PathNormalization) // Validate has seen it
 	w.state.changed = w.passages.recheck
+	w.state.published = func() { w.checks.look() }
 	client, err := controlplane.New(&cfg.Config, controlplane.Options{
 		Node: nodeOf(cfg), Apply: w.state.apply, Log: env.Log,
 		// What guards and directs traffic comes before what it can reach.
@@ -65,13 +67,14 @@ func New(cfg *Config, env *daemon.Env) (*Waypoint, error) {
 	if w.lot, err = parking.New(); err != nil {
 		return nil, fmt.Errorf("make the lot of idle connections: %w", err)
 	}
+	w.checks = newChecker(w.up, w.state, env.Log.Named("health"))
 	var access *accessLog
 	if cfg.AccessLog {
 		access = &accessLog{out: env.Out, json: cfg.AccessLogEncoding == encodingJSON}
 	}
 	w.rep = newReporter(access, env.Log.Named("access"))
 	w.server = &hbone.Server{TLS: w.ids.ServerConfig(cfg.identity()), Handle: w.connect, Log: env.Log.Named("hbone")}
-	env.Registry.MustRegister(w.rep)
+	env.Registry.MustRegister(w.rep, w.checks)
 	return w, nil
 }
 
@@ -98,6 +101,7 @@ func (w *Waypoint) Run(ctx context.Context) error {
 	g.Go(func() error { return w.istiod.Run(gctx) })
 	g.Go(func() error { w.up.run(gctx); return nil })
 	g.Go(func() error { w.mirrors.run(gctx); return nil })
+	g.Go(func() error { w.checks.run(ctx); return nil }) // ends when draining begins
 	g.Go(func() error {
 		defer stopServing()
 		return w.serve(ctx, gctx)

@@ -234,6 +234,55 @@ func (UpstreamTLS_Mode) EnumDescriptor() ([]byte, []int) {
 	return file_route_traffic_proto_rawDescGZIP(), []int{12, 0}
 }
 
+type HealthCheck_Protocol int32
+
+const (
+	HealthCheck_HTTP HealthCheck_Protocol = 0
+	HealthCheck_TCP  HealthCheck_Protocol = 1
+	HealthCheck_GRPC HealthCheck_Protocol = 2
+)
+
+// Enum value maps for HealthCheck_Protocol.
+var (
+	HealthCheck_Protocol_name = map[int32]string{
+		0: "HTTP",
+		1: "TCP",
+		2: "GRPC",
+	}
+	HealthCheck_Protocol_value = map[string]int32{
+		"HTTP": 0,
+		"TCP":  1,
+		"GRPC": 2,
+	}
+)
+
+func (x HealthCheck_Protocol) Enum() *HealthCheck_Protocol {
+	p := new(HealthCheck_Protocol)
+	*p = x
+	return p
+}
+
+func (x HealthCheck_Protocol) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (HealthCheck_Protocol) Descriptor() protoreflect.EnumDescriptor {
+	return file_route_traffic_proto_enumTypes[4].Descriptor()
+}
+
+func (HealthCheck_Protocol) Type() protoreflect.EnumType {
+	return &file_route_traffic_proto_enumTypes[4]
+}
+
+func (x HealthCheck_Protocol) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use HealthCheck_Protocol.Descriptor instead.
+func (HealthCheck_Protocol) EnumDescriptor() ([]byte, []int) {
+	return file_route_traffic_proto_rawDescGZIP(), []int{13, 0}
+}
+
 type TrafficPolicy struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
@@ -344,6 +393,7 @@ type Settings struct {
 	ProxyProtocol Settings_ProxyProtocol `protobuf:"varint,6,opt,name=proxy_protocol,json=proxyProtocol,proto3,enum=mistnet.route.v1.Settings_ProxyProtocol" json:"proxy_protocol,omitempty"`
 	RetryBudget   *RetryBudget           `protobuf:"bytes,7,opt,name=retry_budget,json=retryBudget,proto3" json:"retry_budget,omitempty"`
 	Persistence   *SessionPersistence    `protobuf:"bytes,8,opt,name=persistence,proto3" json:"persistence,omitempty"`
+	Health        *HealthCheck           `protobuf:"bytes,9,opt,name=health,proto3" json:"health,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -430,6 +480,13 @@ func (x *Settings) GetRetryBudget() *RetryBudget {
 func (x *Settings) GetPersistence() *SessionPersistence {
 	if x != nil {
 		return x.Persistence
+	}
+	return nil
+}
+
+func (x *Settings) GetHealth() *HealthCheck {
+	if x != nil {
+		return x.Health
 	}
 	return nil
 }
@@ -1397,6 +1454,114 @@ func (x *UpstreamTLS) GetInsecureSkipVerify() bool {
 	return false
 }
 
+type HealthCheck struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Protocol      HealthCheck_Protocol   `protobuf:"varint,1,opt,name=protocol,proto3,enum=mistnet.route.v1.HealthCheck_Protocol" json:"protocol,omitempty"`
+	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	Host          string                 `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
+	Service       string                 `protobuf:"bytes,4,opt,name=service,proto3" json:"service,omitempty"`
+	Port          uint32                 `protobuf:"varint,5,opt,name=port,proto3" json:"port,omitempty"`
+	Interval      *durationpb.Duration   `protobuf:"bytes,6,opt,name=interval,proto3" json:"interval,omitempty"`
+	Timeout       *durationpb.Duration   `protobuf:"bytes,7,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	Unhealthy     uint32                 `protobuf:"varint,8,opt,name=unhealthy,proto3" json:"unhealthy,omitempty"`
+	Healthy       uint32                 `protobuf:"varint,9,opt,name=healthy,proto3" json:"healthy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HealthCheck) Reset() {
+	*x = HealthCheck{}
+	mi := &file_route_traffic_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HealthCheck) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HealthCheck) ProtoMessage() {}
+
+func (x *HealthCheck) ProtoReflect() protoreflect.Message {
+	mi := &file_route_traffic_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
+func (*HealthCheck) Descriptor() ([]byte, []int) {
+	return file_route_traffic_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *HealthCheck) GetProtocol() HealthCheck_Protocol {
+	if x != nil {
+		return x.Protocol
+	}
+	return HealthCheck_HTTP
+}
+
+func (x *HealthCheck) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *HealthCheck) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *HealthCheck) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *HealthCheck) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *HealthCheck) GetInterval() *durationpb.Duration {
+	if x != nil {
+		return x.Interval
+	}
+	return nil
+}
+
+func (x *HealthCheck) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+func (x *HealthCheck) GetUnhealthy() uint32 {
+	if x != nil {
+		return x.Unhealthy
+	}
+	return 0
+}
+
+func (x *HealthCheck) GetHealthy() uint32 {
+	if x != nil {
+		return x.Healthy
+	}
+	return 0
+}
+
 type ForwardTunnel struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Post          bool                   `protobuf:"varint,1,opt,name=post,proto3" json:"post,omitempty"`
@@ -1408,7 +1573,7 @@ type ForwardTunnel struct {
 
 func (x *ForwardTunnel) Reset() {
 	*x = ForwardTunnel{}
-	mi := &file_route_traffic_proto_msgTypes[13]
+	mi := &file_route_traffic_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1420,7 +1585,7 @@ func (x *ForwardTunnel) String() string {
 func (*ForwardTunnel) ProtoMessage() {}
 
 func (x *ForwardTunnel) ProtoReflect() protoreflect.Message {
-	mi := &file_route_traffic_proto_msgTypes[13]
+	mi := &file_route_traffic_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1433,7 +1598,7 @@ func (x *ForwardTunnel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardTunnel.ProtoReflect.Descriptor instead.
 func (*ForwardTunnel) Descriptor() ([]byte, []int) {
-	return file_route_traffic_proto_rawDescGZIP(), []int{13}
+	return file_route_traffic_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ForwardTunnel) GetPost() bool {
@@ -1470,7 +1635,7 @@ type RetryBudget struct {
 
 func (x *RetryBudget) Reset() {
 	*x = RetryBudget{}
-	mi := &file_route_traffic_proto_msgTypes[14]
+	mi := &file_route_traffic_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1482,7 +1647,7 @@ func (x *RetryBudget) String() string {
 func (*RetryBudget) ProtoMessage() {}
 
 func (x *RetryBudget) ProtoReflect() protoreflect.Message {
-	mi := &file_route_traffic_proto_msgTypes[14]
+	mi := &file_route_traffic_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1495,7 +1660,7 @@ func (x *RetryBudget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryBudget.ProtoReflect.Descriptor instead.
 func (*RetryBudget) Descriptor() ([]byte, []int) {
-	return file_route_traffic_proto_rawDescGZIP(), []int{14}
+	return file_route_traffic_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RetryBudget) GetPercent() *Fraction {
@@ -1543,7 +1708,7 @@ type LocalityBalance_Distribute struct {
 
 func (x *LocalityBalance_Distribute) Reset() {
 	*x = LocalityBalance_Distribute{}
-	mi := &file_route_traffic_proto_msgTypes[16]
+	mi := &file_route_traffic_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1555,7 +1720,7 @@ func (x *LocalityBalance_Distribute) String() string {
 func (*LocalityBalance_Distribute) ProtoMessage() {}
 
 func (x *LocalityBalance_Distribute) ProtoReflect() protoreflect.Message {
-	mi := &file_route_traffic_proto_msgTypes[16]
+	mi := &file_route_traffic_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1595,7 +1760,7 @@ type LocalityBalance_Failover struct {
 
 func (x *LocalityBalance_Failover) Reset() {
 	*x = LocalityBalance_Failover{}
-	mi := &file_route_traffic_proto_msgTypes[17]
+	mi := &file_route_traffic_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1607,7 +1772,7 @@ func (x *LocalityBalance_Failover) String() string {
 func (*LocalityBalance_Failover) ProtoMessage() {}
 
 func (x *LocalityBalance_Failover) ProtoReflect() protoreflect.Message {
-	mi := &file_route_traffic_proto_msgTypes[17]
+	mi := &file_route_traffic_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1650,7 +1815,7 @@ const file_route_traffic_proto_rawDesc = "" +
 	"\bsettings\x18\x05 \x01(\v2\x1a.mistnet.route.v1.SettingsR\bsettings\x124\n" +
 	"\x05ports\x18\x06 \x03(\v2\x1e.mistnet.route.v1.PortSettingsR\x05ports\x122\n" +
 	"\asubsets\x18\a \x03(\v2\x18.mistnet.route.v1.SubsetR\asubsets\x12\x18\n" +
-	"\ainvalid\x18\b \x01(\tR\ainvalid\"\xa8\x04\n" +
+	"\ainvalid\x18\b \x01(\tR\ainvalid\"\xdf\x04\n" +
 	"\bSettings\x126\n" +
 	"\bbalancer\x18\x01 \x01(\v2\x1a.mistnet.route.v1.BalancerR\bbalancer\x124\n" +
 	"\x04pool\x18\x02 \x01(\v2 .mistnet.route.v1.ConnectionPoolR\x04pool\x12>\n" +
@@ -1659,7 +1824,8 @@ const file_route_traffic_proto_rawDesc = "" +
 	"\x06tunnel\x18\x05 \x01(\v2\x1f.mistnet.route.v1.ForwardTunnelR\x06tunnel\x12O\n" +
 	"\x0eproxy_protocol\x18\x06 \x01(\x0e2(.mistnet.route.v1.Settings.ProxyProtocolR\rproxyProtocol\x12@\n" +
 	"\fretry_budget\x18\a \x01(\v2\x1d.mistnet.route.v1.RetryBudgetR\vretryBudget\x12F\n" +
-	"\vpersistence\x18\b \x01(\v2$.mistnet.route.v1.SessionPersistenceR\vpersistence\")\n" +
+	"\vpersistence\x18\b \x01(\v2$.mistnet.route.v1.SessionPersistenceR\vpersistence\x125\n" +
+	"\x06health\x18\t \x01(\v2\x1d.mistnet.route.v1.HealthCheckR\x06health\")\n" +
 	"\rProxyProtocol\x12\b\n" +
 	"\x04NONE\x10\x00\x12\x06\n" +
 	"\x02V1\x10\x01\x12\x06\n" +
@@ -1797,7 +1963,21 @@ const file_route_traffic_proto_rawDesc = "" +
 	"\x06SIMPLE\x10\x01\x12\n" +
 	"\n" +
 	"\x06MUTUAL\x10\x02\x12\x10\n" +
-	"\fISTIO_MUTUAL\x10\x03\"e\n" +
+	"\fISTIO_MUTUAL\x10\x03\"\xf4\x02\n" +
+	"\vHealthCheck\x12B\n" +
+	"\bprotocol\x18\x01 \x01(\x0e2&.mistnet.route.v1.HealthCheck.ProtocolR\bprotocol\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
+	"\x04host\x18\x03 \x01(\tR\x04host\x12\x18\n" +
+	"\aservice\x18\x04 \x01(\tR\aservice\x12\x12\n" +
+	"\x04port\x18\x05 \x01(\rR\x04port\x125\n" +
+	"\binterval\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\binterval\x123\n" +
+	"\atimeout\x18\a \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12\x1c\n" +
+	"\tunhealthy\x18\b \x01(\rR\tunhealthy\x12\x18\n" +
+	"\ahealthy\x18\t \x01(\rR\ahealthy\"'\n" +
+	"\bProtocol\x12\b\n" +
+	"\x04HTTP\x10\x00\x12\a\n" +
+	"\x03TCP\x10\x01\x12\b\n" +
+	"\x04GRPC\x10\x02\"e\n" +
 	"\rForwardTunnel\x12\x12\n" +
 	"\x04post\x18\x01 \x01(\bR\x04post\x12\x1f\n" +
 	"\vtarget_host\x18\x02 \x01(\tR\n" +
@@ -1823,90 +2003,96 @@ func file_route_traffic_proto_rawDescGZIP() []byte {
 	return file_route_traffic_proto_rawDescData
 }
 
-var file_route_traffic_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_route_traffic_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_route_traffic_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_route_traffic_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_route_traffic_proto_goTypes = []any{
 	(Settings_ProxyProtocol)(0),        // 0: mistnet.route.v1.Settings.ProxyProtocol
 	(Balancer_Algorithm)(0),            // 1: mistnet.route.v1.Balancer.Algorithm
 	(ConnectionPool_H2Upgrade)(0),      // 2: mistnet.route.v1.ConnectionPool.H2Upgrade
 	(UpstreamTLS_Mode)(0),              // 3: mistnet.route.v1.UpstreamTLS.Mode
-	(*TrafficPolicy)(nil),              // 4: mistnet.route.v1.TrafficPolicy
-	(*Settings)(nil),                   // 5: mistnet.route.v1.Settings
-	(*PortSettings)(nil),               // 6: mistnet.route.v1.PortSettings
-	(*Subset)(nil),                     // 7: mistnet.route.v1.Subset
-	(*Balancer)(nil),                   // 8: mistnet.route.v1.Balancer
-	(*ConsistentHash)(nil),             // 9: mistnet.route.v1.ConsistentHash
-	(*HashCookie)(nil),                 // 10: mistnet.route.v1.HashCookie
-	(*LocalityBalance)(nil),            // 11: mistnet.route.v1.LocalityBalance
-	(*Warmup)(nil),                     // 12: mistnet.route.v1.Warmup
-	(*ConnectionPool)(nil),             // 13: mistnet.route.v1.ConnectionPool
-	(*Keepalive)(nil),                  // 14: mistnet.route.v1.Keepalive
-	(*OutlierDetection)(nil),           // 15: mistnet.route.v1.OutlierDetection
-	(*UpstreamTLS)(nil),                // 16: mistnet.route.v1.UpstreamTLS
-	(*ForwardTunnel)(nil),              // 17: mistnet.route.v1.ForwardTunnel
-	(*RetryBudget)(nil),                // 18: mistnet.route.v1.RetryBudget
-	nil,                                // 19: mistnet.route.v1.Subset.LabelsEntry
-	(*LocalityBalance_Distribute)(nil), // 20: mistnet.route.v1.LocalityBalance.Distribute
-	(*LocalityBalance_Failover)(nil),   // 21: mistnet.route.v1.LocalityBalance.Failover
-	nil,                                // 22: mistnet.route.v1.LocalityBalance.Distribute.ToEntry
-	(*SessionPersistence)(nil),         // 23: mistnet.route.v1.SessionPersistence
-	(*durationpb.Duration)(nil),        // 24: google.protobuf.Duration
-	(*Header)(nil),                     // 25: mistnet.route.v1.Header
-	(*Fraction)(nil),                   // 26: mistnet.route.v1.Fraction
-	(*wrapperspb.UInt32Value)(nil),     // 27: google.protobuf.UInt32Value
+	(HealthCheck_Protocol)(0),          // 4: mistnet.route.v1.HealthCheck.Protocol
+	(*TrafficPolicy)(nil),              // 5: mistnet.route.v1.TrafficPolicy
+	(*Settings)(nil),                   // 6: mistnet.route.v1.Settings
+	(*PortSettings)(nil),               // 7: mistnet.route.v1.PortSettings
+	(*Subset)(nil),                     // 8: mistnet.route.v1.Subset
+	(*Balancer)(nil),                   // 9: mistnet.route.v1.Balancer
+	(*ConsistentHash)(nil),             // 10: mistnet.route.v1.ConsistentHash
+	(*HashCookie)(nil),                 // 11: mistnet.route.v1.HashCookie
+	(*LocalityBalance)(nil),            // 12: mistnet.route.v1.LocalityBalance
+	(*Warmup)(nil),                     // 13: mistnet.route.v1.Warmup
+	(*ConnectionPool)(nil),             // 14: mistnet.route.v1.ConnectionPool
+	(*Keepalive)(nil),                  // 15: mistnet.route.v1.Keepalive
+	(*OutlierDetection)(nil),           // 16: mistnet.route.v1.OutlierDetection
+	(*UpstreamTLS)(nil),                // 17: mistnet.route.v1.UpstreamTLS
+	(*HealthCheck)(nil),                // 18: mistnet.route.v1.HealthCheck
+	(*ForwardTunnel)(nil),              // 19: mistnet.route.v1.ForwardTunnel
+	(*RetryBudget)(nil),                // 20: mistnet.route.v1.RetryBudget
+	nil,                                // 21: mistnet.route.v1.Subset.LabelsEntry
+	(*LocalityBalance_Distribute)(nil), // 22: mistnet.route.v1.LocalityBalance.Distribute
+	(*LocalityBalance_Failover)(nil),   // 23: mistnet.route.v1.LocalityBalance.Failover
+	nil,                                // 24: mistnet.route.v1.LocalityBalance.Distribute.ToEntry
+	(*SessionPersistence)(nil),         // 25: mistnet.route.v1.SessionPersistence
+	(*durationpb.Duration)(nil),        // 26: google.protobuf.Duration
+	(*Header)(nil),                     // 27: mistnet.route.v1.Header
+	(*Fraction)(nil),                   // 28: mistnet.route.v1.Fraction
+	(*wrapperspb.UInt32Value)(nil),     // 29: google.protobuf.UInt32Value
 }
 var file_route_traffic_proto_depIdxs = []int32{
-	5,  // 0: mistnet.route.v1.TrafficPolicy.settings:type_name -> mistnet.route.v1.Settings
-	6,  // 1: mistnet.route.v1.TrafficPolicy.ports:type_name -> mistnet.route.v1.PortSettings
-	7,  // 2: mistnet.route.v1.TrafficPolicy.subsets:type_name -> mistnet.route.v1.Subset
-	8,  // 3: mistnet.route.v1.Settings.balancer:type_name -> mistnet.route.v1.Balancer
-	13, // 4: mistnet.route.v1.Settings.pool:type_name -> mistnet.route.v1.ConnectionPool
-	15, // 5: mistnet.route.v1.Settings.outliers:type_name -> mistnet.route.v1.OutlierDetection
-	16, // 6: mistnet.route.v1.Settings.tls:type_name -> mistnet.route.v1.UpstreamTLS
-	17, // 7: mistnet.route.v1.Settings.tunnel:type_name -> mistnet.route.v1.ForwardTunnel
+	6,  // 0: mistnet.route.v1.TrafficPolicy.settings:type_name -> mistnet.route.v1.Settings
+	7,  // 1: mistnet.route.v1.TrafficPolicy.ports:type_name -> mistnet.route.v1.PortSettings
+	8,  // 2: mistnet.route.v1.TrafficPolicy.subsets:type_name -> mistnet.route.v1.Subset
+	9,  // 3: mistnet.route.v1.Settings.balancer:type_name -> mistnet.route.v1.Balancer
+	14, // 4: mistnet.route.v1.Settings.pool:type_name -> mistnet.route.v1.ConnectionPool
+	16, // 5: mistnet.route.v1.Settings.outliers:type_name -> mistnet.route.v1.OutlierDetection
+	17, // 6: mistnet.route.v1.Settings.tls:type_name -> mistnet.route.v1.UpstreamTLS
+	19, // 7: mistnet.route.v1.Settings.tunnel:type_name -> mistnet.route.v1.ForwardTunnel
 	0,  // 8: mistnet.route.v1.Settings.proxy_protocol:type_name -> mistnet.route.v1.Settings.ProxyProtocol
-	18, // 9: mistnet.route.v1.Settings.retry_budget:type_name -> mistnet.route.v1.RetryBudget
-	23, // 10: mistnet.route.v1.Settings.persistence:type_name -> mistnet.route.v1.SessionPersistence
-	5,  // 11: mistnet.route.v1.PortSettings.settings:type_name -> mistnet.route.v1.Settings
-	19, // 12: mistnet.route.v1.Subset.labels:type_name -> mistnet.route.v1.Subset.LabelsEntry
-	5,  // 13: mistnet.route.v1.Subset.settings:type_name -> mistnet.route.v1.Settings
-	6,  // 14: mistnet.route.v1.Subset.ports:type_name -> mistnet.route.v1.PortSettings
-	1,  // 15: mistnet.route.v1.Balancer.algorithm:type_name -> mistnet.route.v1.Balancer.Algorithm
-	9,  // 16: mistnet.route.v1.Balancer.hash:type_name -> mistnet.route.v1.ConsistentHash
-	11, // 17: mistnet.route.v1.Balancer.locality:type_name -> mistnet.route.v1.LocalityBalance
-	12, // 18: mistnet.route.v1.Balancer.warmup:type_name -> mistnet.route.v1.Warmup
-	10, // 19: mistnet.route.v1.ConsistentHash.cookie:type_name -> mistnet.route.v1.HashCookie
-	24, // 20: mistnet.route.v1.HashCookie.ttl:type_name -> google.protobuf.Duration
-	25, // 21: mistnet.route.v1.HashCookie.attributes:type_name -> mistnet.route.v1.Header
-	20, // 22: mistnet.route.v1.LocalityBalance.distribute:type_name -> mistnet.route.v1.LocalityBalance.Distribute
-	21, // 23: mistnet.route.v1.LocalityBalance.failover:type_name -> mistnet.route.v1.LocalityBalance.Failover
-	24, // 24: mistnet.route.v1.Warmup.duration:type_name -> google.protobuf.Duration
-	26, // 25: mistnet.route.v1.Warmup.min_percent:type_name -> mistnet.route.v1.Fraction
-	24, // 26: mistnet.route.v1.ConnectionPool.connect_timeout:type_name -> google.protobuf.Duration
-	24, // 27: mistnet.route.v1.ConnectionPool.max_connection_duration:type_name -> google.protobuf.Duration
-	24, // 28: mistnet.route.v1.ConnectionPool.tcp_idle_timeout:type_name -> google.protobuf.Duration
-	14, // 29: mistnet.route.v1.ConnectionPool.keepalive:type_name -> mistnet.route.v1.Keepalive
-	24, // 30: mistnet.route.v1.ConnectionPool.http_idle_timeout:type_name -> google.protobuf.Duration
-	2,  // 31: mistnet.route.v1.ConnectionPool.upgrade:type_name -> mistnet.route.v1.ConnectionPool.H2Upgrade
-	24, // 32: mistnet.route.v1.ConnectionPool.http2_ping_interval:type_name -> google.protobuf.Duration
-	24, // 33: mistnet.route.v1.ConnectionPool.http2_ping_timeout:type_name -> google.protobuf.Duration
-	24, // 34: mistnet.route.v1.Keepalive.time:type_name -> google.protobuf.Duration
-	24, // 35: mistnet.route.v1.Keepalive.interval:type_name -> google.protobuf.Duration
-	27, // 36: mistnet.route.v1.OutlierDetection.consecutive_5xx:type_name -> google.protobuf.UInt32Value
-	27, // 37: mistnet.route.v1.OutlierDetection.consecutive_gateway:type_name -> google.protobuf.UInt32Value
-	27, // 38: mistnet.route.v1.OutlierDetection.consecutive_local:type_name -> google.protobuf.UInt32Value
-	24, // 39: mistnet.route.v1.OutlierDetection.interval:type_name -> google.protobuf.Duration
-	24, // 40: mistnet.route.v1.OutlierDetection.base_ejection:type_name -> google.protobuf.Duration
-	3,  // 41: mistnet.route.v1.UpstreamTLS.mode:type_name -> mistnet.route.v1.UpstreamTLS.Mode
-	26, // 42: mistnet.route.v1.RetryBudget.percent:type_name -> mistnet.route.v1.Fraction
-	24, // 43: mistnet.route.v1.RetryBudget.min_rate_interval:type_name -> google.protobuf.Duration
-	24, // 44: mistnet.route.v1.RetryBudget.interval:type_name -> google.protobuf.Duration
-	22, // 45: mistnet.route.v1.LocalityBalance.Distribute.to:type_name -> mistnet.route.v1.LocalityBalance.Distribute.ToEntry
-	46, // [46:46] is the sub-list for method output_type
-	46, // [46:46] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	20, // 9: mistnet.route.v1.Settings.retry_budget:type_name -> mistnet.route.v1.RetryBudget
+	25, // 10: mistnet.route.v1.Settings.persistence:type_name -> mistnet.route.v1.SessionPersistence
+	18, // 11: mistnet.route.v1.Settings.health:type_name -> mistnet.route.v1.HealthCheck
+	6,  // 12: mistnet.route.v1.PortSettings.settings:type_name -> mistnet.route.v1.Settings
+	21, // 13: mistnet.route.v1.Subset.labels:type_name -> mistnet.route.v1.Subset.LabelsEntry
+	6,  // 14: mistnet.route.v1.Subset.settings:type_name -> mistnet.route.v1.Settings
+	7,  // 15: mistnet.route.v1.Subset.ports:type_name -> mistnet.route.v1.PortSettings
+	1,  // 16: mistnet.route.v1.Balancer.algorithm:type_name -> mistnet.route.v1.Balancer.Algorithm
+	10, // 17: mistnet.route.v1.Balancer.hash:type_name -> mistnet.route.v1.ConsistentHash
+	12, // 18: mistnet.route.v1.Balancer.locality:type_name -> mistnet.route.v1.LocalityBalance
+	13, // 19: mistnet.route.v1.Balancer.warmup:type_name -> mistnet.route.v1.Warmup
+	11, // 20: mistnet.route.v1.ConsistentHash.cookie:type_name -> mistnet.route.v1.HashCookie
+	26, // 21: mistnet.route.v1.HashCookie.ttl:type_name -> google.protobuf.Duration
+	27, // 22: mistnet.route.v1.HashCookie.attributes:type_name -> mistnet.route.v1.Header
+	22, // 23: mistnet.route.v1.LocalityBalance.distribute:type_name -> mistnet.route.v1.LocalityBalance.Distribute
+	23, // 24: mistnet.route.v1.LocalityBalance.failover:type_name -> mistnet.route.v1.LocalityBalance.Failover
+	26, // 25: mistnet.route.v1.Warmup.duration:type_name -> google.protobuf.Duration
+	28, // 26: mistnet.route.v1.Warmup.min_percent:type_name -> mistnet.route.v1.Fraction
+	26, // 27: mistnet.route.v1.ConnectionPool.connect_timeout:type_name -> google.protobuf.Duration
+	26, // 28: mistnet.route.v1.ConnectionPool.max_connection_duration:type_name -> google.protobuf.Duration
+	26, // 29: mistnet.route.v1.ConnectionPool.tcp_idle_timeout:type_name -> google.protobuf.Duration
+	15, // 30: mistnet.route.v1.ConnectionPool.keepalive:type_name -> mistnet.route.v1.Keepalive
+	26, // 31: mistnet.route.v1.ConnectionPool.http_idle_timeout:type_name -> google.protobuf.Duration
+	2,  // 32: mistnet.route.v1.ConnectionPool.upgrade:type_name -> mistnet.route.v1.ConnectionPool.H2Upgrade
+	26, // 33: mistnet.route.v1.ConnectionPool.http2_ping_interval:type_name -> google.protobuf.Duration
+	26, // 34: mistnet.route.v1.ConnectionPool.http2_ping_timeout:type_name -> google.protobuf.Duration
+	26, // 35: mistnet.route.v1.Keepalive.time:type_name -> google.protobuf.Duration
+	26, // 36: mistnet.route.v1.Keepalive.interval:type_name -> google.protobuf.Duration
+	29, // 37: mistnet.route.v1.OutlierDetection.consecutive_5xx:type_name -> google.protobuf.UInt32Value
+	29, // 38: mistnet.route.v1.OutlierDetection.consecutive_gateway:type_name -> google.protobuf.UInt32Value
+	29, // 39: mistnet.route.v1.OutlierDetection.consecutive_local:type_name -> google.protobuf.UInt32Value
+	26, // 40: mistnet.route.v1.OutlierDetection.interval:type_name -> google.protobuf.Duration
+	26, // 41: mistnet.route.v1.OutlierDetection.base_ejection:type_name -> google.protobuf.Duration
+	3,  // 42: mistnet.route.v1.UpstreamTLS.mode:type_name -> mistnet.route.v1.UpstreamTLS.Mode
+	4,  // 43: mistnet.route.v1.HealthCheck.protocol:type_name -> mistnet.route.v1.HealthCheck.Protocol
+	26, // 44: mistnet.route.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
+	26, // 45: mistnet.route.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
+	28, // 46: mistnet.route.v1.RetryBudget.percent:type_name -> mistnet.route.v1.Fraction
+	26, // 47: mistnet.route.v1.RetryBudget.min_rate_interval:type_name -> google.protobuf.Duration
+	26, // 48: mistnet.route.v1.RetryBudget.interval:type_name -> google.protobuf.Duration
+	24, // 49: mistnet.route.v1.LocalityBalance.Distribute.to:type_name -> mistnet.route.v1.LocalityBalance.Distribute.ToEntry
+	50, // [50:50] is the sub-list for method output_type
+	50, // [50:50] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_route_traffic_proto_init() }
@@ -1926,8 +2112,8 @@ func file_route_traffic_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_route_traffic_proto_rawDesc), len(file_route_traffic_proto_rawDesc)),
-			NumEnums:      4,
-			NumMessages:   19,
+			NumEnums:      5,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -61,6 +61,7 @@ type TrafficSettings struct {
 	ProxyProtocol ProxyProtocol       // proxyProtocol
 	RetryBudget   *RetryBudget        // retryBudget, retryConstraint
 	Persistence   *SessionPersistence // XBackendTrafficPolicy sessionPersistence
+	Health        *HealthCheck        // annotation mistnet.io/health-check of a DestinationRule; nil: endpoints are not asked
 }
 
 // at replaces what the settings of a port replace.
@@ -98,6 +99,9 @@ func (s TrafficSettings) override(by TrafficSettings) TrafficSettings {
 	}
 	if by.Persistence != nil {
 		s.Persistence = by.Persistence
+	}
+	if by.Health != nil {
+		s.Health = by.Health
 	}
 	return s
 }
@@ -264,6 +268,89 @@ type OutlierDetection struct {
 	MaxEjected   uint32        // maxEjectionPercent; 0: 10. One endpoint may always be ejected
 	MinHealthy   uint32        // minHealthPercent: below it all endpoints are used
 	ErrorCodes   []uint16      // outlierDetectionHttpErrorCodes: the statuses that count as failures; none: 5xx
+}
+
+// HealthCheck is how a waypoint asks endpoints whether they are well. An endpoint that it was not yet asked is.
+type HealthCheck struct {
+	Protocol HealthProtocol
+	Path     string // of HealthHTTP: what is asked for, query included
+	Host     string // of HealthHTTP and HealthGRPC: the authority; "": the service's hostname
+	Service  string // of HealthGRPC: whose health; "": the whole server's
+	Port     uint16 // of endpoints; 0: each that the service's ports lead to
+
+	Interval, Timeout time.Duration // between the beginnings of two checks; of one
+	// Unhealthy and Healthy are how many checks in a row must fail to take an endpoint out, and pass to take it back.
+	Unhealthy, Healthy uint32
+}
+
+// Validate names what is wrong with h; "" when nothing is.
+func (h *HealthCheck) Validate() string {
+	const most = 24 * time.Hour
+	switch {
+	case h.Protocol > HealthGRPC:
+		return "protocol: is none of HTTP, TCP and GRPC"
+	case h.Protocol == HealthHTTP && !isRequestTarget(h.Path):
+		return "path: want a path that begins with /"
+	case h.Protocol != HealthHTTP && h.Path != "":
+		return "path: only HTTP has one"
+	case h.Protocol == HealthTCP && h.Host != "":
+		return "host: TCP has none"
+	case !isAuthority(h.Host):
+		return "host: is no host's name"
+	case h.Protocol != HealthGRPC && h.Service != "":
+		return "service: only GRPC has one"
+	case h.Interval < time.Second || h.Interval > most:
+		return "interval: want a second at least, and a day at most"
+	case h.Timeout <= 0 || h.Timeout > h.Interval:
+		return "timeout: want more than nothing, and no more than the interval"
+	case h.Unhealthy < 1 || h.Healthy < 1:
+		return "unhealthyThreshold, healthyThreshold: want 1 at least"
+	}
+	return ""
+}
+
+// isRequestTarget reports whether a request may ask for s: RFC 9112, 3.2.1.
+func isRequestTarget(s string) bool {
+	for i := range len(s) {
+		if s[i] <= ' ' || s[i] >= 0x7f || s[i] == '#' {
+			return false
+		}
+	}
+	return s != "" && s[0] == '/'
+}
+
+// isAuthority reports whether a request may name s as its host, or need not.
+func isAuthority(s string) bool {
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '.', c == '-', c == '_', c == ':', c == '[', c == ']':
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// HealthProtocol is how an endpoint is asked.
+type HealthProtocol uint8
+
+// The protocols.
+const (
+	HealthHTTP HealthProtocol = iota // GET; 200 to 399 is well
+	HealthTCP                        // a connection is well
+	HealthGRPC                       // grpc.health.v1.Health/Check; SERVING is well
+)
+
+func (p HealthProtocol) String() string {
+	switch p {
+	case HealthHTTP:
+		return "HTTP"
+	case HealthTCP:
+		return "TCP"
+	case HealthGRPC:
+		return "GRPC"
+	}
+	return "UNKNOWN"
 }
 
 // UpstreamTLS is TLS from the waypoint to the application itself, inside whatever carries the connection.

@@ -262,6 +262,17 @@ func (g gen) mend(x any) {
 		} else {
 			x.Failover, x.FailoverPriority = nil, nil
 		}
+	case *mesh.HealthCheck:
+		x.Interval, x.Timeout = max(time.Second, x.Interval%(24*time.Hour)), time.Second
+		x.Unhealthy, x.Healthy, x.Host = max(1, x.Unhealthy), max(1, x.Healthy), "health.example"
+		switch x.Protocol %= 3; x.Protocol {
+		case mesh.HealthHTTP:
+			x.Path, x.Service = "/healthz?full", ""
+		case mesh.HealthTCP:
+			x.Path, x.Host, x.Service = "", "", ""
+		case mesh.HealthGRPC:
+			x.Path = ""
+		}
 	case *mesh.OutlierDetection:
 		x.MaxEjected, x.MinHealthy = x.MaxEjected%101, x.MinHealthy%101
 	}
@@ -415,7 +426,15 @@ func TestBadTrafficPoliciesAreRefusedByField(t *testing.T) {
 		"a negative timeout": {
 			&route.Settings{Pool: &route.ConnectionPool{ConnectTimeout: durationpb.New(-1)}}, "settings.pool.connect_timeout",
 		},
-		"a tunnel to nowhere": {&route.Settings{Tunnel: &route.ForwardTunnel{TargetHost: "a"}}, "settings.tunnel.target_port: is empty"},
+		"a health check without a path": {
+			&route.Settings{Health: &route.HealthCheck{Interval: durationpb.New(10), Timeout: durationpb.New(1), Unhealthy: 1, Healthy: 1}},
+			"settings.health: path",
+		},
+		"a health check all the time": {
+			&route.Settings{Health: &route.HealthCheck{Path: "/", Timeout: durationpb.New(1), Unhealthy: 1, Healthy: 1}}, "settings.health: interval",
+		},
+		"a future health check": {&route.Settings{Health: &route.HealthCheck{Protocol: 9}}, "settings.health.protocol: unknown value 9"},
+		"a tunnel to nowhere":   {&route.Settings{Tunnel: &route.ForwardTunnel{TargetHost: "a"}}, "settings.tunnel.target_port: is empty"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -67,6 +67,7 @@ func (r *routeReader) settings(at string, m *pb.Settings) mesh.TrafficSettings {
 		Outliers: r.outliers(at+".outliers", m.GetOutliers()), TLS: r.tls(at+".tls", m.GetTls()),
 		ProxyProtocol: mesh.ProxyProtocol(r.enum(at+".proxy_protocol", m.GetProxyProtocol(), true)),
 		Persistence:   r.persistence(at+".persistence", m.GetPersistence()),
+		Health:        r.health(at+".health", m.GetHealth()),
 	}
 	if t := m.GetTunnel(); t != nil {
 		s.Tunnel = &mesh.ForwardTunnel{
@@ -213,6 +214,21 @@ func (r *routeReader) outliers(at string, m *pb.OutlierDetection) *mesh.OutlierD
 		r.fail(at+".min_healthy", fmt.Errorf("%d is more than 100", o.MinHealthy))
 	}
 	return o
+}
+
+func (r *routeReader) health(at string, m *pb.HealthCheck) *mesh.HealthCheck {
+	if m == nil {
+		return nil
+	}
+	h := &mesh.HealthCheck{
+		Protocol: mesh.HealthProtocol(r.enum(at+".protocol", m.GetProtocol(), true)), Path: m.GetPath(), Host: m.GetHost(),
+		Service: m.GetService(), Port: r.port(at+".port", m.GetPort()), Interval: r.duration(at+".interval", m.GetInterval()),
+		Timeout: r.duration(at+".timeout", m.GetTimeout()), Unhealthy: m.GetUnhealthy(), Healthy: m.GetHealthy(),
+	}
+	if why := h.Validate(); why != "" {
+		r.fail(at, errors.New(why))
+	}
+	return h
 }
 
 func (r *routeReader) tls(at string, m *pb.UpstreamTLS) *mesh.UpstreamTLS {

@@ -43,6 +43,12 @@ func settingsToProto(s mesh.TrafficSettings) *pb.Settings {
 		Balancer: balancerToProto(s.Balancer), Pool: poolToProto(s.Pool), ProxyProtocol: pb.Settings_ProxyProtocol(s.ProxyProtocol),
 		Persistence: persistenceToProto(s.Persistence),
 	}
+	if h := s.Health; h != nil {
+		m.Health = &pb.HealthCheck{
+			Protocol: pb.HealthCheck_Protocol(h.Protocol), Path: h.Path, Host: h.Host, Service: h.Service, Port: uint32(h.Port),
+			Interval: duration(h.Interval), Timeout: duration(h.Timeout), Unhealthy: h.Unhealthy, Healthy: h.Healthy,
+		}
+	}
 	if o := s.Outliers; o != nil {
 		m.Outliers = &pb.OutlierDetection{
 			Consecutive_5Xx: optionalNumber(o.Consecutive5xx), ConsecutiveGateway: optionalNumber(o.ConsecutiveGateway),

@@ -121,7 +121,7 @@ func readIstio(o runtime.Object) (s istioObject, err error) {
 	}
 	s.Status.Conditions = conditionsOf(u.Object)
 	m := trimmedMeta(&s.Metadata, annotationDryRun, annotationTraffic, mesh.AnnotationRedirection, translate.AnnotationConnectStrategy,
-		translate.AnnotationCanaryWeight)
+		translate.AnnotationCanaryWeight, translate.AnnotationHealthCheck)
 	m.CreationTimestamp, m.Generation = s.Metadata.CreationTimestamp, s.Metadata.Generation
 	s.Metadata = m
 	return s, nil

@@ -68,7 +68,7 @@ func (r *ruleReader) settings(at string, p *networkingapi.TrafficPolicy) (mesh.T
 		return mesh.TrafficSettings{}, nil
 	}
 	s := mesh.TrafficSettings{
-		Balancer: r.balancer(at+".loadBalancer", p.GetLoadBalancer(), p.GetOutlierDetection() != nil),
+		Balancer: r.balancer(at+".loadBalancer", p.GetLoadBalancer(), p.GetOutlierDetection() != nil || r.checked()),
 		Pool:     r.pool(at+".connectionPool", p.GetConnectionPool()),
 		Outliers: r.outliers(at+".outlierDetection", p.GetOutlierDetection()),
 		TLS:      r.tls(at+".tls", p.GetTls()),
@@ -101,7 +101,7 @@ func (r *ruleReader) settings(at string, p *networkingapi.TrafficPolicy) (mesh.T
 			continue
 		}
 		ports = append(ports, mesh.PortSettings{Port: uint16(n), Settings: mesh.TrafficSettings{
-			Balancer: r.balancer(at+".loadBalancer", l.GetLoadBalancer(), l.GetOutlierDetection() != nil),
+			Balancer: r.balancer(at+".loadBalancer", l.GetLoadBalancer(), l.GetOutlierDetection() != nil || r.checked()),
 			Pool:     r.pool(at+".connectionPool", l.GetConnectionPool()),
 			Outliers: r.outliers(at+".outlierDetection", l.GetOutlierDetection()),
 			TLS:      r.tls(at+".tls", l.GetTls()),
@@ -121,7 +121,13 @@ var simpleBalancers = map[networkingapi.LoadBalancerSettings_SimpleLB]mesh.Balan
 	networkingapi.LoadBalancerSettings_PASSTHROUGH:   mesh.BalancerPassthrough,
 }
 
-// balancer reads loadBalancer. ejects: there is outlier detection beside it.
+// checked reports whether the rule has endpoints asked whether they are well.
+func (r *ruleReader) checked() bool {
+	h, _ := healthCheck(r.dr)
+	return h != nil
+}
+
+// balancer reads loadBalancer. ejects: there is outlier detection beside it, or a health check.
 func (r *ruleReader) balancer(at string, lb *networkingapi.LoadBalancerSettings, ejects bool) *mesh.Balancer {
 	if lb == nil {
 		return nil
@@ -234,7 +240,7 @@ func (r *ruleReader) locality(at string, l *networkingapi.LocalityLoadBalancerSe
 		out.Failover, out.FailoverPriority = nil, nil
 	}
 	if len(out.Failover)+len(out.FailoverPriority) > 0 && !ejects {
-		r.fault(Ignored, at, "failover and failoverPriority have no effect without outlierDetection beside loadBalancer")
+		r.fault(Ignored, at, "failover and failoverPriority have no effect without outlierDetection beside loadBalancer, or annotation %s", AnnotationHealthCheck)
 	}
 	return out
 }

@@ -161,6 +161,7 @@ func compareRules(a, b *DestinationRule) int {
 func trafficPolicy(in TrafficInput, clients string, rules []*DestinationRule) *mesh.TrafficPolicy {
 	p := &mesh.TrafficPolicy{Namespace: in.Service.Namespace, Hostname: in.Service.Hostname, Clients: clients}
 	decided := false
+	var health *mesh.HealthCheck
 	var closed []string
 	for _, dr := range rules {
 		p.Sources = append(p.Sources, "DestinationRule/"+dr.Namespace+"/"+dr.Name)
@@ -175,11 +176,15 @@ func trafficPolicy(in TrafficInput, clients string, rules []*DestinationRule) *m
 				p.Subsets = append(p.Subsets, r.subset(i, s))
 			}
 		}
+		if h, _ := healthCheck(dr); h != nil && health == nil { // what is wrong with it, DestinationRuleStatus says
+			health = h
+		}
 		if why := fs.closing(); why != "" {
 			closed = append(closed, "DestinationRule "+dr.Namespace+"/"+dr.Name+": "+why)
 		}
 	}
 	slices.SortFunc(p.Subsets, func(a, b mesh.Subset) int { return cmp.Compare(a.Name, b.Name) })
+	p.Settings.Health = health
 	closed = append(closed, fillTLS(in, p)...)
 	fillBackend(in, p)
 	p.Invalid = strings.Join(closed, "; ")
@@ -228,6 +233,7 @@ func (r *ruleReader) shadowed(cfg Config, f *faults, siblings []*DestinationRule
 		return o.Spec.WorkloadSelector != nil || compareRules(o, dr) >= 0 || !sees(cfg, o, dr)
 	})
 	slices.SortFunc(older, compareRules)
+	healthCheckFaults(f, dr, older)
 	if i := slices.IndexFunc(older, func(o *DestinationRule) bool { return o.Spec.TrafficPolicy != nil }); i >= 0 && dr.Spec.TrafficPolicy != nil {
 		f.add(Conflicted, "trafficPolicy: that of DestinationRule %s counts, which is older", older[i].Name)
 	}
