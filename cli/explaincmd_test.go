@@ -107,6 +107,59 @@ func TestAnalyzeTellsWhatDoesNotDoWhatItSays(t *testing.T) {
 	}
 }
 
+// A policy for pods that are behind a waypoint never sees who calls them.
+func TestAnalyzeTellsOfCallersThatAreNotSeen(t *testing.T) {
+	const mesh = `
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: gate, namespace: shop}
+spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: cart, namespace: shop, labels: {istio.io/use-waypoint: gate}}
+spec: {clusterIP: 10.96.0.1, selector: {app: cart}, ports: [{name: http, port: 80}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: cart-1, namespace: shop, labels: {app: cart}}
+spec: {serviceAccountName: cart, nodeName: n1, containers: [{name: app}]}
+status: {phase: Running, podIP: 10.244.1.2, podIPs: [{ip: 10.244.1.2}], conditions: [{type: Ready, status: "True"}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: no-web, namespace: shop}
+spec: {selector: {matchLabels: {app: cart}}, action: DENY, rules: [{from: [{source: SOURCE}]}]}
+`
+	for _, tt := range []struct {
+		source, yaml string
+		warned       bool
+	}{
+		{`{principals: [cluster.local/ns/shop/sa/web]}`, mesh, true},
+		{`{namespaces: [lab]}`, mesh, true},
+		{`{serviceAccounts: [shop/web]}`, mesh, true},
+		{`{principals: [cluster.local/ns/shop/sa/gate]}`, mesh, false},
+		{`{serviceAccounts: [web, gate]}`, mesh, false},
+		{`{namespaces: [shop]}`, mesh, false},
+		{`{principals: ["cluster.local/ns/shop/*"]}`, mesh, false},
+		{`{notPrincipals: ["*"]}`, mesh, false},
+		{`{ipBlocks: [192.0.2.1]}`, mesh, false},
+		{`{principals: [cluster.local/ns/shop/sa/web]}`, strings.Replace(mesh, "istio.io/use-waypoint: gate", "app: cart", 1), false},
+		{`{principals: [cluster.local/ns/shop/sa/web]}`,
+			strings.Replace(mesh, "selector: {matchLabels: {app: cart}}", `targetRefs: [{group: "", kind: Service, name: cart}]`, 1), false},
+	} {
+		code, out := offline(t, strings.Replace(tt.yaml, "SOURCE", tt.source, 1), "analyze", "FILE")
+		want := "no problem found\n"
+		if tt.warned {
+			want = "AuthorizationPolicy shop/no-web: BehindWaypoint: none of its sources is waypoint shop/gate, and whoever calls Service shop/cart " +
+				"comes as that one: name the Service by targetRefs, instead of selector, to have the waypoint judge its callers\nmistctl: 1 problem\n"
+		}
+		if out != want {
+			t.Errorf("analyze with source %s = %d\n%s\nwant\n%s", tt.source, code, out, want)
+		}
+	}
+}
+
 // TestAnalyzeAndExplainACluster asks about what an API server has, and what a file would change in it.
 func TestAnalyzeAndExplainACluster(t *testing.T) {
 	t.Parallel()

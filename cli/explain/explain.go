@@ -157,6 +157,7 @@ func (m *Mesh) judge() {
 	for _, f := range faults {
 		m.problems = append(m.problems, ruleProblem(&f))
 	}
+	m.problems = append(m.problems, m.unseenCallers()...)
 	slices.SortFunc(m.problems, func(a, b Problem) int {
 		return cmp.Or(cmp.Compare(a.Object, b.Object), cmp.Compare(a.What, b.What))
 	})
