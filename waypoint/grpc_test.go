@@ -413,6 +413,81 @@ func TestPoliciesHoldForGRPC(t *testing.T) {
 	})
 }
 
+// TestOneWayStreamsOutliveTheDrain: those on which only one side still has something to say, too.
+func TestOneWayStreamsOutliveTheDrain(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, nil)
+	next := make(chan string)
+	at, _ := grpcApp(t, func(method string, s grpc.ServerStream) error {
+		heard := ""
+		for {
+			var m wrapperspb.StringValue
+			if err := s.RecvMsg(&m); err == io.EOF {
+				break
+			} else if err != nil {
+				return err
+			}
+			heard += m.GetValue()
+		}
+		if method == "/a.B/Sum" {
+			return s.SendMsg(wrapperspb.String(heard))
+		}
+		for text := range next {
+			if err := s.SendMsg(wrapperspb.String(heard + text)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	l.service("cart", "10.9.0.1", mesh.AppGRPC, at)
+	l.known("cart")
+	cc := l.grpc("10.9.0.1:80")
+	open := func(method string) grpc.ClientStream {
+		s, err := cc.NewStream(t.Context(), &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, method)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	hear := func(s grpc.ClientStream, want string) {
+		t.Helper()
+		var got wrapperspb.StringValue
+		if err := s.RecvMsg(&got); err != nil || got.GetValue() != want {
+			t.Fatalf("heard %q, %v, want %q", got.GetValue(), err, want)
+		}
+	}
+	say := func(s grpc.ClientStream, text string) {
+		t.Helper()
+		if err := s.SendMsg(wrapperspb.String(text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ticks, sum := open("/a.B/Tick"), open("/a.B/Sum")
+	say(ticks, "tick ")
+	_ = ticks.CloseSend()
+	next <- "1"
+	hear(ticks, "tick 1")
+	say(sum, "a")
+	l.messages("cart", 2, 1) // the other has arrived, too
+	l.stop()
+	l.eventually("draining", func() bool { return strings.Contains(l.log.String(), `"draining"`) })
+	next <- "2"
+	hear(ticks, "tick 2")
+	say(sum, "b")
+	_ = sum.CloseSend()
+	hear(sum, "ab")
+	close(next)
+	for _, s := range []grpc.ClientStream{ticks, sum} {
+		if err := s.RecvMsg(new(wrapperspb.StringValue)); err != io.EOF {
+			t.Errorf("a stream ended with %v, want EOF", err)
+		}
+	}
+	l.end()
+	if strings.Contains(l.log.String(), "cut at the end of the grace period") {
+		t.Error("the waypoint did not end with its last stream")
+	}
+}
+
 // TestStreamsOutliveTheDrain: a waypoint that stops tells its clients, and lets what is under way come to its end.
 func TestStreamsOutliveTheDrain(t *testing.T) {
 	t.Parallel()
