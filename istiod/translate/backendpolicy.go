@@ -58,20 +58,21 @@ func target(namespace string, ref gatewayv1.LocalPolicyTargetReference) (t Targe
 
 // TLSPolicyTargets is what a BackendTLSPolicy is for.
 func TLSPolicyTargets(p *BackendTLSPolicy) []Target {
-	var ts []Target
-	for _, ref := range p.Spec.TargetRefs {
-		if t, ok := target(p.Namespace, ref.LocalPolicyTargetReference); ok && !slices.Contains(ts, t) {
-			ts = append(ts, t)
-		}
-	}
-	return ts
+	return targets(p.Namespace, p.Spec.TargetRefs, func(ref gatewayv1.LocalPolicyTargetReferenceWithSectionName) gatewayv1.LocalPolicyTargetReference {
+		return ref.LocalPolicyTargetReference
+	})
 }
 
 // TrafficPolicyTargets is what a BackendTrafficPolicy is for.
 func TrafficPolicyTargets(p *BackendTrafficPolicy) []Target {
+	return targets(p.Namespace, p.Spec.TargetRefs, func(ref gatewayv1.LocalPolicyTargetReference) gatewayv1.LocalPolicyTargetReference { return ref })
+}
+
+// targets are those that references name, each once.
+func targets[R any](namespace string, refs []R, of func(R) gatewayv1.LocalPolicyTargetReference) []Target {
 	var ts []Target
-	for _, ref := range p.Spec.TargetRefs {
-		if t, ok := target(p.Namespace, ref); ok && !slices.Contains(ts, t) {
+	for _, ref := range refs {
+		if t, ok := target(namespace, of(ref)); ok && !slices.Contains(ts, t) {
 			ts = append(ts, t)
 		}
 	}
@@ -268,19 +269,34 @@ func sessionPersistence(s *gatewayv1.SessionPersistence) *mesh.SessionPersistenc
 // defaultSessionHeader carries a session where none is named.
 const defaultSessionHeader = "x-mistnet-session"
 
+// meant is what targetRefs[i] of a policy names, and which services those are. It says why there are none.
+func (f *faults) meant(i int, ref gatewayv1.LocalPolicyTargetReference, services []TrafficInput) (Target, []TrafficInput) {
+	t, ok := target(f.namespace, ref)
+	if !ok {
+		f.add(Unsupported, "targetRefs[%d]: a %s cannot be a target", i, ref.Kind)
+		return t, nil
+	}
+	meant := slices.DeleteFunc(slices.Clone(services), func(s TrafficInput) bool { return TargetOf(s.Service) != t })
+	if len(meant) == 0 {
+		f.add(Ignored, "targetRefs[%d]: there is no %s %s", i, t.Kind, t.Name.Name)
+	}
+	return t, meant
+}
+
+// olderPolicies are those of the rivals of a policy that came before it and are for the same, the oldest first.
+func olderPolicies[P metav1.Object](p P, rivals []P, same func(P) bool) []P {
+	older := slices.DeleteFunc(slices.Clone(rivals), func(o P) bool { return comparePolicyAge(o, p) >= 0 || !same(o) })
+	slices.SortFunc(older, func(a, b P) int { return comparePolicyAge(a, b) })
+	return older
+}
+
 // BackendTLSStatus says what of a BackendTLSPolicy has no effect, or nil. rivals are the others that share a target with it,
 // services those that it means.
 func BackendTLSStatus(cfg Config, p *BackendTLSPolicy, rivals []*BackendTLSPolicy, services []TrafficInput) *Status {
 	f := faults{kind: "BackendTLSPolicy", namespace: p.Namespace, name: p.Name}
 	for i, ref := range p.Spec.TargetRefs {
-		t, ok := target(p.Namespace, ref.LocalPolicyTargetReference)
-		if !ok {
-			f.add(Unsupported, "targetRefs[%d]: a %s cannot be a target", i, ref.Kind)
-			continue
-		}
-		meant := slices.DeleteFunc(slices.Clone(services), func(s TrafficInput) bool { return TargetOf(s.Service) != t })
+		t, meant := f.meant(i, ref.LocalPolicyTargetReference, services)
 		if len(meant) == 0 {
-			f.add(Ignored, "targetRefs[%d]: there is no %s %s", i, t.Kind, t.Name.Name)
 			continue
 		}
 		section := ""
@@ -291,11 +307,8 @@ func BackendTLSStatus(cfg Config, p *BackendTLSPolicy, rivals []*BackendTLSPolic
 			f.add(Ignored, "targetRefs[%d].sectionName: %s %s has no port of the name %s", i, t.Kind, t.Name.Name, section)
 			continue
 		}
-		for _, o := range slices.SortedFunc(slices.Values(rivals), func(a, b *BackendTLSPolicy) int { return comparePolicyAge(a, b) }) {
-			if comparePolicyAge(o, p) < 0 && slices.Contains(sections(o, t), section) {
-				f.add(Conflicted, "targetRefs[%d]: BackendTLSPolicy %s counts, which is older", i, o.Name)
-				break
-			}
+		if older := olderPolicies(p, rivals, func(o *BackendTLSPolicy) bool { return slices.Contains(sections(o, t), section) }); len(older) > 0 {
+			f.add(Conflicted, "targetRefs[%d]: BackendTLSPolicy %s counts, which is older", i, older[0].Name)
 		}
 		for _, s := range meant {
 			if said := bySettings(cfg, s); said != nil && said.TLS != nil {
@@ -338,14 +351,8 @@ func BackendTrafficStatus(cfg Config, p *BackendTrafficPolicy, rivals []*Backend
 	f := faults{kind: "XBackendTrafficPolicy", namespace: p.Namespace, name: p.Name}
 	budget, persistence := backendSettings(p)
 	for i, ref := range p.Spec.TargetRefs {
-		t, ok := target(p.Namespace, ref)
-		if !ok {
-			f.add(Unsupported, "targetRefs[%d]: a %s cannot be a target", i, ref.Kind)
-			continue
-		}
-		meant := slices.DeleteFunc(slices.Clone(services), func(s TrafficInput) bool { return TargetOf(s.Service) != t })
+		t, meant := f.meant(i, ref, services)
 		if len(meant) == 0 {
-			f.add(Ignored, "targetRefs[%d]: there is no %s %s", i, t.Kind, t.Name.Name)
 			continue
 		}
 		for _, s := range meant {
@@ -353,11 +360,7 @@ func BackendTrafficStatus(cfg Config, p *BackendTrafficPolicy, rivals []*Backend
 				f.add(Conflicted, "targetRefs[%d]: retryBudget of DestinationRules for %s counts", i, s.Service.Hostname)
 			}
 		}
-		older := slices.DeleteFunc(slices.Clone(rivals), func(o *BackendTrafficPolicy) bool {
-			return comparePolicyAge(o, p) >= 0 || !slices.Contains(TrafficPolicyTargets(o), t)
-		})
-		slices.SortFunc(older, func(a, b *BackendTrafficPolicy) int { return comparePolicyAge(a, b) })
-		for _, o := range older {
+		for _, o := range olderPolicies(p, rivals, func(o *BackendTrafficPolicy) bool { return slices.Contains(TrafficPolicyTargets(o), t) }) {
 			ob, op := backendSettings(o)
 			if ob != nil && budget != nil {
 				f.add(Conflicted, "targetRefs[%d]: retryConstraint of XBackendTrafficPolicy %s counts, which is older", i, o.Name)

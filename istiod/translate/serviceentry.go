@@ -221,7 +221,8 @@ func EntryStatus(se *ServiceEntry, taken map[string]string) *Status {
 	f := faults{kind: "ServiceEntry", namespace: se.Namespace, name: se.Name}
 	spec := &se.Spec
 	if spec.Resolution == networkingapi.ServiceEntry_DYNAMIC_DNS {
-		f.add(Unsupported, "resolution DYNAMIC_DNS needs a waypoint: node proxies do not know of this entry")
+		f.add(Unsupported, "resolution DYNAMIC_DNS is served neither by node proxies nor by waypoints: name the hosts, with resolution DNS, or "+
+			"give addresses, with resolution NONE")
 		return f.status()
 	}
 	for _, host := range EntryHosts(se) {
