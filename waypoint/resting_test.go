@@ -2,6 +2,7 @@ package waypoint_test
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -198,7 +199,9 @@ func TestIdleConnectionsTakeHTTP2(t *testing.T) {
 		l.allParked(1)
 		protocols := new(http.Protocols)
 		protocols.SetUnencryptedHTTP2(true)
-		client := &http.Client{Transport: &http.Transport{Protocols: protocols, Dial: func(string, string) (net.Conn, error) { return conn, nil }}}
+		client := &http.Client{Transport: &http.Transport{
+			Protocols: protocols, DialContext: func(context.Context, string, string) (net.Conn, error) { return conn, nil },
+		}}
 		resp, err := client.Get("http://cart/")
 		if err != nil {
 			t.Fatalf("%s: %v", way, err)
