@@ -341,3 +341,46 @@ func TestIdleConnectionsKeepNoWorkers(t *testing.T) {
 		}
 	})
 }
+
+// TestStreamsThatNobodyReadsLeaveTheOthersAlone when they have ended: what they held is allowed to the connection again.
+func TestStreamsThatNobodyReadsLeaveTheOthersAlone(t *testing.T) {
+	var release chan struct{} // of the bubble
+	toServer(t, http2.Config{}, func(st *http2.ServerStream) {
+		<-release
+		st.Reset()
+	}, func(t *testing.T, w *wire, _ *http2.ServerConn) {
+		release = make(chan struct{})
+		window := 4 << 20 // of the connection, for us to use
+		opened := func() {
+			for _, f := range w.take() {
+				var n int
+				if _, err := fmt.Sscanf(f, "WINDOW_UPDATE 0 +%d", &n); err == nil {
+					window += n
+				}
+			}
+		}
+		const piece = 16 << 10
+		last, sent := uint32(1), 0
+		for id := uint32(1); window >= piece && id < 2*1024; id += 2 {
+			w.headers(id, false, request()...)
+			for n := 0; n < 240<<10 && window >= piece; n += piece { // less than the stream's window
+				_ = w.WriteData(id, false, make([]byte, piece))
+				window -= piece
+				sent += piece
+			}
+			last = id
+			opened()
+		}
+		if window >= piece {
+			t.Fatalf("%d bytes are held, and the window is still open", sent)
+		}
+		for id := uint32(1); id <= last; id += 2 {
+			_ = w.WriteRSTStream(id, xhttp2.ErrCodeCancel)
+		}
+		opened()
+		if window < 1<<20 {
+			t.Errorf("a window of %d bytes is left once nothing is held", window)
+		}
+		close(release)
+	})
+}

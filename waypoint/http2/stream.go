@@ -190,6 +190,10 @@ func (in *inbox) dropLocked(c *conn) {
 	in.keep = false
 	clear(in.parts)
 	in.parts, in.at = in.parts[:0], 0
+	if c.recvUnacked >= recvConnWindow/2 && c.err == nil { // it was withheld, and nobody may be left who reads
+		c.reopenLocked()
+		c.kickLocked()
+	}
 }
 
 // freeLocked gives everything back. Nobody looks at it any more.
