@@ -154,11 +154,19 @@ func (l *lab) websocket1(addr, path string) *socket {
 	return &socket{resp: resp, in: r, out: s, end: func() { _ = s.CloseWrite() }}
 }
 
+// transport2 is another implementation of HTTP/2, with CONNECT in both its forms.
+func (l *lab) transport2(addr string) http.RoundTripper {
+	//lint:ignore SA1019 net/http's own takes no header of the name :protocol
+	tr := &xhttp2.Transport{AllowHTTP: true, DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) { return l.open(ctx, addr) }}
+	//lint:ignore SA1019 likewise
+	l.t.Cleanup(tr.CloseIdleConnections)
+	return tr
+}
+
 // websocket2 asks for one as HTTP/2 does, by another implementation of it.
 func (l *lab) websocket2(addr, path string) *socket {
 	l.t.Helper()
-	tr := &xhttp2.Transport{AllowHTTP: true, DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) { return l.open(ctx, addr) }}
-	l.t.Cleanup(tr.CloseIdleConnections)
+	tr := l.transport2(addr)
 	body, out := io.Pipe()
 	req, _ := http.NewRequestWithContext(l.t.Context(), "CONNECT", "http://"+addr+path, body)
 	req.Header[":protocol"] = []string{"websocket"}
@@ -327,10 +335,7 @@ func TestPlainConnectIsRefused(t *testing.T) {
 	if err != nil || resp.StatusCode != 403 {
 		t.Errorf("CONNECT by HTTP/1.1 = %v, %v, want 403", resp, err)
 	}
-	tr := &xhttp2.Transport{AllowHTTP: true, DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
-		return l.open(ctx, "10.9.0.1:80")
-	}}
-	defer tr.CloseIdleConnections()
+	tr := l.transport2("10.9.0.1:80")
 	req, _ := http.NewRequestWithContext(t.Context(), "CONNECT", "http://evil.example:443", http.NoBody)
 	if resp, err = tr.RoundTrip(req); err != nil || resp.StatusCode != 403 {
 		t.Errorf("CONNECT by HTTP/2 = %v, %v, want 403", resp, err)
