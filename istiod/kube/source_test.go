@@ -379,6 +379,8 @@ func TestKindsOfRoutesAreRead(t *testing.T) {
 	route := gatewayAPI("HTTPRoute", "shop", "ours", parent("Service"))
 	route.SetAnnotations(map[string]string{"kubectl.kubernetes.io/last-applied-configuration": "big", "some": "thing"})
 	class := gatewayAPI("GatewayClass", "", "istio-waypoint", map[string]any{"controllerName": "istio.io/mesh-controller"})
+	rule := networking("DestinationRule", "shop", "rule", map[string]any{"host": "web"})
+	rule.SetAnnotations(map[string]string{"kubectl.kubernetes.io/last-applied-configuration": "big", translate.AnnotationHealthCheck: "{path: /}"})
 	objects := []runtime.Object{
 		route, gatewayAPI("HTTPRoute", "shop", "theirs", parent("Gateway")), gatewayAPI("GRPCRoute", "shop", "ours", parent("ServiceEntry")),
 		gatewayAPI("TCPRoute", "shop", "ours", parent("Service")), gatewayAPI("TLSRoute", "shop", "ours", parent("Service")),
@@ -386,7 +388,7 @@ func TestKindsOfRoutesAreRead(t *testing.T) {
 		gatewayAPI("ReferenceGrant", "shop", "all", map[string]any{"from": []any{}, "to": []any{}}),
 		gatewayAPI("BackendTLSPolicy", "shop", "tls", map[string]any{"validation": map[string]any{"hostname": "x"}}), policy,
 		networking("VirtualService", "shop", "split", map[string]any{"hosts": []any{"web"}}),
-		networking("DestinationRule", "shop", "rule", map[string]any{"host": "web"}),
+		rule,
 	}
 	c := newCluster(t, objects...)
 	gateway := gatewayAPI("Gateway", "shop", "waypoint", map[string]any{"gatewayClassName": "istio-waypoint", "listeners": []any{}})
@@ -408,6 +410,9 @@ func TestKindsOfRoutesAreRead(t *testing.T) {
 			m, err := meta.Accessor(ev.Object)
 			if err != nil || m.GetName() != ev.Name.Name || m.GetGeneration() != 3 || m.GetAnnotations()["kubectl.kubernetes.io/last-applied-configuration"] != "" {
 				t.Errorf("%v: %v: %+v", err, ev.Name, ev.Object)
+			}
+			if ev.Kind == index.DestinationRule && m.GetAnnotations()[translate.AnnotationHealthCheck] != "{path: /}" {
+				t.Errorf("annotations of a DestinationRule are %v, want its health check", m.GetAnnotations())
 			}
 		}
 	}); err != nil {
