@@ -184,6 +184,18 @@ func appendAddr(b []byte, a netip.AddrPort) []byte {
 	return a.AppendTo(b)
 }
 
+// maxLogged is how many bytes of what a client wrote are logged; "..." stands for the rest. A head may be 60 KiB of what takes
+// four bytes to escape, and every request writes a line.
+const maxLogged = 4 << 10
+
+// logged is the beginning of a text, and what to write behind it.
+func logged(s string) (begin, rest string) {
+	if len(s) <= maxLogged {
+		return s, ""
+	}
+	return s[:maxLogged], "..."
+}
+
 const hexDigits = "0123456789abcdef"
 
 // appendField is a text between quotes; "-" when it is empty.
@@ -191,6 +203,7 @@ func appendField(b []byte, s string) []byte {
 	if s == "" {
 		return append(b, '-')
 	}
+	s, rest := logged(s)
 	for i := range len(s) {
 		switch c := s[i]; {
 		case c == '"' || c == '\\':
@@ -201,7 +214,7 @@ func appendField(b []byte, s string) []byte {
 			b = append(b, c)
 		}
 	}
-	return b
+	return append(b, rest...)
 }
 
 // appendWord is a text between blanks: it has none itself. "-" when it is empty.
@@ -218,6 +231,7 @@ func appendWord(b []byte, s string) []byte {
 
 // appendJSONString is a string of JSON. What is no UTF-8 is replaced.
 func appendJSONString(b []byte, s string) []byte {
+	s, rest := logged(s)
 	b = append(b, '"')
 	for _, c := range s {
 		switch {
@@ -229,5 +243,5 @@ func appendJSONString(b []byte, s string) []byte {
 			b = utf8.AppendRune(b, c)
 		}
 	}
-	return append(b, '"')
+	return append(append(b, rest...), '"')
 }

@@ -216,3 +216,22 @@ func TestClientsCannotMakeSeriesWithoutEnd(t *testing.T) {
 		}
 	}
 }
+
+// TestLinesOfTheAccessLogHaveAnEnd, however much a client writes.
+func TestLinesOfTheAccessLogHaveAnEnd(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("\xff", 60<<10)
+	r := someRecords()["well"]
+	r.target, r.userAgent, r.requestID, r.forwardedFor, r.authority = long, long, long, long, long
+	text, object := r.appendText(nil, time.Second), r.appendJSON(nil, time.Second)
+	if most := 5*4*maxLogged + 2048; len(text) > most || len(object) > most {
+		t.Errorf("lines of %d and %d bytes, want no more than %d", len(text), len(object), most)
+	}
+	var any map[string]any
+	if err := json.Unmarshal(object, &any); err != nil || !strings.HasSuffix(fmt.Sprint(any["user_agent"]), "...") {
+		t.Errorf("an object that ends in %.100q: %v", object[len(object)-100:], err)
+	}
+	if !strings.Contains(string(text), `\xff..." "`) {
+		t.Errorf("a line without %q: %.200q", "...", text)
+	}
+}
