@@ -261,6 +261,9 @@ func (s *session) exchange(ctx context.Context, p *plan, to pick) (*upstream, ro
 			if stale && ctx.Err() == nil && s.q.Body.Rewind() {
 				continue
 			}
+			if e.Reason == http1.UpstreamReset && !f.until.IsZero() && !time.Now().Before(f.until) {
+				e = http1.Fail(http1.UpstreamTimeout, e) // it was told when to give up, and was heard before our own clock
+			}
 			if p.either && (e.Reason == http1.UpstreamBroken || e.Reason == http1.UpstreamClosed || e.Reason == http1.UpstreamCut) {
 				return nil, route.Outcome{Reset: route.ResetProtocol, Sent: true}, &replyNoExtended
 			}

@@ -20,15 +20,19 @@ func (r *Rule) Timeouts(grpcTimeout string) (whole, try time.Duration) {
 	return whole, try
 }
 
-// AppendGRPCTimeout appends a timeout as a grpc-timeout header has it: what is less than a millisecond is one, and of long ones only
-// so much is said as eight digits can.
+// AppendGRPCTimeout appends a timeout as a grpc-timeout header has it: rounded up to milliseconds, and long ones to what eight digits can
+// say, so that who is told does not give up first.
 func AppendGRPCTimeout(b []byte, d time.Duration) []byte {
 	const most = 99_999_999
 	for _, u := range [...]struct {
 		of   time.Duration
 		name byte
 	}{{time.Millisecond, 'm'}, {time.Second, 'S'}, {time.Minute, 'M'}, {time.Hour, 'H'}} {
-		if n := d / u.of; n <= most || u.of == time.Hour {
+		n := d / u.of
+		if d%u.of > 0 {
+			n++
+		}
+		if n <= most || u.of == time.Hour {
 			return append(strconv.AppendInt(b, max(int64(n), 1), 10), u.name)
 		}
 	}
