@@ -289,6 +289,8 @@ func (st *ClientStream) ReadResponse() (*http1.Response, error) {
 		err, until, over := st.err, st.deadline, st.gotEnd
 		c.mu.Unlock()
 		switch {
+		case err != nil && !until.IsZero() && !time.Now().Before(until): // an upstream that knows the time, too, was quicker to say so
+			return nil, st.blame(os.ErrDeadlineExceeded)
 		case err != nil:
 			return nil, st.blame(err)
 		case over:

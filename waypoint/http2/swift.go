@@ -1,7 +1,10 @@
 package http2
 
 import (
+	"os"
 	"time"
+
+	"golang.org/x/net/http2"
 
 	"github.com/mistnet/mistnet/waypoint/http1"
 )
@@ -276,7 +279,8 @@ func (c *conn) alarmLocked(until time.Time) {
 	c.alarm.Reset(time.Until(until))
 }
 
-// ring hands over what has waited for too long.
+// ring ends what has waited for too long, and hands it over. It ends here and now: an upstream that knows the time, too, may
+// be about to reset the stream.
 func (c *conn) ring() {
 	c.mu.Lock()
 	if c.err != nil {
@@ -291,6 +295,7 @@ func (c *conn) ring() {
 		case s.cli.waits == nil || until.IsZero():
 		case !until.After(now):
 			late = append(late, claim{s.claimLocked(), false})
+			s.resetLocked(http2.ErrCodeCancel, os.ErrDeadlineExceeded)
 		case next.IsZero() || until.Before(next):
 			next = until
 		}
