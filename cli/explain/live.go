@@ -53,6 +53,7 @@ func watched() []schema.GroupKind {
 	kinds := map[schema.GroupKind]bool{
 		{Kind: "Namespace"}: true, {Kind: "Node"}: true, {Kind: "Pod"}: true, {Kind: "Service"}: true,
 		{Group: "discovery.k8s.io", Kind: "EndpointSlice"}: true,
+		{Kind: "ConfigMap"}: true, // for certificates that BackendTLSPolicies trust
 	}
 	for resource, kind := range kube.Custom() {
 		kinds[schema.GroupKind{Group: resource.Group, Kind: kind.String()}] = true

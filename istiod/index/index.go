@@ -48,6 +48,7 @@ const (
 	Gateway // of the Gateway API
 	GatewayClass
 	ReferenceGrant
+	ConfigMap // that others refer to
 	BackendTLSPolicy
 	XBackendTrafficPolicy
 )
@@ -90,6 +91,8 @@ func (k Kind) String() string {
 		return "GatewayClass"
 	case ReferenceGrant:
 		return "ReferenceGrant"
+	case ConfigMap:
+		return "ConfigMap"
 	case BackendTLSPolicy:
 		return "BackendTLSPolicy"
 	case XBackendTrafficPolicy:
@@ -245,7 +248,7 @@ func (x *Index) Objects() map[string]int {
 		HTTPRoute.String(): len(o.HTTPRoutes), GRPCRoute.String(): len(o.GRPCRoutes),
 		TCPRoute.String(): len(o.TCPRoutes), TLSRoute.String(): len(o.TLSRoutes),
 		Gateway.String(): len(o.Gateways), GatewayClass.String(): len(o.GatewayClasses), ReferenceGrant.String(): len(o.ReferenceGrants),
-		BackendTLSPolicy.String(): len(o.BackendTLSPolicies), XBackendTrafficPolicy.String(): len(o.BackendTrafficPolicies),
+		ConfigMap.String(): len(o.ConfigMaps), BackendTLSPolicy.String(): len(o.BackendTLSPolicies), XBackendTrafficPolicy.String(): len(o.BackendTrafficPolicies),
 	}
 }
 
@@ -307,6 +310,8 @@ func (x *Index) apply(ev Event) {
 		x.gatewayClass(ev.Name.Name, as[gatewayv1.GatewayClass](ev.Object))
 	case ReferenceGrant:
 		x.referenceGrant(ev.Name, as[gatewayv1.ReferenceGrant](ev.Object))
+	case ConfigMap:
+		x.configMap(ev.Name, as[corev1.ConfigMap](ev.Object))
 	case BackendTLSPolicy:
 		x.backendTLSPolicy(ev.Name, as[gatewayv1.BackendTLSPolicy](ev.Object))
 	case XBackendTrafficPolicy:

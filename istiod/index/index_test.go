@@ -55,7 +55,7 @@ func (w *world) event() index.Event {
 			index.AuthorizationPolicy, index.PeerAuthentication, index.ServiceEntry, index.WorkloadEntry,
 			index.DestinationRule, index.DestinationRule, index.BackendTLSPolicy, index.XBackendTrafficPolicy,
 			index.VirtualService, index.VirtualService, index.HTTPRoute, index.GRPCRoute, index.TCPRoute, index.TLSRoute, index.ReferenceGrant,
-			index.Gateway, index.Gateway, index.GatewayClass),
+			index.Gateway, index.Gateway, index.GatewayClass, index.ConfigMap),
 		Name: translate.Name{Namespace: pick(w, "one", "two", "istio-system"), Name: "x" + strconv.Itoa(w.IntN(5))},
 	}
 	meta := metav1.ObjectMeta{Namespace: ev.Name.Namespace, Name: ev.Name.Name, Labels: w.labels()}
@@ -112,6 +112,9 @@ func (w *world) event() index.Event {
 	case index.GatewayClass:
 		ev.Name = translate.Name{Name: pick(w, "istio-waypoint", "other")}
 		set(&ev, w.objects.GatewayClasses, ev.Name.Name, w.gatewayClass(ev.Name.Name), gone)
+	case index.ConfigMap:
+		text := pick(w, someCA, "garbage", "")
+		set(&ev, w.objects.ConfigMaps, ev.Name, &corev1.ConfigMap{ObjectMeta: meta, Data: map[string]string{"ca.crt": text}}, gone)
 	default:
 	}
 	return ev

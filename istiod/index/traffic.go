@@ -4,6 +4,8 @@ import (
 	"slices"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
+
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	gatewayxv1alpha1 "sigs.k8s.io/gateway-api/apisx/v1alpha1"
@@ -19,6 +21,7 @@ type traffic struct {
 	named    map[string]set[string]           // keys of services by hostname
 	declared map[translate.Target]set[string] // keys of services by what declares them
 	tls      map[translate.Target]set[name]   // BackendTLSPolicies by what they are for
+	trusting map[name]set[name]               // BackendTLSPolicies by the ConfigMaps whose certificates they trust
 	backends map[translate.Target]set[name]   // BackendTrafficPolicies, likewise
 	listed   map[string][]string              // keys of the traffic policies of a service
 
@@ -29,7 +32,7 @@ type traffic struct {
 func newTraffic() traffic {
 	t := traffic{rules: make(map[string]set[name]), wild: make(set[string]), named: make(map[string]set[string]),
 		declared: make(map[translate.Target]set[string]), tls: make(map[translate.Target]set[name]),
-		backends: make(map[translate.Target]set[name]), listed: make(map[string][]string)}
+		trusting: make(map[name]set[name]), backends: make(map[translate.Target]set[name]), listed: make(map[string][]string)}
 	t.clean()
 	return t
 }
@@ -99,12 +102,31 @@ func (x *Index) backendTLSPolicy(n name, now *gatewayv1.BackendTLSPolicy) {
 	t := &x.traffic
 	if old := x.objects.BackendTLSPolicies[n]; old != nil {
 		x.retarget(t.tls, t.dirtyTLS, translate.TLSPolicyTargets(old), n, unlink)
+		for _, cm := range translate.TrustedConfigMaps(old) {
+			unlink(t.trusting, cm, n)
+		}
 	}
 	keep(x.objects.BackendTLSPolicies, n, now)
 	if now != nil {
 		x.retarget(t.tls, t.dirtyTLS, translate.TLSPolicyTargets(now), n, link)
+		for _, cm := range translate.TrustedConfigMaps(now) {
+			link(t.trusting, cm, n)
+		}
 	}
 	t.dirtyTLS[n] = struct{}{}
+}
+
+func (x *Index) configMap(n name, now *corev1.ConfigMap) {
+	keep(x.objects.ConfigMaps, n, now)
+	t := &x.traffic
+	for policy := range t.trusting[n] {
+		t.dirtyTLS[policy] = struct{}{}
+		for _, target := range translate.TLSPolicyTargets(x.objects.BackendTLSPolicies[policy]) {
+			for key := range t.declared[target] {
+				t.dirtyServices[key] = struct{}{}
+			}
+		}
+	}
 }
 
 func (x *Index) backendTrafficPolicy(n name, now *gatewayxv1alpha1.XBackendTrafficPolicy) {
@@ -171,7 +193,7 @@ func (x *Index) refreshTraffic() {
 		var s *translate.Status
 		if p := x.objects.BackendTLSPolicies[n]; p != nil {
 			targets := translate.TLSPolicyTargets(p)
-			s = translate.BackendTLSStatus(x.cfg, p, rivals(x.objects.BackendTLSPolicies, t.tls, targets), x.meant(targets))
+			s = translate.BackendTLSStatus(x.cfg, p, x.objects.ConfigMaps, rivals(x.objects.BackendTLSPolicies, t.tls, targets), x.meant(targets))
 		}
 		x.putStatus(BackendTLSPolicy, n, s)
 	}
@@ -231,6 +253,7 @@ func (x *Index) trafficInput(svc *mesh.Service) translate.TrafficInput {
 	} else {
 		in = translate.NewTrafficInput(svc, nil, x.objects.ServiceEntries[at.Name])
 	}
+	in.ConfigMaps = x.objects.ConfigMaps
 	x.covering(svc.Hostname, func(n name) { in.Rules = append(in.Rules, x.objects.DestinationRules[n]) })
 	for n := range x.traffic.tls[at] {
 		in.TLS = append(in.TLS, x.objects.BackendTLSPolicies[n])

@@ -65,6 +65,9 @@ func (w *world) tlsPolicy(meta metav1.ObjectMeta) *translate.BackendTLSPolicy {
 	o.Spec.Validation.Hostname = pick[gatewayv1.PreciseHostname](w, "a", "b", "c", "")
 	system := gatewayv1.WellKnownCACertificatesSystem
 	o.Spec.Validation.WellKnownCACertificates = &system
+	if w.often() {
+		o.Spec.Validation.CACertificateRefs = []gatewayv1.LocalObjectReference{{Kind: "ConfigMap", Name: gatewayv1.ObjectName("x" + strconv.Itoa(w.IntN(5)))}}
+	}
 	return o
 }
 
@@ -123,3 +126,16 @@ func BenchmarkDestinationRuleEvent(b *testing.B) {
 		})
 	}
 }
+
+// someCA is a certificate that signed itself.
+const someCA = `-----BEGIN CERTIFICATE-----
+MIIBfDCCASGgAwIBAgIUEkkpKT/uASgDr2hf/1YxCyBpu90wCgYIKoZIzj0EAwIw
+EjEQMA4GA1UEAwwHc2hvcCBjYTAgFw0yNjExMjMwMDEyMjFaGA8yMTI2MTAzMDAw
+MTIyMVowEjEQMA4GA1UEAwwHc2hvcCBjYTBZMBMGByqGSM49AgEGCCqGSM49AwEH
+A0IABM1fnsJwHNRVtgu/zkT7e9HunDQtRW9hSTtomkgi/Vl3b2ygG/LJUEijBbfk
+nVkMHsEZ6/4gFoSNhQXitboz5zejUzBRMB0GA1UdDgQWBBReuuko9d2zsupNVVB6
+vYMbWpZLLDAfBgNVHSMEGDAWgBReuuko9d2zsupNVVB6vYMbWpZLLDAPBgNVHRMB
+Af8EBTADAQH/MAoGCCqGSM49BAMCA0kAMEYCIQC/KcSLH8GmW+8sKkp+D0rW/IpC
+U26FGy+pJm8dum3B7wIhAManrJ+H7VgyNJSYY3NSvV/ui1iyAcqgbmret0/BP5Pn
+-----END CERTIFICATE-----
+`

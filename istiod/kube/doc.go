@@ -56,7 +56,7 @@
 //	get list watch create patch delete: deployments.apps
 //	get list watch create patch delete: horizontalpodautoscalers.autoscaling
 //	get list watch create patch delete: poddisruptionbudgets.policy
-//	get: configmaps
+//	get list watch: configmaps
 //	patch: authorizationpolicies/status.security.istio.io
 //	patch: services/status
 //	patch: serviceentries/status.networking.istio.io virtualservices/status.networking.istio.io destinationrules/status.networking.istio.io

@@ -115,6 +115,8 @@ func (s *Source) makeCustom() []*feed {
 			take = s.ruleTaker(k.kind)
 		case index.HTTPRoute, index.GRPCRoute, index.TCPRoute, index.TLSRoute:
 			take = both(s.routeTaker(k.kind), func(changes []change) { s.routes.take(k, changes) })
+		case index.BackendTLSPolicy:
+			take = both(take, s.trusted.takePolicies)
 		case index.Gateway:
 			take = both(take, s.gateways.takeGateways)
 		case index.GatewayClass:

@@ -40,6 +40,7 @@ type Source struct {
 	bound    *bound
 	routes   *routeStatuses
 	gateways *waypoints
+	trusted  *trusted
 
 	unread      unread
 	unreadFeeds []*feed
@@ -66,6 +67,7 @@ func New(cfg Config) *Source {
 	s.bound = newBound(cfg.Clients.Dynamic, s.known, cfg.Log.Named("status"))
 	s.routes = newRouteStatuses(cfg.Clients.Dynamic, cfg.Waypoints, s.known, cfg.Log.Named("status"))
 	s.gateways = newWaypoints(cfg.Clients, cfg.waypoints(), s.known, cfg.Log.Named("waypoints"))
+	s.trusted = s.newTrusted()
 	s.feeds = s.makeFeeds()
 	s.unread = unread{log: s.log, have: make(map[string]map[translate.Name]struct{})}
 	s.unreadFeeds = s.makeUnread()
@@ -112,6 +114,8 @@ func (s *Source) Run(ctx context.Context, on func([]index.Event)) error {
 		if !s.synced(ctx) {
 			return nil
 		}
+		s.trusted.synced(ctx)
+		g.Go(func() error { s.trusted.run(ctx); return nil })
 		s.log.Info("the cluster was read", zap.Any("objects", s.counts()))
 		g.Go(func() error { return s.lead(ctx) }) // who writes knows what is there
 		return s.deliver(ctx, on)
@@ -344,7 +348,7 @@ func (s *Source) Problems() []Problem {
 // Feeds tells how reading goes, by kind.
 func (s *Source) Feeds() []FeedStatus {
 	var all []FeedStatus
-	for _, f := range slices.Concat(s.feeds, s.unreadFeeds, s.gateways.feeds) {
+	for _, f := range slices.Concat(s.feeds, s.unreadFeeds, s.gateways.feeds, s.trusted.feeds()) {
 		all = append(all, f.current())
 	}
 	return all

@@ -102,7 +102,7 @@ func sections(p *BackendTLSPolicy, t Target) []string {
 }
 
 // upstreamTLS is what a BackendTLSPolicy asks for. closed says why it cannot be had.
-func upstreamTLS(p *BackendTLSPolicy) (t *mesh.UpstreamTLS, closed string) {
+func upstreamTLS(p *BackendTLSPolicy, configMaps map[Name]*corev1.ConfigMap) (t *mesh.UpstreamTLS, closed string) {
 	v := &p.Spec.Validation
 	t = &mesh.UpstreamTLS{Mode: mesh.TLSSimple, ServerName: string(v.Hostname)}
 	for _, san := range v.SubjectAltNames {
@@ -119,10 +119,13 @@ func upstreamTLS(p *BackendTLSPolicy) (t *mesh.UpstreamTLS, closed string) {
 	case v.Hostname == "":
 		return nil, "validation.hostname is empty"
 	case len(v.CACertificateRefs) > 0:
-		return nil, "validation.caCertificateRefs: certificates in ConfigMaps are not read; use wellKnownCACertificates, or a " +
-			"DestinationRule with tls.caCertificates"
+		var wrong []string
+		if t.CAPEM, wrong = trusted(p, configMaps); len(t.CAPEM) == 0 {
+			return nil, strings.Join(wrong, "; ")
+		}
+		return t, ""
 	case v.WellKnownCACertificates == nil || *v.WellKnownCACertificates != gatewayv1.WellKnownCACertificatesSystem:
-		return nil, "validation: needs wellKnownCACertificates: System"
+		return nil, "validation: needs caCertificateRefs, or wellKnownCACertificates: System"
 	}
 	t.SystemRoots = true
 	return t, ""
@@ -137,7 +140,7 @@ func fillTLS(in TrafficInput, p *mesh.TrafficPolicy) (closed []string) {
 			if !slices.Contains(sections(o, TargetOf(in.Service)), section) {
 				continue
 			}
-			t, why := upstreamTLS(o)
+			t, why := upstreamTLS(o, in.ConfigMaps)
 			if source := "BackendTLSPolicy/" + o.Namespace + "/" + o.Name; !slices.Contains(p.Sources, source) {
 				p.Sources = append(p.Sources, source)
 				if why != "" {
@@ -292,7 +295,8 @@ func olderPolicies[P metav1.Object](p P, rivals []P, same func(P) bool) []P {
 
 // BackendTLSStatus says what of a BackendTLSPolicy has no effect, or nil. rivals are the others that share a target with it,
 // services those that it means.
-func BackendTLSStatus(cfg Config, p *BackendTLSPolicy, rivals []*BackendTLSPolicy, services []TrafficInput) *Status {
+func BackendTLSStatus(cfg Config, p *BackendTLSPolicy, configMaps map[Name]*corev1.ConfigMap, rivals []*BackendTLSPolicy,
+	services []TrafficInput) *Status {
 	f := faults{kind: "BackendTLSPolicy", namespace: p.Namespace, name: p.Name}
 	for i, ref := range p.Spec.TargetRefs {
 		t, meant := f.meant(i, ref.LocalPolicyTargetReference, services)
@@ -319,8 +323,13 @@ func BackendTLSStatus(cfg Config, p *BackendTLSPolicy, rivals []*BackendTLSPolic
 	if len(p.Spec.Options) > 0 {
 		f.add(Unsupported, "options have no effect")
 	}
-	if _, closed := upstreamTLS(p); closed != "" {
+	if _, closed := upstreamTLS(p, configMaps); closed != "" {
 		f.add(Unsupported, "%s; nothing is sent to the services", closed)
+	} else if len(p.Spec.Validation.CACertificateRefs) > 0 {
+		_, wrong := trusted(p, configMaps)
+		for _, why := range wrong {
+			f.add(Invalid, "%s; the others are trusted", why)
+		}
 	}
 	return f.status()
 }

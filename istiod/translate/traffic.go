@@ -27,6 +27,8 @@ type TrafficInput struct {
 	TLS      []*BackendTLSPolicy     // those that target it, in any order
 	Backends []*BackendTrafficPolicy // likewise
 
+	ConfigMaps map[Name]*corev1.ConfigMap // that TLS may refer to, by name
+
 	SANs  []string          // subjectAltNames of the ServiceEntry that declares it
 	Ports map[uint16]string // names of its ports
 }

@@ -107,6 +107,7 @@ type Objects struct {
 	Gateways               map[Name]*gatewayv1.Gateway
 	GatewayClasses         map[string]*gatewayv1.GatewayClass
 	ReferenceGrants        map[Name]*gatewayv1.ReferenceGrant
+	ConfigMaps             map[Name]*corev1.ConfigMap // those that others refer to
 	BackendTLSPolicies     map[Name]*gatewayv1.BackendTLSPolicy
 	BackendTrafficPolicies map[Name]*gatewayxv1alpha1.XBackendTrafficPolicy
 }
@@ -130,6 +131,7 @@ func NewObjects() Objects {
 		Gateways:               make(map[Name]*gatewayv1.Gateway),
 		GatewayClasses:         make(map[string]*gatewayv1.GatewayClass),
 		ReferenceGrants:        make(map[Name]*gatewayv1.ReferenceGrant),
+		ConfigMaps:             make(map[Name]*corev1.ConfigMap),
 		BackendTLSPolicies:     make(map[Name]*gatewayv1.BackendTLSPolicy),
 		BackendTrafficPolicies: make(map[Name]*gatewayxv1alpha1.XBackendTrafficPolicy),
 	}
@@ -278,7 +280,7 @@ func (o Objects) traffic(cfg Config, n Nouns, status func(*Status)) {
 		return services
 	}
 	for _, p := range o.BackendTLSPolicies {
-		status(BackendTLSStatus(cfg, p, slices.Collect(maps.Values(o.BackendTLSPolicies)), meant(TLSPolicyTargets(p))))
+		status(BackendTLSStatus(cfg, p, o.ConfigMaps, slices.Collect(maps.Values(o.BackendTLSPolicies)), meant(TLSPolicyTargets(p))))
 	}
 	for _, p := range o.BackendTrafficPolicies {
 		status(BackendTrafficStatus(cfg, p, slices.Collect(maps.Values(o.BackendTrafficPolicies)), meant(TrafficPolicyTargets(p))))
@@ -293,6 +295,7 @@ func (o Objects) trafficInput(cfg Config, svc *mesh.Service) TrafficInput {
 	} else {
 		in = NewTrafficInput(svc, nil, o.ServiceEntries[t.Name])
 	}
+	in.ConfigMaps = o.ConfigMaps
 	for _, dr := range o.DestinationRules {
 		if Covers(cfg, dr, svc) {
 			in.Rules = append(in.Rules, dr)

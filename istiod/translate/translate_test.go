@@ -189,6 +189,8 @@ func collect(objects []yamldir.Object) translate.Objects {
 			o.GatewayClasses[name.Name] = v
 		case *gatewayv1.ReferenceGrant:
 			o.ReferenceGrants[name] = v
+		case *corev1.ConfigMap:
+			o.ConfigMaps[name] = v
 		case *gatewayv1.BackendTLSPolicy:
 			o.BackendTLSPolicies[name] = v
 		case *gatewayxv1alpha1.XBackendTrafficPolicy:
