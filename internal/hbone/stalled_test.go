@@ -85,4 +85,3 @@ func TestStreamsThatNobodyReadsLeaveTheOthersAlone(t *testing.T) {
 		})
 	}
 }
-
