@@ -92,16 +92,21 @@ var (
 
 // lifetime ends a connection when its service says so. stop must be called when it is over.
 func lifetime(ctx context.Context, p *mesh.ConnectionPool, n *relay.Counters) (_ context.Context, stop func()) {
-	if p == nil || p.MaxConnectionDuration == 0 && (p.TCPIdleTimeout == nil || *p.TCPIdleTimeout == 0) {
+	var longest time.Duration
+	if p != nil {
+		longest = p.MaxConnectionDuration
+	}
+	idle := p.IdleTimeout()
+	if longest == 0 && idle == 0 {
 		return ctx, func() {}
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	var timers []*time.Timer
-	if d := p.MaxConnectionDuration; d > 0 {
-		timers = append(timers, time.AfterFunc(d, func() { cancel(errTooOld) }))
+	if longest > 0 {
+		timers = append(timers, time.AfterFunc(longest, func() { cancel(errTooOld) }))
 	}
-	if p.TCPIdleTimeout != nil && *p.TCPIdleTimeout > 0 {
-		timers = append(timers, idleTimer(*p.TCPIdleTimeout, n, func() { cancel(errIdle) }))
+	if idle > 0 {
+		timers = append(timers, idleTimer(idle, n, func() { cancel(errIdle) }))
 	}
 	return ctx, func() {
 		for _, t := range timers {

@@ -219,12 +219,23 @@ type Warmup struct {
 	Aggression float64  // 0: 1, which is linear
 }
 
+// defaultIdleTimeout is that of tcp.idleTimeout in Istio's API.
+const defaultIdleTimeout = time.Hour
+
+// IdleTimeout is how long a TCP connection may carry nothing before it is ended; 0: for ever, as one who writes 0 has it. p may be nil.
+func (p *ConnectionPool) IdleTimeout() time.Duration {
+	if p == nil || p.TCPIdleTimeout == nil {
+		return defaultIdleTimeout
+	}
+	return *p.TCPIdleTimeout
+}
+
 // ConnectionPool bounds what is open to a service from one waypoint. What is beyond is refused with 503. Zero is no bound.
 type ConnectionPool struct {
 	MaxConnections        uint32         // tcp.maxConnections
 	ConnectTimeout        time.Duration  // tcp.connectTimeout; 0: 10 s
 	MaxConnectionDuration time.Duration  // tcp.maxConnectionDuration; 0: no end
-	TCPIdleTimeout        *time.Duration // tcp.idleTimeout; nil or 0: none
+	TCPIdleTimeout        *time.Duration // tcp.idleTimeout; see IdleTimeout
 	Keepalive             *Keepalive     // tcp.tcpKeepalive
 
 	MaxPending        uint32         // http.http1MaxPendingRequests: requests that wait for a connection

@@ -2,6 +2,7 @@ package mesh_test
 
 import (
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -56,6 +57,24 @@ func TestTrafficPolicyFor(t *testing.T) {
 		}
 		if diff := cmp.Diff(tc.want, got); diff != "" {
 			t.Errorf("%s: For(%q, %d) (-want +got):\n%s", name, tc.subset, tc.port, diff)
+		}
+	}
+}
+
+func TestIdleTimeoutIsAnHourUnlessSaid(t *testing.T) {
+	t.Parallel()
+	never, minute := time.Duration(0), time.Minute
+	for _, c := range []struct {
+		pool *mesh.ConnectionPool
+		want time.Duration
+	}{
+		{nil, time.Hour},
+		{&mesh.ConnectionPool{}, time.Hour},
+		{&mesh.ConnectionPool{TCPIdleTimeout: &minute}, time.Minute},
+		{&mesh.ConnectionPool{TCPIdleTimeout: &never}, 0},
+	} {
+		if got := c.pool.IdleTimeout(); got != c.want {
+			t.Errorf("%+v: %v, want %v", c.pool, got, c.want)
 		}
 	}
 }
