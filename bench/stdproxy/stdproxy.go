@@ -67,7 +67,7 @@ func only(set func(*http.Protocols, bool)) *http.Protocols {
 }
 
 func handler(to string, protocols *http.Protocols) http.Handler {
-	return &httputil.ReverseProxy{
+	p := &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.Out.URL.Scheme, r.Out.URL.Host = "http", to
 			r.Out.Host = r.In.Host
@@ -76,6 +76,11 @@ func handler(to string, protocols *http.Protocols) http.Handler {
 		BufferPool: &buffers{pool: sync.Pool{New: func() any { return new([copyBytes]byte) }}},
 		ErrorLog:   log.Default(),
 	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// A server that answers while the request is still coming has, without this, the rest of it taken away (net/http).
+		_ = http.NewResponseController(w).EnableFullDuplex() // HTTP/2 has it, and need not be asked
+		p.ServeHTTP(w, r)
+	})
 }
 
 // buffers implements httputil.BufferPool.
