@@ -16,6 +16,9 @@ import (
 type Config struct {
 	Source string // SourceKubernetes or SourceFiles; "": files
 
+	// Hidden says which rules of routes are never reached, and why, by their keys (waypoint/route.HiddenRules); nil: statuses do not say it.
+	Hidden func([]*mesh.Route) map[string][]string
+
 	Kubeconfig string // file that says where the API server is; "": the cluster this program runs in
 	Namespace  string // istiod's own; "": RootNamespace
 	PodName    string // this replica's name among its like; "": the host's name

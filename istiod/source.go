@@ -77,7 +77,7 @@ func openKubernetes(ctx context.Context, cfg Config, env *daemon.Env, o origin) 
 		return o, fmt.Errorf("%w (-kubeconfig, or run in a pod with a service account)", err)
 	}
 	k := kube.Config{Clients: clients, Mesh: o.mesh, Namespace: cmp.Or(cfg.Namespace, o.mesh.RootNamespace), Revision: cfg.Revision,
-		Identity: cfg.PodName, Log: env.Log.Named("kube"), Waypoints: gateway.Config{
+		Identity: cfg.PodName, Log: env.Log.Named("kube"), Hidden: cfg.Hidden, Waypoints: gateway.Config{
 			Image: cfg.WaypointImage, IgnoreIstio: cfg.IgnoreIstio, Network: cfg.Network,
 			LogLevel: cfg.WaypointLogLevel, LogFormat: cfg.WaypointLogForm,
 		}}

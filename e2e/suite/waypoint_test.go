@@ -72,10 +72,18 @@ spec:
 	s.must(cluster.Apply(t.Context(), fmt.Sprintf(`
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
-metadata: {name: lost, namespace: %s}
+metadata: {name: lost, namespace: %[1]s}
 spec: {host: nobody}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: web-too, namespace: %[1]s}
+spec:
+  hosts: [web]
+  http: [{directResponse: {status: 503}}]
 `, s.name)))
 	s.says("virtualservice", "web", "WaypointAccepted", "True Accepted ", "")
+	s.says("virtualservice", "web-too", "WaypointAccepted", "True Conflicted ", "VirtualService/"+s.name+"/web/http/0 comes first")
 	s.says("destinationrule", "lost", "WaypointAccepted", "False Ignored ", "nobody")
 	s.eventually("the waypoint denies a path", func() error {
 		out := s.get("client", "http://web/admin/users")

@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
 
+	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/istiod/index"
 	"github.com/mistnet/mistnet/istiod/translate"
 )
@@ -27,6 +28,7 @@ type bound struct {
 	log    *zap.Logger
 	known  func(namespace string) bool
 	queue  keyQueue
+	hidden *hidden
 
 	mu    sync.Mutex
 	have  map[string]*bindable             // by kind and namespace/name
@@ -63,9 +65,11 @@ func networking(resource string) schema.GroupVersionResource {
 	return schema.GroupVersionResource{Group: networkingKinds.name, Version: networkingKinds.versions[0], Resource: resource}
 }
 
-func newBound(client dynamic.Interface, known func(string) bool, log *zap.Logger) *bound {
-	return &bound{client: client, known: known, log: log, have: make(map[string]*bindable),
+func newBound(client dynamic.Interface, find func([]*mesh.Route) map[string][]string, known func(string) bool, log *zap.Logger) *bound {
+	b := &bound{client: client, known: known, log: log, have: make(map[string]*bindable),
 		told: make(map[string]*translate.Conditions), wrong: make(map[string]*translate.Status)}
+	b.hidden = newHidden(find, b.queue.add)
+	return b
 }
 
 func bindableKey(kind index.Kind, n translate.Name) string { return kind.String() + " " + n.String() }
@@ -108,6 +112,7 @@ func (b *bound) settle(events []index.Event) {
 
 // tell takes what changed of what the mesh has.
 func (b *bound) tell(changes []index.Change) {
+	b.hidden.tell(changes)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !b.heard {
@@ -165,7 +170,7 @@ func (b *bound) write(ctx context.Context, key string) error {
 	}
 	want := conditionsTold(told, o.generation)
 	if o.judged {
-		want = []condition{judgement(wrong, o.generation)}
+		want = []condition{judgement(wrong, b.hidden.of(key), o.generation)}
 	}
 	k := boundKinds[o.kind]
 	all, differs := merge(o.conditions, k.own, want, time.Now())
@@ -192,14 +197,21 @@ func (b *bound) write(ctx context.Context, key string) error {
 	return err
 }
 
-// judgement is what the mesh makes of a rule, nil: what is written. It is True while the rule has effect, though perhaps not all of it.
-func judgement(wrong *translate.Status, generation int64) condition {
+// judgement is what the mesh makes of a rule, nil: what is written; hidden is what of it nobody reaches. It is True while the rule
+// has effect, though perhaps not all of it.
+func judgement(wrong *translate.Status, hidden string, generation int64) condition {
 	c := condition{Type: translate.ConditionWaypointAccepted, Status: "True", Reason: translate.ReasonAccepted,
 		Message: "waypoints of its hosts do as it says", ObservedGeneration: generation}
+	if hidden != "" {
+		c.Reason, c.Message = string(translate.Conflicted), hidden
+	}
 	if wrong == nil {
 		return c
 	}
 	c.Reason, c.Message = string(wrong.Reason), wrong.Message
+	if hidden != "" {
+		c.Message += "; " + hidden
+	}
 	if wrong.Reason != translate.Unsupported {
 		c.Status = "False"
 	}

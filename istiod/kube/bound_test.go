@@ -3,6 +3,7 @@ package kube_test
 import (
 	"context"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
@@ -10,7 +11,9 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/istiod/index"
+	"github.com/mistnet/mistnet/istiod/kube"
 	"github.com/mistnet/mistnet/istiod/translate"
 )
 
@@ -130,7 +133,13 @@ func TestConditionsOfRules(t *testing.T) {
 		}
 	}
 	patches := c.patchesOf("virtualservices", "destinationrules")
-	c.start()
+	find := func(routes []*mesh.Route) map[string][]string {
+		if len(routes) < 2 {
+			return nil
+		}
+		return map[string][]string{"VirtualService/shop/partly/http/0": {"good comes first"}, "HTTPRoute/shop/partly/http/0": {"not of this kind"}}
+	}
+	c.startWith(kube.Config{Clients: kube.Clients{Kube: c.kube, Dynamic: c.dynamic}, Identity: "replica-1", Hidden: find})
 	c.eventually("this replica writes", func(context.Context) bool { return c.source.Leads() })
 	c.source.Tell([]index.Change{
 		wrong("VirtualService", "bad", translate.Ignored, "hosts[0]: nobody"),
@@ -154,12 +163,29 @@ func TestConditionsOfRules(t *testing.T) {
 		}
 		delete(want, p.Name)
 	}
+	c.source.Tell([]index.Change{routeOf("good", 1), routeOf("partly", 2)})
+	const hides = "http rule 0: good comes first"
+	if diff := cmp.Diff(says("True", "UnsupportedValue", "http[0].tls: left out; "+hides), patches.next(t).plain()); diff != "" {
+		t.Errorf("conditions of a rule that another hides (-want +got):\n%s", diff)
+	}
+	c.source.Tell([]index.Change{wrong("VirtualService", "partly", "", "")})
+	if diff := cmp.Diff(says("True", "Conflicted", hides), patches.next(t).plain()); diff != "" {
+		t.Errorf("conditions of a rule that another hides (-want +got):\n%s", diff)
+	}
 	c.source.Tell([]index.Change{wrong("VirtualService", "bad", "", "")})
 	for p := patches.next(t); p.Name != "shop/bad" || p.plain()[0]["status"] != "True"; p = patches.next(t) {
 		if p.Name != "shop/bad" {
 			t.Errorf("written when another became right: %+v", p)
 		}
 	}
+}
+
+// routeOf is the rule of a VirtualService for every request of service cart.
+func routeOf(name string, born int64) index.Change {
+	r := &mesh.Route{Kind: mesh.KindVirtualService, Namespace: "shop", Name: name, Protocol: mesh.RouteHTTP, Created: time.Unix(born, 0),
+		Parents: []mesh.RouteParent{{Namespace: "shop", Hostname: "cart.shop.svc.cluster.local"}},
+		HTTP:    &mesh.HTTPRule{Direct: &mesh.DirectResponse{Status: 200}}}
+	return index.Change{Key: index.Key{Kind: index.NounRoute, Name: r.Key()}, Route: r}
 }
 
 // wrong is what the mesh does not do as an object says, as the index says it; nothing without a reason.

@@ -65,6 +65,7 @@ func (s *Source) write(ctx context.Context) {
 	g.Go(func() error { s.roots.run(ctx); return nil })
 	g.Go(func() error { s.told.run(ctx); return nil })
 	g.Go(func() error { s.bound.run(ctx); return nil })
+	g.Go(func() error { s.bound.hidden.run(ctx); return nil })
 	g.Go(func() error { s.routes.run(ctx); return nil })
 	g.Go(func() error { s.gateways.run(ctx); return nil })
 	_ = g.Wait() // none fails

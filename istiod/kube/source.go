@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
+	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/istiod/gateway"
 	"github.com/mistnet/mistnet/istiod/index"
 	"github.com/mistnet/mistnet/istiod/translate"
@@ -28,6 +29,9 @@ type Config struct {
 	Identity  string         // of this replica, among those that vie for the lease; "": its host's name
 	Waypoints gateway.Config // what Gateways become; names of the mesh in it are filled in
 	Log       *zap.Logger
+
+	// Hidden says which rules are never reached, and why, by their keys: waypoints order them. nil: nobody asks.
+	Hidden func([]*mesh.Route) map[string][]string
 }
 
 // Source reads a mesh from an API server, and keeps there what only one replica may write.
@@ -64,7 +68,7 @@ func New(cfg Config) *Source {
 	}
 	s.roots = newRoots(cfg.Clients.Kube, cfg.Log.Named("roots"))
 	s.told = newStatuses(cfg.Clients.Dynamic, cfg.Mesh, s.known, cfg.Log.Named("status"))
-	s.bound = newBound(cfg.Clients.Dynamic, s.known, cfg.Log.Named("status"))
+	s.bound = newBound(cfg.Clients.Dynamic, cfg.Hidden, s.known, cfg.Log.Named("status"))
 	s.routes = newRouteStatuses(cfg.Clients.Dynamic, cfg.Waypoints, s.known, cfg.Log.Named("status"))
 	s.gateways = newWaypoints(cfg.Clients, cfg.waypoints(), s.known, cfg.Log.Named("waypoints"))
 	s.trusted = s.newTrusted()

@@ -117,3 +117,21 @@ func TestBackoffStaysWithinItsBounds(t *testing.T) {
 		}
 	}
 }
+
+// TestHiddenRulesNameWhatComesFirst: the older of two that say the same, below every service.
+func TestHiddenRulesNameWhatComesFirst(t *testing.T) {
+	t.Parallel()
+	rule := func(name string, born int64, path string) *mesh.Route {
+		return &mesh.Route{
+			Kind: mesh.KindVirtualService, Namespace: "shop", Name: name, Protocol: mesh.RouteHTTP, Created: time.Unix(born, 0),
+			Parents: []mesh.RouteParent{{Namespace: "shop", Hostname: "api"}, {Namespace: "shop", Hostname: "cart"}},
+			HTTP: &mesh.HTTPRule{Matches: []mesh.HTTPMatch{{Path: mesh.PathMatch{Kind: mesh.PathPrefix, Value: path}}},
+				Direct: &mesh.DirectResponse{Status: 200}},
+		}
+	}
+	got := route.HiddenRules([]*mesh.Route{rule("young", 2, "/a/b"), rule("old", 1, "/a"), rule("other", 3, "/b")})
+	why := got["VirtualService/shop/young/http/0"]
+	if len(got) != 1 || len(why) != 1 || !strings.Contains(why[0], "VirtualService/shop/old/http/0 comes first") {
+		t.Errorf("hidden = %q, want young's rule alone, once, by old's", got)
+	}
+}

@@ -56,6 +56,18 @@ func (p Problem) String() string {
 	return s + ": " + p.Reason
 }
 
+// HiddenRules says of the rules of which something is never reached, by their keys, what comes first.
+func HiddenRules(routes []*mesh.Route) map[string][]string {
+	_, problems := Compile(routes)
+	hidden := make(map[string][]string)
+	for _, p := range problems {
+		if p.Kind == Hidden && !slices.Contains(hidden[p.Route], p.Reason) {
+			hidden[p.Route] = append(hidden[p.Route], p.Reason)
+		}
+	}
+	return hidden
+}
+
 func (c *compiler) problem(p Problem) { c.problems = append(c.problems, p) }
 
 // sortProblems also drops those that the same rule has below several parents.
