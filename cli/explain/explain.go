@@ -40,6 +40,11 @@ type Problem struct {
 
 // Read reads the YAML files and directories named by paths, as istiod does in files mode.
 func Read(ctx context.Context, paths ...string) (*Mesh, error) {
+	return gathered(paths, func(dir string) (*Mesh, error) { return read(ctx, dir, metav1.Time{}) })
+}
+
+// gathered calls do with a directory that holds the YAML below paths, and is gone afterwards.
+func gathered(paths []string, do func(dir string) (*Mesh, error)) (*Mesh, error) {
 	dir, err := os.MkdirTemp("", "mistctl-")
 	if err != nil {
 		return nil, err
@@ -50,7 +55,7 @@ func Read(ctx context.Context, paths ...string) (*Mesh, error) {
 			return nil, err
 		}
 	}
-	return read(ctx, dir, metav1.Time{})
+	return do(dir)
 }
 
 // read reads the files of dir. What does not say when it was created was created at born.

@@ -26,26 +26,18 @@ const pageSize = 500
 
 // ReadCluster reads what istiod reads of a cluster, and the YAML below paths as if it were applied to it now.
 func ReadCluster(ctx context.Context, c *cluster.Cluster, paths ...string) (*Mesh, error) {
-	dir, err := os.MkdirTemp("", "mistctl-")
-	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(dir)
-	for _, p := range paths {
-		if err := gather(dir, p); err != nil {
+	return gathered(paths, func(dir string) (*Mesh, error) {
+		written, err := keysBelow(dir)
+		if err != nil {
 			return nil, err
 		}
-	}
-	written, err := keysBelow(dir)
-	if err != nil {
-		return nil, err
-	}
-	for _, kind := range watched() {
-		if err := save(ctx, c, kind, dir, written); err != nil {
-			return nil, cluster.Explain(fmt.Errorf("list every %s: %w", kind.Kind, err))
+		for _, kind := range watched() {
+			if err := save(ctx, c, kind, dir, written); err != nil {
+				return nil, cluster.Explain(fmt.Errorf("list every %s: %w", kind.Kind, err))
+			}
 		}
-	}
-	return read(ctx, dir, metav1.Now())
+		return read(ctx, dir, metav1.Now())
+	})
 }
 
 // watched are the kinds that istiod reads, in order.
