@@ -192,11 +192,13 @@ func (st *ClientStream) Begin(q *http1.Request, e *http1.Edits) error {
 	return nil
 }
 
+// mayBeginLocked reports why the request cannot be put on the connection. If that is for the connection, whatever it ended
+// of, the upstream has seen nothing of the request, which is as good as refused.
 func (st *ClientStream) mayBeginLocked() error {
-	if err := st.sendErrLocked(); err != nil {
-		return err
-	}
-	if st.c.draining || st.c.nextID > maxStreamID {
+	switch c := st.c; {
+	case st.err != nil:
+		return st.err
+	case c.err != nil, c.draining, c.nextID > maxStreamID:
 		return errRefused
 	}
 	return nil

@@ -194,6 +194,29 @@ func TestGoAway(t *testing.T) {
 	})
 }
 
+// TestBeginAfterTheEnd: a stream that was opened, and whose connection ended before its request was put on it, may go
+// elsewhere whatever the connection ended of: the upstream saw nothing of it.
+func TestBeginAfterTheEnd(t *testing.T) {
+	for name, end := range map[string]func(*wire){
+		"GOAWAY":          func(w *wire) { _ = w.WriteGoAway(0, xhttp2.ErrCodeNo, nil) },
+		"closed":          func(w *wire) { w.conn.Close() },
+		"against the RFC": func(w *wire) { _ = w.WriteRawFrame(xhttp2.FramePing, 0, 1, make([]byte, 8)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			toUpstream(t, http2.Config{}, func(t *testing.T, w *wire, c *http2.ClientConn) {
+				late := c.Open()
+				end(w)
+				synctest.Wait()
+				err := late.Begin(asked(t, getText), nil)
+				if e, ok := errors.AsType[*http1.Error](err); !ok || e.Reason != http1.UpstreamRefused {
+					t.Errorf("a request after the end: %v, want %v", err, http1.UpstreamRefused)
+				}
+				late.Free()
+			})
+		})
+	}
+}
+
 // TestRoom: as many streams at once as both sides allow, as many over its life as the pool does.
 func TestRoom(t *testing.T) {
 	toUpstream(t, http2.Config{MaxRequests: 3}, func(t *testing.T, w *wire, c *http2.ClientConn) {
