@@ -74,7 +74,7 @@ func (c *conn) trailersOf(s *stream, h frameHeader, block []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
-	case c.streams[s.id] != s: // it was given up meanwhile
+	case c.streams[h.stream] != s: // it was given up meanwhile, and may be another by now
 	case s.tunnel:
 		s.malformedLocked("fields inside of a tunnel") // RFC 9113, 8.5
 	case s.gotEnd:

@@ -320,8 +320,11 @@ func (x *Exchange) Whole() *http1.Response {
 	up.ready = false
 	up.resp, up.next = up.next, up.resp
 	x.resp = &up.resp
-	x.parts = up.in.appendParts(x.parts[:0])
-	x.size = up.in.size
+	x.size = 0
+	if !x.resp.Body.Absent() { // else nothing is to follow, whatever did
+		x.parts = up.in.appendParts(x.parts[:0])
+		x.size = up.in.size
+	}
 	return x.resp
 }
 
@@ -334,7 +337,7 @@ func (x *Exchange) RespondWhole(e *http1.Edits) bool {
 		return false
 	}
 	st.head(p, e)
-	more := p.Body.Trailers().Len() > 0
+	more := !p.Body.Absent() && p.Body.Trailers().Len() > 0
 	if more {
 		st.x.end1.b = st.x.end1.b[:0]
 		(*http1.Edits)(nil).Each(p.Body.Trailers(), &st.x.end1)

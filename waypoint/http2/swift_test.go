@@ -410,6 +410,39 @@ func TestWhatEndsAWait(t *testing.T) {
 	}
 }
 
+// TestWhatHasNoBodyGetsNone, whatever its upstream sends behind the head, by either way.
+func TestWhatHasNoBodyGetsNone(t *testing.T) {
+	for _, tc := range []struct {
+		method string
+		answer []string
+	}{
+		{"HEAD", []string{":status", "200", "content-length", "10"}},
+		{"HEAD", []string{":status", "200"}},
+		{"GET", []string{":status", "204"}},
+		{"GET", []string{":status", "304", "content-length", "10"}},
+	} {
+		for _, at := range []string{"once", "a time"} {
+			carry(t, time.Minute, func(_ *testing.T, b *between) {
+				b.down.headers(1, true, ":method", tc.method, ":scheme", "http", ":authority", "cart", ":path", "/")
+				b.up.expect("HEADERS 1 " + tc.method + "/ end")
+				head := func(w *wire) { w.headers(1, false, append(tc.answer, "date", "x")...) }
+				rest := func(w *wire) {
+					_ = w.WriteData(1, false, []byte(aMessage))
+					w.headers(1, true, "x-sum", "1")
+				}
+				if at == "once" {
+					b.together(b.up, func(w *wire) { head(w); rest(w) })
+				} else {
+					b.together(b.up, head)
+					synctest.Wait()
+					b.together(b.up, rest)
+				}
+				b.down.expect("HEADERS 1 " + tc.answer[1] + " end")
+			})
+		}
+	}
+}
+
 // TestWindowsThatAreTooSmall make a worker wait for them, on either side.
 func TestWindowsThatAreTooSmall(t *testing.T) {
 	carry(t, 0, func(_ *testing.T, b *between) {
