@@ -160,7 +160,7 @@ func (l *lab) end() {
 		if err != nil {
 			l.t.Errorf("Run() = %v", err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		l.t.Error("the waypoint does not stop")
 	}
 }
@@ -282,9 +282,9 @@ func (l *lab) page(path string) string {
 // eventually waits for what happens elsewhere.
 func (l *lab) eventually(what string, ok func() bool) {
 	l.t.Helper()
-	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
-			l.t.Fatalf("%s: not within 20 s\n%s", what, l.log)
+			l.t.Fatalf("%s: not within a minute\n%s", what, l.log)
 		}
 	}
 }

@@ -55,7 +55,7 @@ func ask(conn net.Conn, path string) (*http.Response, string, error) {
 // idleLab is a lab whose service cart is reached in both ways: by tunnels and on announced connections.
 func idleLab(t *testing.T) (l *lab, ways map[string]func() (net.Conn, error)) {
 	at := loopback() + ":15088"
-	l = newLab(t, func(c *waypoint.Config) { c.ProxyAddr, c.AccessLog = at, false })
+	l = newLab(t, func(c *waypoint.Config) { c.ProxyAddr, c.AccessLog, c.SniffTimeout = at, false, 10*time.Second })
 	l.service("cart", "10.9.0.1", mesh.AppHTTP1, frugal(t))
 	l.service("unknown", "10.9.0.2", mesh.AppUnknown, frugal(t))
 	l.known("cart", "unknown")
