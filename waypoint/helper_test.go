@@ -92,6 +92,12 @@ func (s caService) CreateCertificate(ctx context.Context, req *capb.IstioCertifi
 // newLab starts all of it, with an empty mesh but for the waypoint and the client.
 func newLab(t *testing.T, change func(*waypoint.Config)) *lab {
 	t.Helper()
+	return newLabWriting(t, func(log io.Writer) io.Writer { return log }, change)
+}
+
+// newLabWriting has the waypoint write to what output makes of the log.
+func newLabWriting(t *testing.T, output func(log io.Writer) io.Writer, change func(*waypoint.Config)) *lab {
+	t.Helper()
 	l := &lab{t: t, ca: meshtest.NewCA(t), ip: loopback(), log: new(lockedBuffer), done: make(chan error, 1)}
 	target := l.serveIstiod()
 	l.publish(mesh.TypeAuthorization)
@@ -125,7 +131,7 @@ func newLab(t *testing.T, change func(*waypoint.Config)) *lab {
 	if err := cfg.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	env, err := daemon.NewEnv("waypoint", l.log, daemon.LogOptions{Level: "debug", Format: "json"})
+	env, err := daemon.NewEnv("waypoint", output(l.log), daemon.LogOptions{Level: "debug", Format: "json"})
 	if err != nil {
 		t.Fatal(err)
 	}

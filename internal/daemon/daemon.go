@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"runtime/debug"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -31,7 +32,7 @@ type Flags interface {
 type Env struct {
 	Name     string
 	Log      *zap.Logger
-	Out      io.Writer // where Log writes, for lines that have a format of their own; one Write is one line
+	Out      io.Writer // where Log writes, for lines that have a format of their own; one Write is one line. Of Main's, none waits
 	Level    zap.AtomicLevel
 	Registry *prometheus.Registry
 	Ready    *Readiness
@@ -40,17 +41,32 @@ type Env struct {
 	Hurry context.Context
 }
 
-// NewEnv returns an environment that logs to out, for Main and for tests that run a program in-process.
+// NewEnv returns an environment that logs to out, for Main and for tests that run a program in-process. Lines of the log do not
+// wait for others in a Spool, which tells there of those that are lost; to anything else, every line is written by who has it.
 func NewEnv(name string, out io.Writer, o LogOptions) (*Env, error) {
-	out = zapcore.Lock(zapcore.AddSync(out))
-	log, level, err := NewLogger(out, o)
+	spool, spooled := out.(*Spool)
+	prompt := io.Writer(promptLines{spool})
+	if !spooled {
+		out = zapcore.Lock(zapcore.AddSync(out))
+		prompt = out
+	}
+	log, level, err := NewLogger(prompt, o)
 	if err != nil {
 		return nil, err
 	}
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewGoCollector())
+	if spooled {
+		reg.MustRegister(spool.collector())
+		spool.tell = func(lost uint64) {
+			log.Warn("lines are lost that standard output did not take", zap.Uint64("lines", lost))
+		}
+	}
 	return &Env{Name: name, Log: log, Out: out, Level: level, Registry: reg, Ready: NewReadiness(), Hurry: context.Background()}, nil
 }
+
+// lastLines is how long a program that ends waits for its output to take the last lines.
+const lastLines = 2 * time.Second
 
 // Main is the body of every main function: it parses os.Args and the environment, runs the program until it ends or
 // SIGINT or SIGTERM arrives, and exits: 0 after a clean stop, 1 on failure, 2 on wrong usage. A second signal ends
@@ -82,7 +98,9 @@ func start(name string, args []string, errOut io.Writer, cfg Flags, run func(con
 		fmt.Fprintf(errOut, "%s: %v\n", name, err)
 		return 2
 	}
-	env, err := NewEnv(name, os.Stdout, logs)
+	out := NewSpool(os.Stdout)
+	defer out.Flush(lastLines)
+	env, err := NewEnv(name, out, logs)
 	if err != nil {
 		fmt.Fprintf(errOut, "%s: %v\n", name, err)
 		return 2
