@@ -67,6 +67,7 @@ func openFiles(cfg Config, env *daemon.Env, o origin) (origin, error) {
 	o.mesh.NoStatus = true
 	o.source = fileSource{files.New(files.Config{
 		Dir: cfg.Files, StatusDir: cfg.StatusDir, HeldFile: filepath.Join(cfg.DataDir, "last-good.json"), Log: env.Log.Named("files"),
+		Mesh: translate.Name{Namespace: o.mesh.RootNamespace, Name: "istio"},
 	})}
 	return o, nil
 }

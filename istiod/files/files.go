@@ -21,6 +21,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
+	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/internal/yamldir"
 	"github.com/mistnet/mistnet/istiod/index"
 	"github.com/mistnet/mistnet/istiod/translate"
@@ -28,10 +29,11 @@ import (
 
 // Config is where the mesh is written.
 type Config struct {
-	Dir       string      // objects, by people; must exist
-	StatusDir string      // state of pods, by node agents; "": none; made when missing
-	HeldFile  string      // where the last good forms of broken objects outlive a restart; "": they do not
-	Log       *zap.Logger // nil: none
+	Dir       string         // objects, by people; must exist
+	StatusDir string         // state of pods, by node agents; "": none; made when missing
+	Mesh      translate.Name // ConfigMap of the mesh's configuration; zero: istio-system/istio
+	HeldFile  string         // where the last good forms of broken objects outlive a restart; "": they do not
+	Log       *zap.Logger    // nil: none
 }
 
 // Source is the two directories joined.
@@ -47,6 +49,7 @@ type Source struct {
 	state    map[translate.Name]*corev1.Pod // and as agents told
 	inForce  map[yamldir.Key]yamldir.Object // as people wrote them
 	held     held
+	mesh     meshConfig
 	problems map[string][]yamldir.Problem // by directory, with full paths
 }
 
@@ -64,8 +67,11 @@ func New(cfg Config) *Source {
 	if cfg.Log == nil {
 		cfg.Log = zap.NewNop()
 	}
+	if cfg.Mesh == (translate.Name{}) {
+		cfg.Mesh = translate.Name{Namespace: mesh.RootNamespace, Name: "istio"}
+	}
 	return &Source{
-		cfg: cfg, log: cfg.Log,
+		cfg: cfg, log: cfg.Log, mesh: meshConfig{key: yamldir.Key{Kind: yamldir.KindConfigMap, Namespace: cfg.Mesh.Namespace, Name: cfg.Mesh.Name}},
 		written: make(map[translate.Name]*corev1.Pod), state: make(map[translate.Name]*corev1.Pod),
 		inForce: make(map[yamldir.Key]yamldir.Object), held: held{path: cfg.HeldFile, log: cfg.Log}, problems: make(map[string][]yamldir.Problem),
 	}
@@ -109,6 +115,9 @@ func same(status, dir string) bool {
 func (s *Source) take(dir string, c yamldir.Change, events func(yamldir.Change) []index.Event, first bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if dir == s.cfg.Dir {
+		c = s.mesh.check(c)
+	}
 	s.report(dir, c)
 	s.pending = append(s.pending, events(c)...)
 	if first {
@@ -217,6 +226,9 @@ func (s *Source) event(events []index.Event, key yamldir.Key, value runtime.Obje
 		return events
 	}
 	name := translate.Name{Namespace: key.Namespace, Name: key.Name}
+	if key == s.mesh.key {
+		events = append(events, index.Event{Kind: index.MeshConfig, Name: name, Object: s.mesh.read(value)})
+	}
 	if kind != index.Pod {
 		return append(events, index.Event{Kind: kind, Name: name, Object: value})
 	}

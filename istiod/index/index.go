@@ -49,6 +49,7 @@ const (
 	GatewayClass
 	ReferenceGrant
 	ConfigMap // that others refer to
+	MeshConfig
 	BackendTLSPolicy
 	XBackendTrafficPolicy
 )
@@ -93,6 +94,8 @@ func (k Kind) String() string {
 		return "ReferenceGrant"
 	case ConfigMap:
 		return "ConfigMap"
+	case MeshConfig:
+		return "MeshConfig"
 	case BackendTLSPolicy:
 		return "BackendTLSPolicy"
 	case XBackendTrafficPolicy:
@@ -172,7 +175,8 @@ type set[T comparable] map[T]struct{}
 
 // Index is all objects, all nouns, and who touches whom.
 type Index struct {
-	cfg     translate.Config
+	cfg     translate.Config // base, with what the mesh's configuration says instead
+	base    translate.Config
 	objects translate.Objects
 	nouns   translate.Nouns
 
@@ -204,12 +208,14 @@ type dirt struct {
 
 	routes set[router]
 	hosts  set[host]
-	strict bool // the policy that strict workloads share
+	strict bool      // the policy that strict workloads share
+	mesh   set[name] // the mesh's configuration
 }
 
 func clean() dirt {
 	return dirt{pods: make(set[name]), services: make(set[name]), slices: make(set[name]), policies: make(set[name]), authn: make(set[name]),
-		serviceEntries: make(set[name]), workloadEntries: make(set[name]), hosts: make(set[host]), routes: make(set[router])}
+		serviceEntries: make(set[name]), workloadEntries: make(set[name]), hosts: make(set[host]), routes: make(set[router]),
+		mesh: make(set[name])}
 }
 
 // pair is one label in one namespace.
@@ -222,7 +228,7 @@ type account struct{ node, namespace, serviceAccount string }
 // New returns an index of nothing.
 func New(cfg translate.Config) *Index {
 	return &Index{
-		cfg:     cfg.WithDefaults(),
+		cfg: cfg.WithDefaults(), base: cfg.WithDefaults(),
 		objects: translate.NewObjects(), nouns: translate.NewNouns(),
 		entries: newEntries(), traffic: newTraffic(), routing: newRouting(), waypoints: newWaypoints(),
 		labels: make(map[pair]set[name]), bySelect: make(map[pair]set[name]), byPolicy: make(map[pair]set[name]),
@@ -312,6 +318,8 @@ func (x *Index) apply(ev Event) {
 		x.referenceGrant(ev.Name, as[gatewayv1.ReferenceGrant](ev.Object))
 	case ConfigMap:
 		x.configMap(ev.Name, as[corev1.ConfigMap](ev.Object))
+	case MeshConfig:
+		x.meshConfig(ev.Name, as[translate.MeshConfig](ev.Object))
 	case BackendTLSPolicy:
 		x.backendTLSPolicy(ev.Name, as[gatewayv1.BackendTLSPolicy](ev.Object))
 	case XBackendTrafficPolicy:

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -55,7 +56,7 @@ func (w *world) event() index.Event {
 			index.AuthorizationPolicy, index.PeerAuthentication, index.ServiceEntry, index.WorkloadEntry,
 			index.DestinationRule, index.DestinationRule, index.BackendTLSPolicy, index.XBackendTrafficPolicy,
 			index.VirtualService, index.VirtualService, index.HTTPRoute, index.GRPCRoute, index.TCPRoute, index.TLSRoute, index.ReferenceGrant,
-			index.Gateway, index.Gateway, index.GatewayClass, index.ConfigMap),
+			index.Gateway, index.Gateway, index.GatewayClass, index.ConfigMap, index.MeshConfig),
 		Name: translate.Name{Namespace: pick(w, "one", "two", "istio-system"), Name: "x" + strconv.Itoa(w.IntN(5))},
 	}
 	meta := metav1.ObjectMeta{Namespace: ev.Name.Namespace, Name: ev.Name.Name, Labels: w.labels()}
@@ -115,6 +116,13 @@ func (w *world) event() index.Event {
 	case index.ConfigMap:
 		text := pick(w, someCA, "garbage", "")
 		set(&ev, w.objects.ConfigMaps, ev.Name, &corev1.ConfigMap{ObjectMeta: meta, Data: map[string]string{"ca.crt": text}}, gone)
+	case index.MeshConfig:
+		ev.Name = translate.Name{Namespace: "istio-system", Name: "istio"}
+		w.objects.MeshConfig = nil
+		if !gone {
+			w.objects.MeshConfig = w.meshConfig(ev.Name)
+			ev.Object = w.objects.MeshConfig
+		}
 	default:
 	}
 	return ev
@@ -171,6 +179,25 @@ func (w *world) slice(meta metav1.ObjectMeta) *discoveryv1.EndpointSlice {
 		o.Endpoints = append(o.Endpoints, ep)
 	}
 	return o
+}
+
+func (w *world) meshConfig(n translate.Name) *translate.MeshConfig {
+	var text strings.Builder
+	for _, line := range []string{
+		pick(w, "", "defaultVirtualServiceExportTo: ['.']", "defaultVirtualServiceExportTo: [one]"),
+		pick(w, "", "defaultDestinationRuleExportTo: ['.']", "defaultDestinationRuleExportTo: [two, one]"),
+		pick(w, "", "defaultHttpRetryPolicy: {attempts: 3, perTryTimeout: 2s}"),
+		pick(w, "", "mistnet: {waypointUnavailable: deny}", "mistnet: {waypointUnavailable: allow}"),
+		pick(w, "", "enableTracing: true"), pick(w, "", "trustDomain: elsewhere"),
+	} {
+		text.WriteString(line + "\n")
+	}
+	m, err := translate.ReadMeshConfig(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: n.Namespace, Name: n.Name},
+		Data: map[string]string{"mesh": text.String()}})
+	if err != nil {
+		panic(err)
+	}
+	return m
 }
 
 func (w *world) selector() *typeapi.WorkloadSelector {

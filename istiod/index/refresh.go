@@ -11,6 +11,9 @@ import (
 
 // refresh makes the marked nouns again and notes those that came out different.
 func (x *Index) refresh() {
+	for n := range x.dirty.mesh {
+		x.refreshMesh(n)
+	}
 	if x.dirty.strict {
 		x.refreshStrict()
 	}

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,7 +26,8 @@ const (
 
 const typeCARoot = "istio.io/ca-root" // of SecretSelfSigned, as Istio has it
 
-// ReadMesh returns the mesh's configuration with what its ConfigMap says instead. It waits for the API server.
+// ReadMesh returns the mesh's configuration with what its ConfigMap says instead of that which must not change while istiod runs:
+// its trust domain and its root namespace. What else is there, a Source tells. It waits for the API server.
 func ReadMesh(ctx context.Context, cfg Config) (translate.Config, error) {
 	cfg = cfg.withDefaults()
 	name := cfg.meshConfigMap()
@@ -45,7 +47,9 @@ func ReadMesh(ctx context.Context, cfg Config) (translate.Config, error) {
 	if err != nil {
 		return cfg.Mesh, fmt.Errorf("ConfigMap %s/%s: %w", cfg.Namespace, name, err)
 	}
-	return m.over(cfg.Mesh), nil
+	cfg.Mesh.RootNamespace = cmp.Or(m.RootNamespace, cfg.Mesh.RootNamespace)
+	cfg.Mesh.TrustDomain = cmp.Or(m.TrustDomain, cfg.Mesh.TrustDomain)
+	return cfg.Mesh, nil
 }
 
 // CAFiles returns the authority's files, from the Secret that people plugged in or from the one that the first of all

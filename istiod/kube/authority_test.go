@@ -23,7 +23,6 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 
-	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/istiod/ca"
 	"github.com/mistnet/mistnet/istiod/kube"
 	"github.com/mistnet/mistnet/istiod/translate"
@@ -125,9 +124,7 @@ func TestMeshConfigIsAwaited(t *testing.T) {
 	})
 	cfg := kube.Config{Clients: kube.Clients{Kube: client}, Revision: "canary", Mesh: translate.Config{ClusterID: "east"}}
 	got, err := kube.ReadMesh(t.Context(), cfg)
-	want := translate.Config{ClusterID: "east", TrustDomain: "mesh.example", RootNamespace: "istio-config", ClusterDomain: "cluster.local",
-		DenyWithoutWaypoint: true, VirtualServiceExportTo: []string{"."}, DestinationRuleExportTo: []string{"shop"}, TryTimeout: 2 * time.Second,
-		Retry: &mesh.Retry{Attempts: 5, On: mesh.RetryOnReset | mesh.RetryOnStatusCodes, Codes: []uint16{503}}}
+	want := translate.Config{ClusterID: "east", TrustDomain: "mesh.example", RootNamespace: "istio-config", ClusterDomain: "cluster.local"}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("ReadMesh = %+v, %v, want %+v", got, err, want)
 	}

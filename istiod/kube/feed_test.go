@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -107,6 +108,69 @@ func TestDiscoverySelectors(t *testing.T) {
 	update(err)
 	update(c.kube.CoreV1().Pods("new").Delete(ctx, "c", metav1.DeleteOptions{}))
 	c.until("nonsense leaves the selectors as they were", there("out/b"))
+}
+
+// TestMeshConfigWhileRunning: what istiod itself makes of the mesh's configuration follows its ConfigMap, an edit that makes no sense
+// changes nothing and is named, and without a ConfigMap the flags hold again.
+func TestMeshConfigWhileRunning(t *testing.T) {
+	t.Parallel()
+	ask := service("shop", "asks", "10.96.0.2")
+	ask.Labels = map[string]string{"istio.io/use-waypoint": "gone"}
+	c := newCluster(t, namespace("shop", nil), service("shop", "cart", "10.96.0.1"), ask,
+		networking("VirtualService", "shop", "split", map[string]any{"hosts": []any{"cart"},
+			"http": []any{map[string]any{"route": []any{map[string]any{"destination": map[string]any{"host": "cart"}}}}}}))
+	c.start()
+	holds := func(clients string, attempts uint32, closed bool) func(translate.Nouns) bool {
+		return func(n translate.Nouns) bool {
+			svc := n.Services["shop/asks.shop.svc.cluster.local"]
+			if svc == nil || svc.Waypoint.IsZero() == closed || len(n.Routes) != 1 {
+				return false
+			}
+			for _, r := range n.Routes {
+				if len(r.Parents) != 1 || r.Parents[0].Clients != clients || (r.HTTP.Retry == nil) != (attempts == 0) ||
+					attempts > 0 && r.HTTP.Retry.Attempts != attempts {
+					return false
+				}
+			}
+			return true
+		}
+	}
+	c.until("what holds by itself", holds("", 0, false))
+	cms := c.kube.CoreV1().ConfigMaps("istio-system")
+	config := func(mesh string) *corev1.ConfigMap {
+		return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "istio-system", Name: "istio"}, Data: map[string]string{"mesh": mesh}}
+	}
+	if _, err := cms.Create(t.Context(), config("defaultHttpRetryPolicy: {attempts: 5}\ndefaultVirtualServiceExportTo: [.]\nmistnet: {waypointUnavailable: deny}\n"+
+		"trustDomain: elsewhere\nenableTracing: true"), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.until("all of a new ConfigMap", holds("shop", 5, true))
+	c.until("what of it does not hold is named", func(n translate.Nouns) bool {
+		s := n.Statuses["ConfigMap istio-system/istio"]
+		return s != nil && s.Message == "trustDomain: it is cluster.local until istiod is started anew; fields of mesh without effect: enableTracing"
+	})
+	for _, broken := range []string{"defaultHttpRetryPolicy: {attempts: many}", "mistnet: {waypointUnavailable: perhaps}", "pathNormalization: {normalization: SOME}", "{"} {
+		if _, err := cms.Update(t.Context(), config(broken), metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		field, _, _ := strings.Cut(broken, ":")
+		c.eventually(broken+" is named", func(context.Context) bool {
+			p := c.source.Problems()
+			return len(p) == 1 && p[0].Resource == "configmaps/istio" && !p[0].InForce && (field == "{" || strings.Contains(p[0].Reason, field))
+		})
+	}
+	c.until("the last good form", holds("shop", 5, true))
+	if _, err := cms.Update(t.Context(), config("defaultHttpRetryPolicy: {attempts: 2}"), metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.until("a new one", holds("", 2, false))
+	if p := c.source.Problems(); len(p) != 0 {
+		t.Errorf("problems = %+v, want none", p)
+	}
+	if err := cms.Delete(t.Context(), "istio", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.until("none again", holds("", 0, false))
 }
 
 // TestTheAPIServerMayGo: what was read stays, and what changed meanwhile is seen when it is back.

@@ -2,7 +2,6 @@ package kube
 
 import (
 	"context"
-	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -55,8 +54,6 @@ type Source struct {
 	wake      chan struct{} // holds one token while there is something pending
 	leads     bool
 
-	meshProblem []Problem // of the mesh's configuration: one or none
-
 	writing chan struct{} // holds a token while this replica writes
 }
 
@@ -89,7 +86,7 @@ func (s *Source) makeFeeds() []*feed {
 	own := core.ConfigMaps(s.cfg.Namespace)
 	mesh, copies := "metadata.name="+s.cfg.meshConfigMap(), "metadata.name="+RootConfigMap
 	feeds := []*feed{
-		{name: "configmaps/" + s.cfg.meshConfigMap(), client: k, versions: typed(own.List, own.Watch, mesh, ""), trim: trimConfigMap, take: s.takeMesh},
+		{name: "configmaps/" + s.cfg.meshConfigMap(), client: k, versions: typed(own.List, own.Watch, mesh, ""), trim: trimMesh, take: s.takeMesh},
 		{name: "namespaces", client: k, versions: typed(core.Namespaces().List, core.Namespaces().Watch, "", ""), trim: trimNamespace, take: s.takeNamespaces},
 		{name: "nodes", client: k, versions: typed(core.Nodes().List, core.Nodes().Watch, "", ""), trim: trimNode, take: s.taker(index.Node)},
 		{name: "pods", client: k, versions: typed(core.Pods(all).List, core.Pods(all).Watch, "", ""), trim: trimPod, take: s.taker(index.Pod), selected: true},
@@ -276,27 +273,22 @@ func (s *Source) takePolicies(changes []change) {
 	s.taker(index.AuthorizationPolicy)(plain)
 }
 
-// takeMesh takes the mesh's configuration: of what can change while istiod runs, the selectors and the waypoints' settings.
+// takeMesh takes the mesh's configuration. A ConfigMap that makes no sense does not come here: what it said before stays.
 func (s *Source) takeMesh(changes []change) {
 	for _, c := range changes {
-		cm, _ := c.object.(*corev1.ConfigMap)
-		m, err := readMeshConfig(cm)
-		if err != nil {
-			s.log.Error("mesh configuration cannot be read, what it said before stays", zap.String("configmap", c.name.String()), zap.Error(err))
-			continue
+		m, _ := c.object.(*meshConfig)
+		if m == nil {
+			m = new(meshConfig)
 		}
-		if fixed := m.over(s.cfg.Mesh); !reflect.DeepEqual(fixed, s.cfg.Mesh) {
-			s.log.Error("mesh configuration asks for another trust domain, root namespace, treatment of missing waypoints, or defaults of rules: "+
-				"restart istiod for it",
-				zap.String("trust_domain", fixed.TrustDomain), zap.String("root_namespace", fixed.RootNamespace),
-				zap.Bool("deny_without_waypoint", fixed.DenyWithoutWaypoint))
+		ev := index.Event{Kind: index.MeshConfig, Name: c.name}
+		if m.MeshConfig != nil {
+			ev.Object = m.MeshConfig
 		}
-		m.tell(s.log)
 		s.mu.Lock()
-		s.meshProblem = m.problem(c.name)
+		s.add(ev)
 		s.mu.Unlock()
 		s.gateways.set(m.waypoints)
-		s.choose(m.selectors)
+		s.choose(m.selectors())
 	}
 }
 
@@ -340,9 +332,6 @@ func (s *Source) Problems() []Problem {
 	for _, f := range s.feeds {
 		all = append(all, f.problems()...)
 	}
-	s.mu.Lock()
-	all = append(all, s.meshProblem...)
-	s.mu.Unlock()
 	all = append(all, s.told.problems()...)
 	all = append(all, s.unread.problems(s.known)...)
 	slices.SortFunc(all, compareProblems)

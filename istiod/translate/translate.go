@@ -32,7 +32,7 @@ type Config struct {
 	NoStatus            bool // nobody writes statuses: a Gateway is in place when its Service is
 	DenyWithoutWaypoint bool // what asks for a waypoint that is not there is not reached, unless its namespace says otherwise
 
-	// What holds for objects that say nothing (MeshConfig): the exportTo of VirtualServices and DestinationRules, none for
+	// What holds for objects that say nothing (WithMesh): the exportTo of VirtualServices and DestinationRules, none for
 	// everybody, and the retries of HTTP rules, nil for those of a waypoint (DefaultRetry).
 	VirtualServiceExportTo  []string
 	DestinationRuleExportTo []string
@@ -108,6 +108,7 @@ type Objects struct {
 	GatewayClasses         map[string]*gatewayv1.GatewayClass
 	ReferenceGrants        map[Name]*gatewayv1.ReferenceGrant
 	ConfigMaps             map[Name]*corev1.ConfigMap // those that others refer to
+	MeshConfig             *MeshConfig                // nil: there is none
 	BackendTLSPolicies     map[Name]*gatewayv1.BackendTLSPolicy
 	BackendTrafficPolicies map[Name]*gatewayxv1alpha1.XBackendTrafficPolicy
 }
@@ -173,6 +174,8 @@ func All(cfg Config, o Objects) Nouns {
 			n.Conditions[c.Key()] = c
 		}
 	}
+	status(o.MeshConfig.Status(cfg))
+	cfg = cfg.WithMesh(o.MeshConfig)
 	for _, name := range slices.SortedFunc(maps.Keys(o.Services), compareNames) {
 		svc, s := Service(cfg, o.Services[name], o.Namespaces[name.Namespace])
 		if svc != nil {
