@@ -59,12 +59,12 @@ func New(ctx context.Context, cfg Config, env *daemon.Env) (*Istiod, error) {
 	d := &Istiod{cfg: cfg, env: env, log: env.Log, auth: o.verifier, authority: o.authority, source: o.source}
 	d.mirror = newMirror(o.mesh, env.Log.Named("translate"))
 	d.xds = xds.NewServer(xds.ServerConfig{
-		Order:        []string{mesh.TypeAuthorization, mesh.TypeTrafficPolicy, mesh.TypeRoute, mesh.TypeAddress},
+		Order:        []string{mesh.TypeAuthorization, mesh.TypeCredential, mesh.TypeTrafficPolicy, mesh.TypeRoute, mesh.TypeAddress},
 		Authenticate: d.authenticate, CheckNode: checkNode, Ready: d.mirror.filled, Log: env.Log.Named("xds"),
 	})
 	// A mesh without policies is a mesh with an empty list of them.
 	d.xds.PublishAll([]xds.Change{
-		{TypeURL: mesh.TypeAuthorization}, {TypeURL: mesh.TypeTrafficPolicy}, {TypeURL: mesh.TypeRoute}, {TypeURL: mesh.TypeAddress},
+		{TypeURL: mesh.TypeAuthorization}, {TypeURL: mesh.TypeCredential}, {TypeURL: mesh.TypeTrafficPolicy}, {TypeURL: mesh.TypeRoute}, {TypeURL: mesh.TypeAddress},
 	})
 	d.mirror.publish = d.xds.PublishAll
 	d.metrics = newMetrics(env.Registry, d)

@@ -48,11 +48,14 @@ func (m *mirror) apply(events []index.Event) {
 // encode makes resources of nouns. The server sends policies before what they guard, and removes them after.
 func (m *mirror) encode(changes []index.Change) []xds.Change {
 	policies, addresses := xds.Change{TypeURL: mesh.TypeAuthorization}, xds.Change{TypeURL: mesh.TypeAddress}
+	credentials := xds.Change{TypeURL: mesh.TypeCredential}
 	routes, traffic := xds.Change{TypeURL: mesh.TypeRoute}, xds.Change{TypeURL: mesh.TypeTrafficPolicy}
 	for _, c := range changes {
 		switch c.Key.Kind {
 		case index.NounPolicy:
 			m.add(&policies, c.Key, c.Policy != nil, func() (xds.Resource, error) { return policyResource(c.Policy) })
+		case index.NounCredential:
+			m.add(&credentials, c.Key, c.Credential != nil, func() (xds.Resource, error) { return credentialResource(c.Credential) })
 		case index.NounTraffic:
 			m.add(&traffic, c.Key, c.Traffic != nil, func() (xds.Resource, error) { return trafficResource(c.Traffic) })
 		case index.NounRoute:
@@ -67,7 +70,7 @@ func (m *mirror) encode(changes []index.Change) []xds.Change {
 		}
 	}
 	var out []xds.Change
-	for _, c := range []xds.Change{policies, traffic, routes, addresses} {
+	for _, c := range []xds.Change{policies, credentials, traffic, routes, addresses} {
 		if len(c.Upserts)+len(c.Removes) > 0 {
 			out = append(out, c)
 		}
@@ -108,6 +111,12 @@ func trafficResource(p *mesh.TrafficPolicy) (xds.Resource, error) {
 			Sources: p.Sources, Invalid: err.Error()})
 	}
 	return xds.Resource{Body: body}, err
+}
+
+// credentialResource encodes what only its readers may have.
+func credentialResource(c *translate.Credential) (xds.Resource, error) {
+	body, err := wds.EncodeCredential(&c.Credential)
+	return xds.Resource{Body: body, Private: true, Readers: c.Readers}, err
 }
 
 // routeResource encodes a rule; one that cannot be is sent as one that refuses what it would have matched, and more.
@@ -157,7 +166,7 @@ func (m *mirror) Runs(node, namespace, serviceAccount string) bool {
 	return m.x.Runs(node, namespace, serviceAccount)
 }
 
-// nouns is all nouns as they stand.
+// nouns is all nouns as they stand, for people to see: so without credentials.
 func (m *mirror) nouns() translate.Nouns {
 	m.mu.RLock()
 	defer m.mu.RUnlock()

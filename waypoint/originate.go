@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/internal/relay"
@@ -23,12 +24,27 @@ func originated(s *mesh.TrafficSettings) *mesh.UpstreamTLS {
 	return nil
 }
 
-// known reports whether all that t asks for can be done here: Secrets and revocation lists cannot.
-func known(t *mesh.UpstreamTLS) bool { return t == nil || t.Credential == "" && t.CRL == "" }
+// secret is the credential that t is begun with; nil when it names none. False: this waypoint was not given it, or it lacks
+// what verifies the application.
+func (v *view) secret(t *mesh.UpstreamTLS) (c *mesh.Credential, ok bool) {
+	if t == nil || t.Credential == "" {
+		return nil, true
+	}
+	c = v.secrets[t.Credential]
+	ok = c != nil && (len(c.Roots) > 0 || t.InsecureSkipVerify) && (len(c.Certificate) > 0 || t.Mode != mesh.TLSMutual)
+	return c, ok
+}
+
+// origin is the TLS that is begun with one service's endpoints.
+type origin struct {
+	*mesh.UpstreamTLS
+	secret   *mesh.Credential // instead of files; nil: none
+	hostname string           // of the service
+}
 
 // originate shakes hands on conn, which it owns: it is closed when that fails.
-func originate(ctx context.Context, conn relay.Conn, t *mesh.UpstreamTLS, hostname, protocol string) (relay.Conn, error) {
-	cfg, err := originConfig(t, hostname)
+func originate(ctx context.Context, conn relay.Conn, o origin, protocol string) (relay.Conn, error) {
+	cfg, err := o.config()
 	if err != nil {
 		_ = conn.Close()
 		return nil, err
@@ -48,18 +64,18 @@ func originate(ctx context.Context, conn relay.Conn, t *mesh.UpstreamTLS, hostna
 	return c, nil
 }
 
-// originConfig is made anew for each connection, so that files that were replaced are read again.
-func originConfig(t *mesh.UpstreamTLS, hostname string) (*tls.Config, error) {
-	cfg := &tls.Config{ServerName: hostname, MinVersion: tls.VersionTLS12, InsecureSkipVerify: t.InsecureSkipVerify}
-	if t.ServerName != "" {
-		cfg.ServerName = t.ServerName
+// config is made anew for each connection, so that files that were replaced are read again.
+func (o origin) config() (*tls.Config, error) {
+	cfg := &tls.Config{ServerName: o.hostname, MinVersion: tls.VersionTLS12, InsecureSkipVerify: o.InsecureSkipVerify}
+	if o.ServerName != "" {
+		cfg.ServerName = o.ServerName
 	}
-	pem := t.CAPEM
-	if t.CACertificates != "" {
-		var err error
-		if pem, err = os.ReadFile(t.CACertificates); err != nil {
-			return nil, fmt.Errorf("read the roots of the application: %w", err)
-		}
+	pem, err := orFile(o.CAPEM, o.CACertificates)
+	if err != nil {
+		return nil, fmt.Errorf("read the roots of the application: %w", err)
+	}
+	if o.secret != nil {
+		pem = o.secret.Roots
 	}
 	if len(pem) > 0 { // else the system's
 		cfg.RootCAs = x509.NewCertPool()
@@ -67,43 +83,82 @@ func originConfig(t *mesh.UpstreamTLS, hostname string) (*tls.Config, error) {
 			return nil, errors.New("read the roots of the application: no certificate in them")
 		}
 	}
-	if t.Mode == mesh.TLSMutual {
-		cert, err := tls.LoadX509KeyPair(t.ClientCertificate, t.PrivateKey)
+	if o.Mode == mesh.TLSMutual {
+		cert, err := o.certificate()
 		if err != nil {
 			return nil, fmt.Errorf("read the certificate for the application: %w", err)
 		}
 		cfg.Certificates = []tls.Certificate{cert}
 	}
-	if len(t.SANs) > 0 && !t.InsecureSkipVerify {
-		cfg.InsecureSkipVerify = true // of the server's name; VerifyConnection checks the chain, and who is expected instead
-		cfg.VerifyConnection = func(cs tls.ConnectionState) error { return verifySANs(cs.PeerCertificates, cfg.RootCAs, t.SANs) }
-	}
-	return cfg, nil
+	return cfg, o.verify(cfg)
 }
 
-func verifySANs(chain []*x509.Certificate, roots *x509.CertPool, sans []string) error {
-	if len(chain) == 0 {
-		return errors.New("the application shows no certificate")
+// orFile is the text, or that of a file when one is named.
+func orFile(text []byte, file string) ([]byte, error) {
+	if file == "" {
+		return text, nil
 	}
-	leaf, between := chain[0], x509.NewCertPool()
-	for _, c := range chain[1:] {
+	return os.ReadFile(file)
+}
+
+func (o origin) certificate() (tls.Certificate, error) {
+	if o.secret != nil {
+		return tls.X509KeyPair(o.secret.Certificate, o.secret.PrivateKey)
+	}
+	return tls.LoadX509KeyPair(o.ClientCertificate, o.PrivateKey)
+}
+
+// verify has the application's certificate judged by more than its chain and the server's name, where more is asked for.
+func (o origin) verify(cfg *tls.Config) error {
+	if o.InsecureSkipVerify {
+		return nil
+	}
+	lists, err := o.revocations()
+	if err != nil {
+		return fmt.Errorf("read the revocation lists of the application: %w", err)
+	}
+	if len(o.SANs) > 0 {
+		cfg.InsecureSkipVerify = true // of the server's name; VerifyConnection checks the chain, and who is expected instead
+	}
+	if len(o.SANs) == 0 && lists == nil {
+		return nil
+	}
+	cfg.VerifyConnection = func(cs tls.ConnectionState) error {
+		chains := cs.VerifiedChains
+		if len(o.SANs) > 0 {
+			var err error
+			if chains, err = verifySANs(cs.PeerCertificates, cfg.RootCAs, o.SANs); err != nil {
+				return err
+			}
+		}
+		return lists.check(chains, time.Now())
+	}
+	return nil
+}
+
+func verifySANs(shown []*x509.Certificate, roots *x509.CertPool, sans []string) (chains [][]*x509.Certificate, err error) {
+	if len(shown) == 0 {
+		return nil, errors.New("the application shows no certificate")
+	}
+	leaf, between := shown[0], x509.NewCertPool()
+	for _, c := range shown[1:] {
 		between.AddCert(c)
 	}
-	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between}); err != nil {
-		return err
+	if chains, err = leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between}); err != nil {
+		return nil, err
 	}
 	for _, san := range sans {
 		for _, uri := range leaf.URIs {
 			if uri.String() == san {
-				return nil
+				return chains, nil
 			}
 		}
 		if slices.ContainsFunc(leaf.DNSNames, func(n string) bool { return strings.EqualFold(n, san) }) ||
 			isIP(san) && leaf.VerifyHostname(san) == nil {
-			return nil
+			return chains, nil
 		}
 	}
-	return fmt.Errorf("the application's certificate names none of %s", strings.Join(sans, ", "))
+	return nil, fmt.Errorf("the application's certificate names none of %s", strings.Join(sans, ", "))
 }
 
 func isIP(s string) bool {

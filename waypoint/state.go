@@ -27,6 +27,7 @@ type view struct {
 	problems []route.Problem
 	backends map[string]bool                // keys of services that rules send to besides those that were asked for
 	traffic  map[string]*mesh.TrafficPolicy // by key
+	secrets  map[string]*mesh.Credential    // by key; they go into no dump
 	targets  *targets                       // made of these, as they were asked for
 
 	self   *mesh.Workload    // this waypoint's own pod; nil until istiod has told of it
@@ -73,6 +74,8 @@ func (s *state) apply(_ context.Context, u xds.Update) []xds.Rejection {
 		s.report(next.problems)
 	case mesh.TypeTrafficPolicy:
 		rejected = next.applyTraffic(u)
+	case mesh.TypeCredential:
+		rejected = next.applyCredentials(u)
 	default:
 		rejected = next.applyMesh(u)
 		s.govern(&next, u)
@@ -150,6 +153,30 @@ func (v *view) applyTraffic(u xds.Update) []xds.Rejection {
 		if v.traffic[r.Name] == nil {
 			v.traffic[r.Name] = illegible(r.Name, err)
 		}
+	}
+	return rejected
+}
+
+// applyCredentials replaces credentials.
+func (v *view) applyCredentials(u xds.Update) []xds.Rejection {
+	var rejected []xds.Rejection
+	v.secrets = maps.Clone(v.secrets)
+	for _, name := range u.Removes {
+		delete(v.secrets, name)
+	}
+	for _, r := range u.Upserts {
+		c, err := wds.DecodeCredential(r.Body)
+		if err == nil && c.Key() != r.Name {
+			err = fmt.Errorf("decode credential: %q is not the resource's name", c.Key())
+		}
+		if err != nil {
+			rejected = append(rejected, xds.Rejection{Name: r.Name, Err: err})
+			continue
+		}
+		if v.secrets == nil {
+			v.secrets = make(map[string]*mesh.Credential)
+		}
+		v.secrets[r.Name] = c
 	}
 	return rejected
 }

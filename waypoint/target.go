@@ -18,6 +18,7 @@ type target struct {
 	service  *mesh.Service
 	settings mesh.TrafficSettings
 	tls      *mesh.UpstreamTLS // to begin with the application; nil: none
+	secret   *mesh.Credential  // for that; nil: none
 	hash     *mesh.ConsistentHash
 	connect  time.Duration       // for a connection to be made
 	app      mesh.AppProtocol    // of the port
@@ -67,10 +68,15 @@ func (v *view) resolve(u *upstreams, clients string, key clusterKey) *target {
 		return nil
 	}
 	settings, ok := policy.For(key.subset, key.port)
-	if !ok || !known(originated(&settings)) {
+	if !ok {
 		return nil
 	}
-	t := &target{service: svc, settings: settings, tls: originated(&settings), hash: hashOf(settings.Balancer), connect: connectTimeout,
+	tls := originated(&settings)
+	secret, ok := v.secret(tls)
+	if !ok {
+		return nil
+	}
+	t := &target{service: svc, settings: settings, tls: tls, secret: secret, hash: hashOf(settings.Balancer), connect: connectTimeout,
 		cluster: u.cluster(key), port: key.port, self: v.self, endpoints: v.Endpoints(key.service)}
 	p, _ := svc.Port(key.port)
 	t.app = p.App
@@ -99,6 +105,7 @@ type members struct {
 	// What they were made of.
 	service   *mesh.Service
 	settings  mesh.TrafficSettings
+	secret    *mesh.Credential
 	self      *mesh.Workload
 	endpoints []mesh.Endpoint
 
@@ -162,7 +169,8 @@ func (m *members) worry(until int64) {
 
 // fits reports whether the members are what a target needs.
 func (m *members) fits(t *target) bool {
-	return m != nil && m.service == t.service && m.settings == t.settings && m.self == t.self && len(m.endpoints) == len(t.endpoints) &&
+	return m != nil && m.service == t.service && m.settings == t.settings && m.secret == t.secret && m.self == t.self &&
+		len(m.endpoints) == len(t.endpoints) &&
 		(len(m.endpoints) == 0 || &m.endpoints[0] == &t.endpoints[0])
 }
 
@@ -187,7 +195,7 @@ func (t *target) members(u *upstreams, ipv4 bool) *members {
 
 // gather makes the members. The mutex of the cluster is held. An endpoint that was a member before goes on as it did.
 func (t *target) gather(u *upstreams, ipv4 bool, now time.Time) *members {
-	m := &members{service: t.service, settings: t.settings, self: t.self, endpoints: t.endpoints}
+	m := &members{service: t.service, settings: t.settings, secret: t.secret, self: t.self, endpoints: t.endpoints}
 	if b := t.settings.Balancer; b != nil && b.Warmup != nil && b.Warmup.Duration > 0 {
 		m.warmup = b.Warmup
 	}
@@ -243,15 +251,20 @@ func (t *target) gather(u *upstreams, ipv4 bool, now time.Time) *members {
 // member is how a member of a target's set is reached.
 func (u *upstreams) member(t *target, c *lb.Choice) pick {
 	key := endpointKey{addr: netip.AddrPortFrom(c.Addr, c.Port)}
-	if t.tls != nil {
-		key.tls, key.name = t.tls, t.service.Hostname
-	}
+	t.origin(&key)
 	if !c.Addr.IsValid() {
 		key.host = c.Endpoint.Workload.Hostname
 	}
 	p := u.to(t.self, key, c.Endpoint.Workload, t.service.SANs)
 	p.self = t.self
 	return p
+}
+
+// origin puts into key what TLS is to be begun with.
+func (t *target) origin(key *endpointKey) {
+	if t.tls != nil {
+		key.tls, key.secret, key.name = t.tls, t.secret, t.service.Hostname
+	}
 }
 
 // search is one search for an endpoint: a request's, with its retries, or a connection's.
@@ -298,9 +311,7 @@ func (s *search) next(u *upstreams, now time.Time) (p pick, ok bool) {
 	t := s.target
 	if s.members == nil {
 		key := endpointKey{addr: netip.AddrPortFrom(s.dialled.Addr(), t.port)}
-		if t.tls != nil {
-			key.tls, key.name = t.tls, t.service.Hostname
-		}
+		t.origin(&key)
 		p.endpoint = u.endpoint(key)
 	} else {
 		s.members.now.Store(now.UnixNano())

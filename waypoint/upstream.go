@@ -59,8 +59,9 @@ type endpointKey struct {
 	tunnel bool
 	id     mesh.Identity
 
-	tls  *mesh.UpstreamTLS // begun with the application; another policy makes another endpoint
-	name string            // it is to have then
+	tls    *mesh.UpstreamTLS // begun with the application; another policy makes another endpoint
+	secret *mesh.Credential  // for that, instead of files; so does another of these
+	name   string            // it is to have then
 
 	client netip.AddrPort // whose connections these are, where the application is told; else all share them
 }
@@ -301,8 +302,8 @@ func (u *upstreams) dial(ctx context.Context, p pick, h hbone.Header, protocol s
 			return nil, err
 		}
 	}
-	if t := p.endpoint.key.tls; t != nil {
-		return originate(ctx, conn, t, p.endpoint.key.name, protocol)
+	if key := &p.endpoint.key; key.tls != nil {
+		return originate(ctx, conn, origin{key.tls, key.secret, key.name}, protocol)
 	}
 	return conn, nil
 }

@@ -56,7 +56,7 @@ func New(cfg *Config, env *daemon.Env) (*Waypoint, error) {
 	client, err := controlplane.New(&cfg.Config, controlplane.Options{
 		Node: nodeOf(cfg), Apply: w.state.apply, Log: env.Log,
 		// What guards and directs traffic comes before what it can reach.
-		Types: []string{mesh.TypeAuthorization, mesh.TypeRoute, mesh.TypeTrafficPolicy, mesh.TypeAddress},
+		Types: []string{mesh.TypeAuthorization, mesh.TypeRoute, mesh.TypeCredential, mesh.TypeTrafficPolicy, mesh.TypeAddress},
 	})
 	if err != nil {
 		return nil, err

@@ -280,7 +280,7 @@ func (x HealthCheck_Protocol) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use HealthCheck_Protocol.Descriptor instead.
 func (HealthCheck_Protocol) EnumDescriptor() ([]byte, []int) {
-	return file_route_traffic_proto_rawDescGZIP(), []int{13, 0}
+	return file_route_traffic_proto_rawDescGZIP(), []int{14, 0}
 }
 
 type TrafficPolicy struct {
@@ -1343,6 +1343,7 @@ type UpstreamTLS struct {
 	Crl                string                 `protobuf:"bytes,9,opt,name=crl,proto3" json:"crl,omitempty"`
 	Credential         string                 `protobuf:"bytes,10,opt,name=credential,proto3" json:"credential,omitempty"`
 	InsecureSkipVerify bool                   `protobuf:"varint,11,opt,name=insecure_skip_verify,json=insecureSkipVerify,proto3" json:"insecure_skip_verify,omitempty"`
+	CrlPem             []byte                 `protobuf:"bytes,12,opt,name=crl_pem,json=crlPem,proto3" json:"crl_pem,omitempty"`
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -1454,6 +1455,99 @@ func (x *UpstreamTLS) GetInsecureSkipVerify() bool {
 	return false
 }
 
+func (x *UpstreamTLS) GetCrlPem() []byte {
+	if x != nil {
+		return x.CrlPem
+	}
+	return nil
+}
+
+// What a waypoint is given of a Secret. The type URL on delta xDS is type.googleapis.com/mistnet.route.v1.Credential; the
+// resource's name is namespace/name. It is sent to the waypoints of that namespace only.
+type Credential struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Certificate   []byte                 `protobuf:"bytes,3,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	Key           []byte                 `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
+	Roots         []byte                 `protobuf:"bytes,5,opt,name=roots,proto3" json:"roots,omitempty"`
+	Crl           []byte                 `protobuf:"bytes,6,opt,name=crl,proto3" json:"crl,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Credential) Reset() {
+	*x = Credential{}
+	mi := &file_route_traffic_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Credential) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Credential) ProtoMessage() {}
+
+func (x *Credential) ProtoReflect() protoreflect.Message {
+	mi := &file_route_traffic_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Credential.ProtoReflect.Descriptor instead.
+func (*Credential) Descriptor() ([]byte, []int) {
+	return file_route_traffic_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Credential) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *Credential) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Credential) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
+func (x *Credential) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *Credential) GetRoots() []byte {
+	if x != nil {
+		return x.Roots
+	}
+	return nil
+}
+
+func (x *Credential) GetCrl() []byte {
+	if x != nil {
+		return x.Crl
+	}
+	return nil
+}
+
 type HealthCheck struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Protocol      HealthCheck_Protocol   `protobuf:"varint,1,opt,name=protocol,proto3,enum=mistnet.route.v1.HealthCheck_Protocol" json:"protocol,omitempty"`
@@ -1471,7 +1565,7 @@ type HealthCheck struct {
 
 func (x *HealthCheck) Reset() {
 	*x = HealthCheck{}
-	mi := &file_route_traffic_proto_msgTypes[13]
+	mi := &file_route_traffic_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1483,7 +1577,7 @@ func (x *HealthCheck) String() string {
 func (*HealthCheck) ProtoMessage() {}
 
 func (x *HealthCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_route_traffic_proto_msgTypes[13]
+	mi := &file_route_traffic_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1496,7 +1590,7 @@ func (x *HealthCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
 func (*HealthCheck) Descriptor() ([]byte, []int) {
-	return file_route_traffic_proto_rawDescGZIP(), []int{13}
+	return file_route_traffic_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *HealthCheck) GetProtocol() HealthCheck_Protocol {
@@ -1573,7 +1667,7 @@ type ForwardTunnel struct {
 
 func (x *ForwardTunnel) Reset() {
 	*x = ForwardTunnel{}
-	mi := &file_route_traffic_proto_msgTypes[14]
+	mi := &file_route_traffic_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1585,7 +1679,7 @@ func (x *ForwardTunnel) String() string {
 func (*ForwardTunnel) ProtoMessage() {}
 
 func (x *ForwardTunnel) ProtoReflect() protoreflect.Message {
-	mi := &file_route_traffic_proto_msgTypes[14]
+	mi := &file_route_traffic_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1598,7 +1692,7 @@ func (x *ForwardTunnel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardTunnel.ProtoReflect.Descriptor instead.
 func (*ForwardTunnel) Descriptor() ([]byte, []int) {
-	return file_route_traffic_proto_rawDescGZIP(), []int{14}
+	return file_route_traffic_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ForwardTunnel) GetPost() bool {
@@ -1635,7 +1729,7 @@ type RetryBudget struct {
 
 func (x *RetryBudget) Reset() {
 	*x = RetryBudget{}
-	mi := &file_route_traffic_proto_msgTypes[15]
+	mi := &file_route_traffic_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1647,7 +1741,7 @@ func (x *RetryBudget) String() string {
 func (*RetryBudget) ProtoMessage() {}
 
 func (x *RetryBudget) ProtoReflect() protoreflect.Message {
-	mi := &file_route_traffic_proto_msgTypes[15]
+	mi := &file_route_traffic_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1660,7 +1754,7 @@ func (x *RetryBudget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryBudget.ProtoReflect.Descriptor instead.
 func (*RetryBudget) Descriptor() ([]byte, []int) {
-	return file_route_traffic_proto_rawDescGZIP(), []int{15}
+	return file_route_traffic_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RetryBudget) GetPercent() *Fraction {
@@ -1708,7 +1802,7 @@ type LocalityBalance_Distribute struct {
 
 func (x *LocalityBalance_Distribute) Reset() {
 	*x = LocalityBalance_Distribute{}
-	mi := &file_route_traffic_proto_msgTypes[17]
+	mi := &file_route_traffic_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1720,7 +1814,7 @@ func (x *LocalityBalance_Distribute) String() string {
 func (*LocalityBalance_Distribute) ProtoMessage() {}
 
 func (x *LocalityBalance_Distribute) ProtoReflect() protoreflect.Message {
-	mi := &file_route_traffic_proto_msgTypes[17]
+	mi := &file_route_traffic_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1760,7 +1854,7 @@ type LocalityBalance_Failover struct {
 
 func (x *LocalityBalance_Failover) Reset() {
 	*x = LocalityBalance_Failover{}
-	mi := &file_route_traffic_proto_msgTypes[18]
+	mi := &file_route_traffic_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1772,7 +1866,7 @@ func (x *LocalityBalance_Failover) String() string {
 func (*LocalityBalance_Failover) ProtoMessage() {}
 
 func (x *LocalityBalance_Failover) ProtoReflect() protoreflect.Message {
-	mi := &file_route_traffic_proto_msgTypes[18]
+	mi := &file_route_traffic_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1939,7 +2033,7 @@ const file_route_traffic_proto_rawDesc = "" +
 	"\vmin_healthy\x18\b \x01(\rR\n" +
 	"minHealthy\x12\x1f\n" +
 	"\verror_codes\x18\t \x03(\rR\n" +
-	"errorCodes\"\xd0\x03\n" +
+	"errorCodes\"\xe9\x03\n" +
 	"\vUpstreamTLS\x126\n" +
 	"\x04mode\x18\x01 \x01(\x0e2\".mistnet.route.v1.UpstreamTLS.ModeR\x04mode\x12\x1f\n" +
 	"\vserver_name\x18\x02 \x01(\tR\n" +
@@ -1956,14 +2050,23 @@ const file_route_traffic_proto_rawDesc = "" +
 	"credential\x18\n" +
 	" \x01(\tR\n" +
 	"credential\x120\n" +
-	"\x14insecure_skip_verify\x18\v \x01(\bR\x12insecureSkipVerify\"=\n" +
+	"\x14insecure_skip_verify\x18\v \x01(\bR\x12insecureSkipVerify\x12\x17\n" +
+	"\acrl_pem\x18\f \x01(\fR\x06crlPem\"=\n" +
 	"\x04Mode\x12\v\n" +
 	"\aDISABLE\x10\x00\x12\n" +
 	"\n" +
 	"\x06SIMPLE\x10\x01\x12\n" +
 	"\n" +
 	"\x06MUTUAL\x10\x02\x12\x10\n" +
-	"\fISTIO_MUTUAL\x10\x03\"\xf4\x02\n" +
+	"\fISTIO_MUTUAL\x10\x03\"\x9a\x01\n" +
+	"\n" +
+	"Credential\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12 \n" +
+	"\vcertificate\x18\x03 \x01(\fR\vcertificate\x12\x10\n" +
+	"\x03key\x18\x04 \x01(\fR\x03key\x12\x14\n" +
+	"\x05roots\x18\x05 \x01(\fR\x05roots\x12\x10\n" +
+	"\x03crl\x18\x06 \x01(\fR\x03crl\"\xf4\x02\n" +
 	"\vHealthCheck\x12B\n" +
 	"\bprotocol\x18\x01 \x01(\x0e2&.mistnet.route.v1.HealthCheck.ProtocolR\bprotocol\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
@@ -2004,7 +2107,7 @@ func file_route_traffic_proto_rawDescGZIP() []byte {
 }
 
 var file_route_traffic_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_route_traffic_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_route_traffic_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_route_traffic_proto_goTypes = []any{
 	(Settings_ProxyProtocol)(0),        // 0: mistnet.route.v1.Settings.ProxyProtocol
 	(Balancer_Algorithm)(0),            // 1: mistnet.route.v1.Balancer.Algorithm
@@ -2024,18 +2127,19 @@ var file_route_traffic_proto_goTypes = []any{
 	(*Keepalive)(nil),                  // 15: mistnet.route.v1.Keepalive
 	(*OutlierDetection)(nil),           // 16: mistnet.route.v1.OutlierDetection
 	(*UpstreamTLS)(nil),                // 17: mistnet.route.v1.UpstreamTLS
-	(*HealthCheck)(nil),                // 18: mistnet.route.v1.HealthCheck
-	(*ForwardTunnel)(nil),              // 19: mistnet.route.v1.ForwardTunnel
-	(*RetryBudget)(nil),                // 20: mistnet.route.v1.RetryBudget
-	nil,                                // 21: mistnet.route.v1.Subset.LabelsEntry
-	(*LocalityBalance_Distribute)(nil), // 22: mistnet.route.v1.LocalityBalance.Distribute
-	(*LocalityBalance_Failover)(nil),   // 23: mistnet.route.v1.LocalityBalance.Failover
-	nil,                                // 24: mistnet.route.v1.LocalityBalance.Distribute.ToEntry
-	(*SessionPersistence)(nil),         // 25: mistnet.route.v1.SessionPersistence
-	(*durationpb.Duration)(nil),        // 26: google.protobuf.Duration
-	(*Header)(nil),                     // 27: mistnet.route.v1.Header
-	(*Fraction)(nil),                   // 28: mistnet.route.v1.Fraction
-	(*wrapperspb.UInt32Value)(nil),     // 29: google.protobuf.UInt32Value
+	(*Credential)(nil),                 // 18: mistnet.route.v1.Credential
+	(*HealthCheck)(nil),                // 19: mistnet.route.v1.HealthCheck
+	(*ForwardTunnel)(nil),              // 20: mistnet.route.v1.ForwardTunnel
+	(*RetryBudget)(nil),                // 21: mistnet.route.v1.RetryBudget
+	nil,                                // 22: mistnet.route.v1.Subset.LabelsEntry
+	(*LocalityBalance_Distribute)(nil), // 23: mistnet.route.v1.LocalityBalance.Distribute
+	(*LocalityBalance_Failover)(nil),   // 24: mistnet.route.v1.LocalityBalance.Failover
+	nil,                                // 25: mistnet.route.v1.LocalityBalance.Distribute.ToEntry
+	(*SessionPersistence)(nil),         // 26: mistnet.route.v1.SessionPersistence
+	(*durationpb.Duration)(nil),        // 27: google.protobuf.Duration
+	(*Header)(nil),                     // 28: mistnet.route.v1.Header
+	(*Fraction)(nil),                   // 29: mistnet.route.v1.Fraction
+	(*wrapperspb.UInt32Value)(nil),     // 30: google.protobuf.UInt32Value
 }
 var file_route_traffic_proto_depIdxs = []int32{
 	6,  // 0: mistnet.route.v1.TrafficPolicy.settings:type_name -> mistnet.route.v1.Settings
@@ -2045,13 +2149,13 @@ var file_route_traffic_proto_depIdxs = []int32{
 	14, // 4: mistnet.route.v1.Settings.pool:type_name -> mistnet.route.v1.ConnectionPool
 	16, // 5: mistnet.route.v1.Settings.outliers:type_name -> mistnet.route.v1.OutlierDetection
 	17, // 6: mistnet.route.v1.Settings.tls:type_name -> mistnet.route.v1.UpstreamTLS
-	19, // 7: mistnet.route.v1.Settings.tunnel:type_name -> mistnet.route.v1.ForwardTunnel
+	20, // 7: mistnet.route.v1.Settings.tunnel:type_name -> mistnet.route.v1.ForwardTunnel
 	0,  // 8: mistnet.route.v1.Settings.proxy_protocol:type_name -> mistnet.route.v1.Settings.ProxyProtocol
-	20, // 9: mistnet.route.v1.Settings.retry_budget:type_name -> mistnet.route.v1.RetryBudget
-	25, // 10: mistnet.route.v1.Settings.persistence:type_name -> mistnet.route.v1.SessionPersistence
-	18, // 11: mistnet.route.v1.Settings.health:type_name -> mistnet.route.v1.HealthCheck
+	21, // 9: mistnet.route.v1.Settings.retry_budget:type_name -> mistnet.route.v1.RetryBudget
+	26, // 10: mistnet.route.v1.Settings.persistence:type_name -> mistnet.route.v1.SessionPersistence
+	19, // 11: mistnet.route.v1.Settings.health:type_name -> mistnet.route.v1.HealthCheck
 	6,  // 12: mistnet.route.v1.PortSettings.settings:type_name -> mistnet.route.v1.Settings
-	21, // 13: mistnet.route.v1.Subset.labels:type_name -> mistnet.route.v1.Subset.LabelsEntry
+	22, // 13: mistnet.route.v1.Subset.labels:type_name -> mistnet.route.v1.Subset.LabelsEntry
 	6,  // 14: mistnet.route.v1.Subset.settings:type_name -> mistnet.route.v1.Settings
 	7,  // 15: mistnet.route.v1.Subset.ports:type_name -> mistnet.route.v1.PortSettings
 	1,  // 16: mistnet.route.v1.Balancer.algorithm:type_name -> mistnet.route.v1.Balancer.Algorithm
@@ -2059,35 +2163,35 @@ var file_route_traffic_proto_depIdxs = []int32{
 	12, // 18: mistnet.route.v1.Balancer.locality:type_name -> mistnet.route.v1.LocalityBalance
 	13, // 19: mistnet.route.v1.Balancer.warmup:type_name -> mistnet.route.v1.Warmup
 	11, // 20: mistnet.route.v1.ConsistentHash.cookie:type_name -> mistnet.route.v1.HashCookie
-	26, // 21: mistnet.route.v1.HashCookie.ttl:type_name -> google.protobuf.Duration
-	27, // 22: mistnet.route.v1.HashCookie.attributes:type_name -> mistnet.route.v1.Header
-	22, // 23: mistnet.route.v1.LocalityBalance.distribute:type_name -> mistnet.route.v1.LocalityBalance.Distribute
-	23, // 24: mistnet.route.v1.LocalityBalance.failover:type_name -> mistnet.route.v1.LocalityBalance.Failover
-	26, // 25: mistnet.route.v1.Warmup.duration:type_name -> google.protobuf.Duration
-	28, // 26: mistnet.route.v1.Warmup.min_percent:type_name -> mistnet.route.v1.Fraction
-	26, // 27: mistnet.route.v1.ConnectionPool.connect_timeout:type_name -> google.protobuf.Duration
-	26, // 28: mistnet.route.v1.ConnectionPool.max_connection_duration:type_name -> google.protobuf.Duration
-	26, // 29: mistnet.route.v1.ConnectionPool.tcp_idle_timeout:type_name -> google.protobuf.Duration
+	27, // 21: mistnet.route.v1.HashCookie.ttl:type_name -> google.protobuf.Duration
+	28, // 22: mistnet.route.v1.HashCookie.attributes:type_name -> mistnet.route.v1.Header
+	23, // 23: mistnet.route.v1.LocalityBalance.distribute:type_name -> mistnet.route.v1.LocalityBalance.Distribute
+	24, // 24: mistnet.route.v1.LocalityBalance.failover:type_name -> mistnet.route.v1.LocalityBalance.Failover
+	27, // 25: mistnet.route.v1.Warmup.duration:type_name -> google.protobuf.Duration
+	29, // 26: mistnet.route.v1.Warmup.min_percent:type_name -> mistnet.route.v1.Fraction
+	27, // 27: mistnet.route.v1.ConnectionPool.connect_timeout:type_name -> google.protobuf.Duration
+	27, // 28: mistnet.route.v1.ConnectionPool.max_connection_duration:type_name -> google.protobuf.Duration
+	27, // 29: mistnet.route.v1.ConnectionPool.tcp_idle_timeout:type_name -> google.protobuf.Duration
 	15, // 30: mistnet.route.v1.ConnectionPool.keepalive:type_name -> mistnet.route.v1.Keepalive
-	26, // 31: mistnet.route.v1.ConnectionPool.http_idle_timeout:type_name -> google.protobuf.Duration
+	27, // 31: mistnet.route.v1.ConnectionPool.http_idle_timeout:type_name -> google.protobuf.Duration
 	2,  // 32: mistnet.route.v1.ConnectionPool.upgrade:type_name -> mistnet.route.v1.ConnectionPool.H2Upgrade
-	26, // 33: mistnet.route.v1.ConnectionPool.http2_ping_interval:type_name -> google.protobuf.Duration
-	26, // 34: mistnet.route.v1.ConnectionPool.http2_ping_timeout:type_name -> google.protobuf.Duration
-	26, // 35: mistnet.route.v1.Keepalive.time:type_name -> google.protobuf.Duration
-	26, // 36: mistnet.route.v1.Keepalive.interval:type_name -> google.protobuf.Duration
-	29, // 37: mistnet.route.v1.OutlierDetection.consecutive_5xx:type_name -> google.protobuf.UInt32Value
-	29, // 38: mistnet.route.v1.OutlierDetection.consecutive_gateway:type_name -> google.protobuf.UInt32Value
-	29, // 39: mistnet.route.v1.OutlierDetection.consecutive_local:type_name -> google.protobuf.UInt32Value
-	26, // 40: mistnet.route.v1.OutlierDetection.interval:type_name -> google.protobuf.Duration
-	26, // 41: mistnet.route.v1.OutlierDetection.base_ejection:type_name -> google.protobuf.Duration
+	27, // 33: mistnet.route.v1.ConnectionPool.http2_ping_interval:type_name -> google.protobuf.Duration
+	27, // 34: mistnet.route.v1.ConnectionPool.http2_ping_timeout:type_name -> google.protobuf.Duration
+	27, // 35: mistnet.route.v1.Keepalive.time:type_name -> google.protobuf.Duration
+	27, // 36: mistnet.route.v1.Keepalive.interval:type_name -> google.protobuf.Duration
+	30, // 37: mistnet.route.v1.OutlierDetection.consecutive_5xx:type_name -> google.protobuf.UInt32Value
+	30, // 38: mistnet.route.v1.OutlierDetection.consecutive_gateway:type_name -> google.protobuf.UInt32Value
+	30, // 39: mistnet.route.v1.OutlierDetection.consecutive_local:type_name -> google.protobuf.UInt32Value
+	27, // 40: mistnet.route.v1.OutlierDetection.interval:type_name -> google.protobuf.Duration
+	27, // 41: mistnet.route.v1.OutlierDetection.base_ejection:type_name -> google.protobuf.Duration
 	3,  // 42: mistnet.route.v1.UpstreamTLS.mode:type_name -> mistnet.route.v1.UpstreamTLS.Mode
 	4,  // 43: mistnet.route.v1.HealthCheck.protocol:type_name -> mistnet.route.v1.HealthCheck.Protocol
-	26, // 44: mistnet.route.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
-	26, // 45: mistnet.route.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
-	28, // 46: mistnet.route.v1.RetryBudget.percent:type_name -> mistnet.route.v1.Fraction
-	26, // 47: mistnet.route.v1.RetryBudget.min_rate_interval:type_name -> google.protobuf.Duration
-	26, // 48: mistnet.route.v1.RetryBudget.interval:type_name -> google.protobuf.Duration
-	24, // 49: mistnet.route.v1.LocalityBalance.Distribute.to:type_name -> mistnet.route.v1.LocalityBalance.Distribute.ToEntry
+	27, // 44: mistnet.route.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
+	27, // 45: mistnet.route.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
+	29, // 46: mistnet.route.v1.RetryBudget.percent:type_name -> mistnet.route.v1.Fraction
+	27, // 47: mistnet.route.v1.RetryBudget.min_rate_interval:type_name -> google.protobuf.Duration
+	27, // 48: mistnet.route.v1.RetryBudget.interval:type_name -> google.protobuf.Duration
+	25, // 49: mistnet.route.v1.LocalityBalance.Distribute.to:type_name -> mistnet.route.v1.LocalityBalance.Distribute.ToEntry
 	50, // [50:50] is the sub-list for method output_type
 	50, // [50:50] is the sub-list for method input_type
 	50, // [50:50] is the sub-list for extension type_name
@@ -2113,7 +2217,7 @@ func file_route_traffic_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_route_traffic_proto_rawDesc), len(file_route_traffic_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   20,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

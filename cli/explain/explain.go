@@ -40,7 +40,7 @@ type Problem struct {
 
 // Read reads the YAML files and directories named by paths, as istiod does in files mode.
 func Read(ctx context.Context, paths ...string) (*Mesh, error) {
-	return gathered(paths, func(dir string) (*Mesh, error) { return read(ctx, dir, metav1.Time{}) })
+	return gathered(paths, func(dir string) (*Mesh, error) { return read(ctx, dir, metav1.Time{}, translate.Config{NoStatus: true}) })
 }
 
 // gathered calls do with a directory that holds the YAML below paths, and is gone afterwards.
@@ -59,8 +59,8 @@ func gathered(paths []string, do func(dir string) (*Mesh, error)) (*Mesh, error)
 }
 
 // read reads the files of dir. What does not say when it was created was created at born.
-func read(ctx context.Context, dir string, born metav1.Time) (*Mesh, error) {
-	cfg := translate.Config{NoStatus: true}.WithDefaults()
+func read(ctx context.Context, dir string, born metav1.Time, cfg translate.Config) (*Mesh, error) {
+	cfg = cfg.WithDefaults()
 	x := index.New(cfg)
 	source := files.New(files.Config{Dir: dir})
 	ctx, cancel := context.WithCancel(ctx)

@@ -19,6 +19,7 @@ import (
 	"github.com/mistnet/mistnet/cli/cluster"
 	"github.com/mistnet/mistnet/internal/yamldir"
 	"github.com/mistnet/mistnet/istiod/kube"
+	"github.com/mistnet/mistnet/istiod/translate"
 )
 
 // pageSize is how many objects one answer of the API server holds at most.
@@ -36,7 +37,7 @@ func ReadCluster(ctx context.Context, c *cluster.Cluster, paths ...string) (*Mes
 				return nil, cluster.Explain(fmt.Errorf("list every %s: %w", kind.Kind, err))
 			}
 		}
-		return read(ctx, dir, metav1.Now())
+		return read(ctx, dir, metav1.Now(), translate.Config{NoStatus: true, NoSecrets: true}) // which nobody shall find on this disk
 	})
 }
 

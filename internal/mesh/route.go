@@ -11,6 +11,7 @@ import (
 const (
 	TypeRoute         = "type.googleapis.com/mistnet.route.v1.Route"
 	TypeTrafficPolicy = "type.googleapis.com/mistnet.route.v1.TrafficPolicy"
+	TypeCredential    = "type.googleapis.com/mistnet.route.v1.Credential"
 )
 
 // Route is one rule of a user's route as data: an entry of VirtualService http, tls or tcp, or a rule of an HTTPRoute,

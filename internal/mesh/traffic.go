@@ -376,7 +376,8 @@ type UpstreamTLS struct {
 	ClientCertificate  string   // clientCertificate: a file of the waypoint
 	PrivateKey         string   // privateKey: a file of the waypoint
 	CRL                string   // caCrl: a file of the waypoint
-	Credential         string   // credentialName: namespace/name of a Secret
+	CRLPEM             []byte   // revocation lists themselves, of a ConfigMap
+	Credential         string   // credentialName: the Key of a Credential, which is there instead of files
 	InsecureSkipVerify bool
 }
 

@@ -238,7 +238,7 @@ func (r *routeReader) tls(at string, m *pb.UpstreamTLS) *mesh.UpstreamTLS {
 	t := &mesh.UpstreamTLS{
 		Mode: mesh.TLSMode(r.enum(at+".mode", m.GetMode(), true)), ServerName: m.GetServerName(), SANs: filledList(m.GetSans()),
 		CACertificates: m.GetCaCertificates(), CAPEM: filledBytes(m.GetCaPem()), SystemRoots: m.GetSystemRoots(),
-		ClientCertificate: m.GetClientCertificate(), PrivateKey: m.GetPrivateKey(), CRL: m.GetCrl(),
+		ClientCertificate: m.GetClientCertificate(), PrivateKey: m.GetPrivateKey(), CRL: m.GetCrl(), CRLPEM: filledBytes(m.GetCrlPem()),
 		Credential: m.GetCredential(), InsecureSkipVerify: m.GetInsecureSkipVerify(),
 	}
 	if t.Mode == mesh.TLSMutual && t.Credential == "" && (t.ClientCertificate == "" || t.PrivateKey == "") {

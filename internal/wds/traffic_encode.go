@@ -61,7 +61,7 @@ func settingsToProto(s mesh.TrafficSettings) *pb.Settings {
 		m.Tls = &pb.UpstreamTLS{
 			Mode: pb.UpstreamTLS_Mode(t.Mode), ServerName: t.ServerName, Sans: t.SANs, CaCertificates: t.CACertificates,
 			CaPem: t.CAPEM, SystemRoots: t.SystemRoots, ClientCertificate: t.ClientCertificate, PrivateKey: t.PrivateKey,
-			Crl: t.CRL, Credential: t.Credential, InsecureSkipVerify: t.InsecureSkipVerify,
+			Crl: t.CRL, CrlPem: t.CRLPEM, Credential: t.Credential, InsecureSkipVerify: t.InsecureSkipVerify,
 		}
 	}
 	if t := s.Tunnel; t != nil {

@@ -41,6 +41,8 @@ type entry struct {
 	aliases, follows []string
 	wire             []byte // as it stands in a response: tag, length, Resource; nil when removed
 	superseded       bool
+	private          bool // of a removal: what is removed was
+	readers          []string
 }
 
 func (e *entry) removed() bool { return e.wire == nil }
@@ -67,7 +69,7 @@ func encodeEntry(typeURL string, r Resource) (*entry, error) {
 	wire := make([]byte, 0, len(body)+protowire.SizeTag(resourcesField)+protowire.SizeVarint(uint64(len(body))))
 	wire = protowire.AppendTag(wire, resourcesField, protowire.BytesType)
 	wire = protowire.AppendBytes(wire, body)
-	return &entry{name: r.Name, version: v, aliases: r.Aliases, follows: r.Follows, wire: wire}, nil
+	return &entry{name: r.Name, version: v, aliases: r.Aliases, follows: r.Follows, wire: wire, private: r.Private, readers: r.Readers}, nil
 }
 
 // resourcesField is the number of DeltaDiscoveryResponse.resources.
@@ -85,6 +87,7 @@ func (s *store) put(e *entry) bool {
 			s.live--
 		}
 		old.superseded, old.wire = true, nil
+		e.private = e.private || e.removed() && old.private
 	}
 	s.seq++
 	e.seq = s.seq
@@ -101,7 +104,8 @@ func sameEntry(a, b *entry) bool {
 	if a.removed() || b.removed() {
 		return a.removed() == b.removed()
 	}
-	return a.version == b.version && slices.Equal(a.aliases, b.aliases) && slices.Equal(a.follows, b.follows)
+	return a.version == b.version && slices.Equal(a.aliases, b.aliases) && slices.Equal(a.follows, b.follows) &&
+		a.private == b.private && slices.Equal(a.readers, b.readers)
 }
 
 func (s *store) link(e *entry) {
@@ -162,9 +166,6 @@ func (s *store) lookup(name string) []*entry {
 	}
 	return found
 }
-
-// named reports whether there is a resource of that name or alias.
-func (s *store) named(name string) bool { return s.get(name) != nil || len(s.byAlias[name]) > 0 }
 
 func (s *store) followers(name string) []*entry {
 	var found []*entry

@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -180,7 +181,8 @@ func (st *stream) watch(req *discovery.DeltaDiscoveryRequest) error {
 		return status.Error(codes.ResourceExhausted, fmt.Sprintf("more than %d types on a stream", maxTypes))
 	}
 	s := st.server.watchedStore(req.GetTypeUrl())
-	w := newWatch(s, req, slices.Contains(st.node.GetClientFeatures(), featureChunks))
+	reader, _, _ := strings.Cut(st.peer, "@")
+	w := newWatch(s, req, reader, slices.Contains(st.node.GetClientFeatures(), featureChunks))
 	w.stream = st
 	w.subscribe(req.GetResourceNamesSubscribe(), req.GetResourceNamesUnsubscribe())
 	w.claimed()

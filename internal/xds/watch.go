@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"slices"
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -21,6 +22,8 @@ type watch struct {
 	chunks   bool            // the client understands partial answers
 	names    map[string]bool // subscribed by name
 	has      map[string]bool // resources the client has by name subscription
+	reader   string          // who the client is, for what is not for everybody
+	given    map[string]bool // private resources that the client has: of others it hears nothing, not even that they go
 
 	start   uint64            // the log when the client came: removals before are in claims or none of its business
 	cursor  uint64            // changes up to here were sent or do not concern the client
@@ -45,9 +48,9 @@ type batch struct {
 	seen    map[string]bool // names told, where a name can come up more than once
 }
 
-func newWatch(s *store, req *discovery.DeltaDiscoveryRequest, chunks bool) *watch {
+func newWatch(s *store, req *discovery.DeltaDiscoveryRequest, reader string, chunks bool) *watch {
 	w := &watch{
-		store: s, chunks: chunks, names: make(map[string]bool), has: make(map[string]bool),
+		store: s, chunks: chunks, reader: reader, given: make(map[string]bool), names: make(map[string]bool), has: make(map[string]bool),
 		removes: make(map[string]bool), rejected: make(map[string]string), claims: req.GetInitialResourceVersions(),
 		start: s.seq, cursor: s.seq,
 	}
@@ -59,11 +62,33 @@ func newWatch(s *store, req *discovery.DeltaDiscoveryRequest, chunks bool) *watc
 		w.watchAll()
 	}
 	for name := range w.claims {
-		if s.get(name) == nil && (w.wildcard || !s.named(name)) {
+		if w.get(name) == nil && (w.wildcard || !w.named(name)) {
 			w.remove(name)
 		}
 	}
 	return w
+}
+
+// sees reports whether a resource is for this client.
+func (w *watch) sees(e *entry) bool { return !e.private || slices.Contains(e.readers, w.reader) }
+
+// get returns the resource of that name, or nil when the client is not to know of any.
+func (w *watch) get(name string) *entry {
+	if e := w.store.get(name); e != nil && w.sees(e) {
+		return e
+	}
+	return nil
+}
+
+// lookup is the store's, of what is for this client.
+func (w *watch) lookup(name string) []*entry {
+	return slices.DeleteFunc(w.store.lookup(name), func(e *entry) bool { return !w.sees(e) })
+}
+
+// named reports whether there is a resource of that name or alias for this client.
+func (w *watch) named(name string) bool {
+	return w.get(name) != nil ||
+		slices.ContainsFunc(w.store.byAlias[name], func(n string) bool { return w.get(n) != nil })
 }
 
 // claimed subscribes to what a client without a wildcard says it has: that, too, is how a client names its
@@ -169,13 +194,13 @@ func (w *watch) collect(removals bool) batch {
 // answer adds what a subscribed name stands for, or its absence. A name claimed without a version is waited for, so
 // what it stands for is told even if the client has it by another name.
 func (w *watch) answer(b *batch, name string) {
-	found := w.store.lookup(name)
+	found := w.lookup(name)
 	if v, claimed := w.claims[name]; claimed && v == "" {
 		for _, e := range found {
 			delete(w.claims, e.name)
 		}
 	}
-	if !w.store.named(name) {
+	if !w.named(name) {
 		w.remove(name)
 	}
 	for _, e := range found {
@@ -187,10 +212,21 @@ func (w *watch) answer(b *batch, name string) {
 func (w *watch) change(b *batch, e *entry) {
 	switch {
 	case e.superseded:
+	case e.private && (e.removed() || !w.sees(e)):
+		w.denied(e)
 	case e.removed():
 		w.gone(e)
 	case w.wildcard, w.concerns(e):
 		w.add(b, e)
+	}
+}
+
+// denied takes back a private resource that the client had.
+func (w *watch) denied(e *entry) {
+	if w.given[e.name] || w.names[e.name] {
+		delete(w.given, e.name)
+		delete(w.has, e.name)
+		w.remove(e.name)
 	}
 }
 
@@ -206,7 +242,7 @@ func (w *watch) gone(e *entry) {
 		w.remove(e.name)
 	}
 	for _, alias := range e.aliases {
-		if w.names[alias] && !w.store.named(alias) {
+		if w.names[alias] && !w.named(alias) {
 			w.remove(alias)
 		}
 	}
@@ -246,12 +282,15 @@ func (w *watch) add(b *batch, e *entry) {
 	if v, ok := w.claims[e.name]; !ok || v != e.version {
 		w.encode(b, e)
 	}
+	if e.private {
+		w.given[e.name] = true
+	}
 	if w.wildcard || w.has[e.name] {
 		return
 	}
 	w.has[e.name] = true
 	for _, follower := range w.store.followers(e.name) {
-		if !w.has[follower.name] {
+		if !w.has[follower.name] && w.sees(follower) {
 			w.add(b, follower)
 		}
 	}

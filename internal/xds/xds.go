@@ -30,6 +30,10 @@ type Resource struct {
 	Version string   // what tells one content from another; on Publish, empty means the hash of Body
 	Aliases []string // further names a client may subscribe by
 	Body    []byte   // the message: the value of the Any
+	// Private keeps the resource from everybody but Readers: for others it does not exist. Readers are compared with what
+	// Authenticate said, up to an "@" in that.
+	Private bool
+	Readers []string
 	// Follows are names whose subscribers get this resource too, as those of a service get its endpoints. It stays on
 	// the server.
 	Follows []string

@@ -23,6 +23,7 @@ const (
 	KindService             = "/Service"
 	KindServiceAccount      = "/ServiceAccount"
 	KindConfigMap           = "/ConfigMap"
+	KindSecret              = "/Secret"
 	KindEndpointSlice       = "discovery.k8s.io/EndpointSlice"
 	KindAuthorizationPolicy = "security.istio.io/AuthorizationPolicy"
 	KindPeerAuthentication  = "security.istio.io/PeerAuthentication"
@@ -56,6 +57,7 @@ var kinds = map[string]kind{
 	KindService:             {versions: []string{"v1"}, make: func() runtime.Object { return &corev1.Service{} }},
 	KindServiceAccount:      {versions: []string{"v1"}, make: func() runtime.Object { return &corev1.ServiceAccount{} }},
 	KindConfigMap:           {versions: []string{"v1"}, make: func() runtime.Object { return &corev1.ConfigMap{} }},
+	KindSecret:              {versions: []string{"v1"}, make: func() runtime.Object { return &corev1.Secret{} }},
 	KindEndpointSlice:       {versions: []string{"v1"}, make: func() runtime.Object { return &discoveryv1.EndpointSlice{} }},
 	KindAuthorizationPolicy: {versions: []string{"v1", "v1beta1"}, make: func() runtime.Object { return &securityv1.AuthorizationPolicy{} }},
 	KindPeerAuthentication:  {versions: []string{"v1", "v1beta1"}, make: func() runtime.Object { return &securityv1.PeerAuthentication{} }},

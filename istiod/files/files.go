@@ -217,7 +217,8 @@ var kinds = map[string]index.Kind{
 	yamldir.KindHTTPRoute: index.HTTPRoute, yamldir.KindGRPCRoute: index.GRPCRoute,
 	yamldir.KindTCPRoute: index.TCPRoute, yamldir.KindTLSRoute: index.TLSRoute,
 	yamldir.KindGateway: index.Gateway, yamldir.KindGatewayClass: index.GatewayClass, yamldir.KindReferenceGrant: index.ReferenceGrant,
-	yamldir.KindConfigMap: index.ConfigMap, yamldir.KindBackendTLSPolicy: index.BackendTLSPolicy, yamldir.KindXBackendTraffic: index.XBackendTrafficPolicy,
+	yamldir.KindConfigMap: index.ConfigMap, yamldir.KindSecret: index.Secret,
+	yamldir.KindBackendTLSPolicy: index.BackendTLSPolicy, yamldir.KindXBackendTraffic: index.XBackendTrafficPolicy,
 }
 
 func (s *Source) event(events []index.Event, key yamldir.Key, value runtime.Object) []index.Event {

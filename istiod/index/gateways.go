@@ -24,23 +24,26 @@ type waypoints struct {
 	askers  map[name]set[asker]                  // and the other way round
 	fronts  map[name]set[name]                   // Gateways by the Service that may be their own
 	byClass map[string]set[name]                 // Gateways by class
+	inSpace map[string]set[name]                 // Gateways by namespace
 	targets map[translate.PolicyTarget]set[name] // policies by target
 }
 
 func newWaypoints() waypoints {
 	return waypoints{asks: make(map[asker][]name), askers: make(map[name]set[asker]),
-		fronts: make(map[name]set[name]), byClass: make(map[string]set[name]), targets: make(map[translate.PolicyTarget]set[name])}
+		fronts: make(map[name]set[name]), byClass: make(map[string]set[name]), inSpace: make(map[string]set[name]), targets: make(map[translate.PolicyTarget]set[name])}
 }
 
 func (x *Index) gateway(n name, now *gatewayv1.Gateway) {
 	if old := x.objects.Gateways[n]; old != nil {
 		unlink(x.waypoints.fronts, translate.ServiceOfGateway(old), n)
 		unlink(x.waypoints.byClass, string(old.Spec.GatewayClassName), n)
+		unlink(x.waypoints.inSpace, n.Namespace, n)
 	}
 	keep(x.objects.Gateways, n, now)
 	if now != nil {
 		link(x.waypoints.fronts, translate.ServiceOfGateway(now), n)
 		link(x.waypoints.byClass, string(now.Spec.GatewayClassName), n)
+		link(x.waypoints.inSpace, n.Namespace, n)
 	}
 	x.markGateway(n)
 }
@@ -59,6 +62,7 @@ func (x *Index) markGateway(n name) {
 		x.markAsker(a)
 	}
 	x.mark(x.dirty.policies, x.waypoints.targets[translate.PolicyTarget{Kind: translate.TargetGateway, Name: n}])
+	x.credentials.dirtySpaces[n.Namespace] = struct{}{}
 }
 
 func (x *Index) markAsker(a asker) {

@@ -49,6 +49,7 @@ const (
 	GatewayClass
 	ReferenceGrant
 	ConfigMap // that others refer to
+	Secret    // likewise
 	MeshConfig
 	BackendTLSPolicy
 	XBackendTrafficPolicy
@@ -96,6 +97,8 @@ func (k Kind) String() string {
 		return "ConfigMap"
 	case MeshConfig:
 		return "MeshConfig"
+	case Secret:
+		return "Secret"
 	case BackendTLSPolicy:
 		return "BackendTLSPolicy"
 	case XBackendTrafficPolicy:
@@ -119,6 +122,7 @@ type NounKind uint8
 // served before what guards it, then what routes name, then routes.
 const (
 	NounPolicy NounKind = iota
+	NounCredential
 	NounTraffic
 	NounRoute
 	NounService
@@ -132,6 +136,8 @@ func (k NounKind) String() string {
 	switch k {
 	case NounPolicy:
 		return "policy"
+	case NounCredential:
+		return "credential"
 	case NounTraffic:
 		return "trafficpolicy"
 	case NounRoute:
@@ -167,6 +173,7 @@ type Change struct {
 
 	RouteStatus *translate.RouteStatus
 	Conditions  *translate.Conditions
+	Credential  *translate.Credential
 }
 
 type name = translate.Name
@@ -197,6 +204,8 @@ type Index struct {
 	authn    map[string]map[name]*peerAuthn // PeerAuthentications by namespace
 	runs     map[account]int                // how many pods run as an account on a node
 	listed   map[name][]string              // UIDs of the workloads made from a slice
+
+	credentials credentials
 
 	dirty   dirt     // what the Apply under way must look at again
 	changes []Change // and what it found different
@@ -230,7 +239,7 @@ func New(cfg translate.Config) *Index {
 	return &Index{
 		cfg: cfg.WithDefaults(), base: cfg.WithDefaults(),
 		objects: translate.NewObjects(), nouns: translate.NewNouns(),
-		entries: newEntries(), traffic: newTraffic(), routing: newRouting(), waypoints: newWaypoints(),
+		entries: newEntries(), traffic: newTraffic(), routing: newRouting(), waypoints: newWaypoints(), credentials: newCredentials(),
 		labels: make(map[pair]set[name]), bySelect: make(map[pair]set[name]), byPolicy: make(map[pair]set[name]),
 		onNode: make(map[string]set[name]), inSpace: make(map[string]set[name]), services: make(map[string]set[name]),
 		slices: make(map[name]set[name]), named: make(map[name]set[name]),
@@ -254,7 +263,7 @@ func (x *Index) Objects() map[string]int {
 		HTTPRoute.String(): len(o.HTTPRoutes), GRPCRoute.String(): len(o.GRPCRoutes),
 		TCPRoute.String(): len(o.TCPRoutes), TLSRoute.String(): len(o.TLSRoutes),
 		Gateway.String(): len(o.Gateways), GatewayClass.String(): len(o.GatewayClasses), ReferenceGrant.String(): len(o.ReferenceGrants),
-		ConfigMap.String(): len(o.ConfigMaps), BackendTLSPolicy.String(): len(o.BackendTLSPolicies), XBackendTrafficPolicy.String(): len(o.BackendTrafficPolicies),
+		ConfigMap.String(): len(o.ConfigMaps), Secret.String(): len(o.Secrets), BackendTLSPolicy.String(): len(o.BackendTLSPolicies), XBackendTrafficPolicy.String(): len(o.BackendTrafficPolicies),
 	}
 }
 
@@ -320,6 +329,8 @@ func (x *Index) apply(ev Event) {
 		x.configMap(ev.Name, as[corev1.ConfigMap](ev.Object))
 	case MeshConfig:
 		x.meshConfig(ev.Name, as[translate.MeshConfig](ev.Object))
+	case Secret:
+		x.secret(ev.Name, as[corev1.Secret](ev.Object))
 	case BackendTLSPolicy:
 		x.backendTLSPolicy(ev.Name, as[gatewayv1.BackendTLSPolicy](ev.Object))
 	case XBackendTrafficPolicy:
@@ -392,6 +403,10 @@ func (x *Index) putRouteStatus(key string, s *translate.RouteStatus) {
 
 func (x *Index) putTraffic(key string, p *mesh.TrafficPolicy) {
 	put(x, x.nouns.Traffic, Key{NounTraffic, key}, p, Change{Traffic: p})
+}
+
+func (x *Index) putCredential(key string, c *translate.Credential) {
+	put(x, x.nouns.Credentials, Key{NounCredential, key}, c, Change{Credential: c})
 }
 
 // putStatus records what became of an object; s is nil when all is well.

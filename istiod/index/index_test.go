@@ -56,7 +56,7 @@ func (w *world) event() index.Event {
 			index.AuthorizationPolicy, index.PeerAuthentication, index.ServiceEntry, index.WorkloadEntry,
 			index.DestinationRule, index.DestinationRule, index.BackendTLSPolicy, index.XBackendTrafficPolicy,
 			index.VirtualService, index.VirtualService, index.HTTPRoute, index.GRPCRoute, index.TCPRoute, index.TLSRoute, index.ReferenceGrant,
-			index.Gateway, index.Gateway, index.GatewayClass, index.ConfigMap, index.MeshConfig),
+			index.Gateway, index.Gateway, index.GatewayClass, index.ConfigMap, index.MeshConfig, index.Secret),
 		Name: translate.Name{Namespace: pick(w, "one", "two", "istio-system"), Name: "x" + strconv.Itoa(w.IntN(5))},
 	}
 	meta := metav1.ObjectMeta{Namespace: ev.Name.Namespace, Name: ev.Name.Name, Labels: w.labels()}
@@ -123,6 +123,11 @@ func (w *world) event() index.Event {
 			w.objects.MeshConfig = w.meshConfig(ev.Name)
 			ev.Object = w.objects.MeshConfig
 		}
+	case index.Secret:
+		ev.Name.Name += pick(w, "", "", "-cacert")
+		o := translate.TrimSecret(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: ev.Name.Namespace, Name: ev.Name.Name}, StringData: map[string]string{
+			"ca.crt": pick(w, someCA, "garbage", ""), "tls.crt": pick(w, someCert, someCert, someCA), "tls.key": pick(w, someKey, someKey, "garbage")}})
+		set(&ev, w.objects.Secrets, ev.Name, o, gone)
 	default:
 	}
 	return ev
@@ -325,6 +330,8 @@ func checkRuns(t *testing.T, x *index.Index, o translate.Objects) {
 func difference(before, after translate.Nouns) []index.Change {
 	var all []index.Change
 	all = append(all, diff(index.NounPolicy, before.Policies, after.Policies, func(v *mesh.Policy) index.Change { return index.Change{Policy: v} })...)
+	all = append(all, diff(index.NounCredential, before.Credentials, after.Credentials,
+		func(v *translate.Credential) index.Change { return index.Change{Credential: v} })...)
 	all = append(all, diff(index.NounTraffic, before.Traffic, after.Traffic, func(v *mesh.TrafficPolicy) index.Change { return index.Change{Traffic: v} })...)
 	all = append(all, diff(index.NounRoute, before.Routes, after.Routes, func(v *mesh.Route) index.Change { return index.Change{Route: v} })...)
 	all = append(all, diff(index.NounService, before.Services, after.Services, func(v *mesh.Service) index.Change { return index.Change{Service: v} })...)

@@ -30,6 +30,7 @@ func (x *Index) refresh() {
 		x.refreshHost(h)
 	}
 	x.refreshTraffic()
+	x.refreshCredentials()
 	for n := range x.dirty.slices {
 		x.refreshSlice(n)
 	}

@@ -36,6 +36,7 @@ func (x *Index) node(n string, now *corev1.Node) {
 }
 
 func (x *Index) pod(n name, now *corev1.Pod) {
+	x.rewarded(n.Namespace, x.objects.Pods[n], now)
 	if old := x.objects.Pods[n]; old != nil {
 		for k, v := range old.Labels {
 			unlink(x.labels, pair{n.Namespace, k, v}, n)

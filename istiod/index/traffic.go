@@ -59,10 +59,12 @@ func (x *Index) destinationRule(n name, now *networkingv1.DestinationRule) {
 	}
 	if old := x.objects.DestinationRules[n]; old != nil {
 		touch(old, unlink)
+		x.credentials.link(old, n, unlink)
 	}
 	keep(x.objects.DestinationRules, n, now)
 	if now != nil {
 		touch(now, link)
+		x.credentials.link(now, n, link)
 	}
 	t.dirtyRules[n] = struct{}{}
 }
@@ -119,6 +121,7 @@ func (x *Index) backendTLSPolicy(n name, now *gatewayv1.BackendTLSPolicy) {
 func (x *Index) configMap(n name, now *corev1.ConfigMap) {
 	keep(x.objects.ConfigMaps, n, now)
 	t := &x.traffic
+	x.markRules(x.credentials.byConfigMap[n])
 	for policy := range t.trusting[n] {
 		t.dirtyTLS[policy] = struct{}{}
 		for _, target := range translate.TLSPolicyTargets(x.objects.BackendTLSPolicies[policy]) {
@@ -253,7 +256,7 @@ func (x *Index) trafficInput(svc *mesh.Service) translate.TrafficInput {
 	} else {
 		in = translate.NewTrafficInput(svc, nil, x.objects.ServiceEntries[at.Name])
 	}
-	in.ConfigMaps = x.objects.ConfigMaps
+	in.ConfigMaps, in.Secrets = x.objects.ConfigMaps, x.objects.Secrets
 	x.covering(svc.Hostname, func(n name) { in.Rules = append(in.Rules, x.objects.DestinationRules[n]) })
 	for n := range x.traffic.tls[at] {
 		in.TLS = append(in.TLS, x.objects.BackendTLSPolicies[n])
@@ -296,7 +299,7 @@ func (x *Index) refreshRule(n name) {
 				siblings = append(siblings, x.objects.DestinationRules[o])
 			}
 		}
-		s = translate.DestinationRuleStatus(x.cfg, dr, siblings, len(x.covered(host)) > 0)
+		s = x.objects.DestinationRuleStatus(x.cfg, dr, siblings, len(x.covered(host)) > 0)
 	}
 	x.putStatus(DestinationRule, n, s)
 }

@@ -26,6 +26,9 @@ func (w *world) destinationRule(meta metav1.ObjectMeta) *networkingv1.Destinatio
 			Tcp: &networkingapi.ConnectionPoolSettings_TCPSettings{MaxConnections: int32(w.IntN(4) - 1)}}}
 		if w.IntN(4) == 0 {
 			o.Spec.TrafficPolicy.Tls = &networkingapi.ClientTLSSettings{Mode: networkingapi.ClientTLSSettings_TLSmode(w.IntN(4))}
+			if w.often() {
+				o.Spec.TrafficPolicy.Tls.CredentialName = pick(w, "x1", "x2", "x2-cacert", "kubernetes://one/x1", "configmap://one/x1", "kubernetes://two/x2")
+			}
 		}
 		if w.IntN(4) == 0 {
 			o.Spec.TrafficPolicy.RetryBudget = &networkingapi.TrafficPolicy_RetryBudget{}
@@ -126,6 +129,26 @@ func BenchmarkDestinationRuleEvent(b *testing.B) {
 		})
 	}
 }
+
+// someCert is a certificate that signed itself, with someKey.
+const someCert = `-----BEGIN CERTIFICATE-----
+MIIBeDCCAR+gAwIBAgIUaULCSGzP92qMIJ/bYj/RQyXIekswCgYIKoZIzj0EAwIw
+ETEPMA0GA1UEAwwGZWdyZXNzMCAXDTI2MTEyMzAyMDUxOVoYDzIxMjYxMDMwMDIw
+NTE5WjARMQ8wDQYDVQQDDAZlZ3Jlc3MwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNC
+AAQ+Xi2jjk54XLDJPThBAZeN0UH/RKJgQrt75s7UDavPGgiWPk59nuG7HFO5EaMW
+3/4BTaktQUBhwQl/Xui5cabZo1MwUTAdBgNVHQ4EFgQUx0YwIJEaokkNPSEEfgvu
+wKBR/GUwHwYDVR0jBBgwFoAUx0YwIJEaokkNPSEEfgvuwKBR/GUwDwYDVR0TAQH/
+BAUwAwEB/zAKBggqhkjOPQQDAgNHADBEAiBe3cR8MXxDfyRwlC8Wj0JmvOCY6pjG
+PrMVXwZsBPf8oAIgTG2vmVsosnVk7OiZG93z5/StMRJVCdgdFdzzX/RAEQ4=
+-----END CERTIFICATE-----
+`
+
+const someKey = `-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgLvu96WVDdvZ4xga1
+jwJhvFO+EhnuclwyLDMz81q5IUChRANCAAQ+Xi2jjk54XLDJPThBAZeN0UH/RKJg
+Qrt75s7UDavPGgiWPk59nuG7HFO5EaMW3/4BTaktQUBhwQl/Xui5cabZ
+-----END PRIVATE KEY-----
+`
 
 // someCA is a certificate that signed itself.
 const someCA = `-----BEGIN CERTIFICATE-----

@@ -19,7 +19,8 @@
 // services (status.parents, under the name istio.io/mesh-controller, or mistnet.io/mesh-controller where Istio's Gateways are
 // left to Istio). All writes are server-side apply as mistnet-istiod. The Secret istio-ca-secret is created by whichever replica is first, and changed when its certificate is
 // about to expire. Secrets of the authority are looked at every few seconds rather than watched: so little is asked that a
-// watch, which can fall silent, is not worth it.
+// watch, which can fall silent, is not worth it. Secrets that DestinationRules name are watched, each by its name and as long as one
+// does; what of them goes to whom, package translate says.
 //
 // It also makes every Gateway of a waypoint's class a running waypoint (package gateway says what that is): ServiceAccount,
 // Deployment and Service, and what overlays ask for, applied again when somebody changes them and removed when the Gateway
@@ -64,6 +65,11 @@
 //	create: tokenreviews.authentication.k8s.io
 //	get list watch patch: configmaps (istio-ca-root-cert)
 //	create: configmaps
+//
+// Only where that is bound (ClusterRole istiod-credentials), for Secrets that DestinationRules name by credentialName. Each is listed
+// and watched by its name, so that a Role with resourceNames does as well:
+//
+//	list watch: secrets
 //
 // In its own namespace (Role); a revision other than default reads the ConfigMap istio-<revision>:
 //

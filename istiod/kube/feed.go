@@ -48,6 +48,9 @@ type feed struct {
 	synced chan struct{}               // closed with the first complete list
 	once   sync.Once
 
+	forbidden chan struct{} // closed when the API server has refused to tell
+	refused   sync.Once
+
 	mu     sync.Mutex
 	status FeedStatus
 	again  context.CancelCauseFunc // ends the list and watch under way
@@ -105,6 +108,7 @@ func narrowed(v version, fields, labels string) version {
 func (f *feed) init(log *zap.Logger) *feed {
 	f.log = log.With(zap.String("resource", f.name))
 	f.have, f.synced = make(map[translate.Name]struct{}), make(chan struct{})
+	f.forbidden = make(chan struct{})
 	f.bad = make(map[translate.Name]string)
 	f.status = FeedStatus{Resource: f.name, Since: time.Now()}
 	return f
@@ -195,6 +199,9 @@ func (f *feed) served(ctx context.Context) (version, error) {
 func (f *feed) note(v version, err error, cancel context.CancelCauseFunc) error {
 	if f.optional && apierrors.IsNotFound(err) {
 		cancel(errAbsent)
+	}
+	if apierrors.IsForbidden(err) {
+		f.refused.Do(func() { close(f.forbidden) })
 	}
 	text := ""
 	switch {

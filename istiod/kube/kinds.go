@@ -13,6 +13,7 @@ import (
 	gatewayxv1alpha1 "sigs.k8s.io/gateway-api/apisx/v1alpha1"
 
 	"github.com/mistnet/mistnet/istiod/index"
+	"github.com/mistnet/mistnet/istiod/translate"
 )
 
 // customKind is a kind that is there when somebody installed its definition.
@@ -111,12 +112,15 @@ func (s *Source) makeCustom() []*feed {
 			take = s.takePolicies
 		case index.ServiceEntry:
 			take = s.takeEntries
-		case index.VirtualService, index.DestinationRule:
+		case index.VirtualService:
 			take = s.ruleTaker(k.kind)
+		case index.DestinationRule:
+			take = both(s.ruleTaker(k.kind), both(s.secrets.taker(k.kind, byRule(translate.CredentialSecrets)),
+				s.trusted.taker(k.kind, byRule(translate.CredentialConfigMaps))))
 		case index.HTTPRoute, index.GRPCRoute, index.TCPRoute, index.TLSRoute:
 			take = both(s.routeTaker(k.kind), func(changes []change) { s.routes.take(k, changes) })
 		case index.BackendTLSPolicy:
-			take = both(take, s.trusted.takePolicies)
+			take = both(take, s.trusted.taker(k.kind, trustedByPolicy))
 		case index.Gateway:
 			take = both(take, s.gateways.takeGateways)
 		case index.GatewayClass:

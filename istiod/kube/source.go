@@ -43,7 +43,8 @@ type Source struct {
 	bound    *bound
 	routes   *routeStatuses
 	gateways *waypoints
-	trusted  *trusted
+	trusted  *trusted // ConfigMaps
+	secrets  *trusted
 
 	unread      unread
 	unreadFeeds []*feed
@@ -68,7 +69,7 @@ func New(cfg Config) *Source {
 	s.bound = newBound(cfg.Clients.Dynamic, cfg.Hidden, s.known, cfg.Log.Named("status"))
 	s.routes = newRouteStatuses(cfg.Clients.Dynamic, cfg.Waypoints, s.known, cfg.Log.Named("status"))
 	s.gateways = newWaypoints(cfg.Clients, cfg.waypoints(), s.known, cfg.Log.Named("waypoints"))
-	s.trusted = s.newTrusted()
+	s.trusted, s.secrets = s.newTrusted(index.ConfigMap), s.newTrusted(index.Secret)
 	s.feeds = s.makeFeeds()
 	s.unread = unread{log: s.log, have: make(map[string]map[translate.Name]struct{})}
 	s.unreadFeeds = s.makeUnread()
@@ -115,8 +116,10 @@ func (s *Source) Run(ctx context.Context, on func([]index.Event)) error {
 		if !s.synced(ctx) {
 			return nil
 		}
-		s.trusted.synced(ctx)
-		g.Go(func() error { s.trusted.run(ctx); return nil })
+		for _, t := range []*trusted{s.trusted, s.secrets} {
+			t.synced(ctx)
+			g.Go(func() error { t.run(ctx); return nil })
+		}
 		s.log.Info("the cluster was read", zap.Any("objects", s.counts()))
 		g.Go(func() error { return s.lead(ctx) }) // who writes knows what is there
 		return s.deliver(ctx, on)
@@ -341,7 +344,7 @@ func (s *Source) Problems() []Problem {
 // Feeds tells how reading goes, by kind.
 func (s *Source) Feeds() []FeedStatus {
 	var all []FeedStatus
-	for _, f := range slices.Concat(s.feeds, s.unreadFeeds, s.gateways.feeds, s.trusted.feeds()) {
+	for _, f := range slices.Concat(s.feeds, s.unreadFeeds, s.gateways.feeds, s.trusted.feeds(), s.secrets.feeds()) {
 		all = append(all, f.current())
 	}
 	return all

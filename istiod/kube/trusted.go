@@ -16,20 +16,26 @@ import (
 	"github.com/mistnet/mistnet/istiod/translate"
 )
 
-// trustedPatience is how long the first delivery waits for the ConfigMaps that are referred to: without them services would be
-// closed for a moment whenever istiod starts, and one that cannot be read must not keep the mesh from being known.
+// trustedPatience is how long the first delivery waits for what is referred to: without it services would be
+// closed for a moment whenever istiod starts, and what cannot be read must not keep the mesh from being known.
 const trustedPatience = 10 * time.Second
 
-// trusted watches the ConfigMaps that BackendTLSPolicies refer to, each by its name and as long as one does: what other ConfigMaps
-// say is none of the mesh's business.
+// trusted watches the ConfigMaps, or the Secrets, that others refer to, each by its name and as long as one does: what is in others
+// is none of the mesh's business.
 type trusted struct {
 	start func(translate.Name) *feed // makes one that is not running
 	take  func([]change)
 	wake  chan struct{} // holds one token while there is something to do
 
 	mu      sync.Mutex
-	refer   map[translate.Name][]translate.Name // ConfigMaps by policy
+	refer   map[referrer][]translate.Name
 	running map[translate.Name]*reading
+}
+
+// referrer is who refers.
+type referrer struct {
+	kind index.Kind
+	name translate.Name
 }
 
 type reading struct {
@@ -38,17 +44,31 @@ type reading struct {
 	done chan struct{}
 }
 
-func (s *Source) newTrusted() *trusted {
+func (s *Source) newTrusted(kind index.Kind) *trusted {
 	core := s.cfg.Clients.Kube.CoreV1()
-	t := &trusted{take: s.taker(index.ConfigMap), wake: make(chan struct{}, 1),
-		refer: make(map[translate.Name][]translate.Name), running: make(map[translate.Name]*reading)}
+	t := &trusted{take: s.taker(kind), wake: make(chan struct{}, 1),
+		refer: make(map[referrer][]translate.Name), running: make(map[translate.Name]*reading)}
 	t.start = func(n translate.Name) *feed {
-		cms := core.ConfigMaps(n.Namespace)
-		f := &feed{name: "configmaps/" + n.String(), client: s.cfg.Clients.Kube, trim: trimTrusted, take: t.take,
-			versions: typed(cms.List, cms.Watch, "metadata.name="+n.Name, "")}
+		f := &feed{client: s.cfg.Clients.Kube, take: t.take}
+		if by := "metadata.name=" + n.Name; kind == index.Secret {
+			secrets := core.Secrets(n.Namespace)
+			f.name, f.trim, f.versions = "secrets/"+n.String(), trimSecret, typed(secrets.List, secrets.Watch, by, "")
+		} else {
+			cms := core.ConfigMaps(n.Namespace)
+			f.name, f.trim, f.versions = "configmaps/"+n.String(), trimTrusted, typed(cms.List, cms.Watch, by, "")
+		}
 		return f.init(s.log)
 	}
 	return t
+}
+
+// trimSecret leaves of a Secret what waypoints may be given.
+func trimSecret(o runtime.Object) (runtime.Object, error) {
+	s, ok := o.(*corev1.Secret)
+	if !ok {
+		return nil, unexpected(o)
+	}
+	return translate.TrimSecret(s), nil
 }
 
 // trimTrusted leaves of a ConfigMap what may be trusted.
@@ -58,27 +78,58 @@ func trimTrusted(o runtime.Object) (runtime.Object, error) {
 		return nil, unexpected(o)
 	}
 	out := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: cm.Namespace, Name: cm.Name, ResourceVersion: cm.ResourceVersion}}
-	if text, ok := cm.Data["ca.crt"]; ok {
-		out.Data = map[string]string{"ca.crt": text}
+	for _, key := range translate.CredentialKeys() {
+		if text, ok := cm.Data[key]; ok {
+			if out.Data == nil {
+				out.Data = make(map[string]string)
+			}
+			out.Data[key] = text
+		}
 	}
 	return out, nil
 }
 
-// takePolicies takes BackendTLSPolicies.
-func (t *trusted) takePolicies(changes []change) {
-	t.mu.Lock()
-	for _, c := range changes {
-		delete(t.refer, c.name)
-		if p, ok := c.object.(*gatewayv1.BackendTLSPolicy); ok {
-			if names := translate.TrustedConfigMaps(p); len(names) > 0 {
-				t.refer[c.name] = names
+// taker takes objects of a kind, which refer to what names says.
+func (t *trusted) taker(kind index.Kind, names func(runtime.Object) []translate.Name) func([]change) {
+	return func(changes []change) {
+		t.mu.Lock()
+		for _, c := range changes {
+			who := referrer{kind, c.name}
+			delete(t.refer, who)
+			if c.object == nil {
+				continue
+			}
+			if names := names(c.object); len(names) > 0 {
+				t.refer[who] = names
 			}
 		}
+		t.mu.Unlock()
+		select {
+		case t.wake <- struct{}{}:
+		default:
+		}
 	}
-	t.mu.Unlock()
-	select {
-	case t.wake <- struct{}{}:
-	default:
+}
+
+func trustedByPolicy(o runtime.Object) []translate.Name {
+	p, ok := o.(*gatewayv1.BackendTLSPolicy)
+	if !ok {
+		return nil
+	}
+	return translate.TrustedConfigMaps(p)
+}
+
+// byRule is what DestinationRules refer to.
+func byRule(names func(*translate.DestinationRule) []translate.Name) func(runtime.Object) []translate.Name {
+	return func(o runtime.Object) []translate.Name {
+		if r, ok := o.(*rule); ok {
+			o = r.Object
+		}
+		dr, ok := o.(*translate.DestinationRule)
+		if !ok {
+			return nil
+		}
+		return names(dr)
 	}
 }
 
@@ -129,6 +180,7 @@ func (t *trusted) synced(ctx context.Context) {
 	for _, f := range t.feeds() {
 		select {
 		case <-f.synced:
+		case <-f.forbidden:
 		case <-ctx.Done():
 			return
 		}

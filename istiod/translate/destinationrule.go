@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/mistnet/mistnet/internal/mesh"
 )
@@ -41,6 +42,10 @@ type ruleReader struct {
 	dr     *DestinationRule
 	sans   []string
 	faults *ruleFaults
+
+	secrets    map[Name]*corev1.Secret
+	noSecrets  bool // as in Config
+	configMaps map[Name]*corev1.ConfigMap
 }
 
 func (r *ruleReader) fault(reason StatusReason, at, format string, args ...any) {
@@ -370,14 +375,13 @@ func (r *ruleReader) tls(at string, t *networkingapi.ClientTLSSettings) *mesh.Up
 		out.SANs = nil
 	}
 	out.InsecureSkipVerify = t.GetInsecureSkipVerify().GetValue()
-	if t.GetCaCrl() != "" {
-		r.closed(Unsupported, at+".caCrl", "revocation lists are not looked at")
-		return nil
-	}
 	if t.GetCredentialName() != "" {
-		r.closed(Unsupported, at+".credentialName", "waypoints are not given Secrets; mount the files and name them")
-		return nil
+		if !r.credential(at, t, out) {
+			return nil
+		}
+		return out
 	}
+	out.CRL = t.GetCaCrl()
 	if out.Mode == mesh.TLSSimple {
 		return out
 	}

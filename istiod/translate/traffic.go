@@ -28,6 +28,7 @@ type TrafficInput struct {
 	Backends []*BackendTrafficPolicy // likewise
 
 	ConfigMaps map[Name]*corev1.ConfigMap // that TLS may refer to, by name
+	Secrets    map[Name]*corev1.Secret    // likewise
 
 	SANs  []string          // subjectAltNames of the ServiceEntry that declares it
 	Ports map[uint16]string // names of its ports
@@ -69,11 +70,11 @@ func TrafficPolicies(cfg Config, in TrafficInput) []*mesh.TrafficPolicy {
 			continue
 		}
 		if own := inForce(cfg, in.Service, client, rules); !slices.Equal(own, common) {
-			policies = append(policies, trafficPolicy(in, client, own))
+			policies = append(policies, trafficPolicy(cfg, in, client, own))
 		}
 	}
 	if len(common)+len(in.TLS)+len(in.Backends) > 0 {
-		policies = append(policies, trafficPolicy(in, "", common))
+		policies = append(policies, trafficPolicy(cfg, in, "", common))
 	}
 	return policies
 }
@@ -160,7 +161,7 @@ func compareRules(a, b *DestinationRule) int {
 }
 
 // trafficPolicy merges rules about one host, the oldest first: its trafficPolicy counts, subsets are added up.
-func trafficPolicy(in TrafficInput, clients string, rules []*DestinationRule) *mesh.TrafficPolicy {
+func trafficPolicy(cfg Config, in TrafficInput, clients string, rules []*DestinationRule) *mesh.TrafficPolicy {
 	p := &mesh.TrafficPolicy{Namespace: in.Service.Namespace, Hostname: in.Service.Hostname, Clients: clients}
 	decided := false
 	var health *mesh.HealthCheck
@@ -168,7 +169,7 @@ func trafficPolicy(in TrafficInput, clients string, rules []*DestinationRule) *m
 	for _, dr := range rules {
 		p.Sources = append(p.Sources, "DestinationRule/"+dr.Namespace+"/"+dr.Name)
 		var fs ruleFaults
-		r := ruleReader{dr: dr, sans: in.SANs, faults: &fs}
+		r := ruleReader{dr: dr, sans: in.SANs, faults: &fs, secrets: in.Secrets, noSecrets: cfg.NoSecrets, configMaps: in.ConfigMaps}
 		if dr.Spec.TrafficPolicy != nil && !decided {
 			decided = true
 			p.Settings, p.Ports = r.settings("trafficPolicy", dr.Spec.TrafficPolicy)
@@ -200,7 +201,7 @@ func Covers(cfg Config, dr *DestinationRule, svc *mesh.Service) bool {
 
 // DestinationRuleStatus says what of a DestinationRule has no effect, or nil. siblings are the others of its namespace about
 // the same host; known is whether the host covers any service.
-func DestinationRuleStatus(cfg Config, dr *DestinationRule, siblings []*DestinationRule, known bool) *Status {
+func (o Objects) DestinationRuleStatus(cfg Config, dr *DestinationRule, siblings []*DestinationRule, known bool) *Status {
 	f := faults{kind: "DestinationRule", namespace: dr.Namespace, name: dr.Name}
 	switch {
 	case dr.Spec.Host == "":
@@ -216,7 +217,7 @@ func DestinationRuleStatus(cfg Config, dr *DestinationRule, siblings []*Destinat
 		f.add(Ignored, "host %s is that of no service", RuleHost(cfg, dr))
 	}
 	var fs ruleFaults
-	r := ruleReader{dr: dr, faults: &fs}
+	r := ruleReader{dr: dr, faults: &fs, secrets: o.Secrets, noSecrets: cfg.NoSecrets, configMaps: o.ConfigMaps}
 	r.settings("trafficPolicy", dr.Spec.TrafficPolicy)
 	for i, s := range dr.Spec.Subsets {
 		r.subset(i, s)

@@ -30,6 +30,7 @@ type Config struct {
 	ClusterDomain string // end of every service's hostname
 
 	NoStatus            bool // nobody writes statuses: a Gateway is in place when its Service is
+	NoSecrets           bool // Secrets are not at hand: what is said of those that are not there is believed
 	DenyWithoutWaypoint bool // what asks for a waypoint that is not there is not reached, unless its namespace says otherwise
 
 	// What holds for objects that say nothing (WithMesh): the exportTo of VirtualServices and DestinationRules, none for
@@ -109,6 +110,7 @@ type Objects struct {
 	ReferenceGrants        map[Name]*gatewayv1.ReferenceGrant
 	ConfigMaps             map[Name]*corev1.ConfigMap // those that others refer to
 	MeshConfig             *MeshConfig                // nil: there is none
+	Secrets                map[Name]*corev1.Secret    // likewise
 	BackendTLSPolicies     map[Name]*gatewayv1.BackendTLSPolicy
 	BackendTrafficPolicies map[Name]*gatewayxv1alpha1.XBackendTrafficPolicy
 }
@@ -133,6 +135,7 @@ func NewObjects() Objects {
 		GatewayClasses:         make(map[string]*gatewayv1.GatewayClass),
 		ReferenceGrants:        make(map[Name]*gatewayv1.ReferenceGrant),
 		ConfigMaps:             make(map[Name]*corev1.ConfigMap),
+		Secrets:                make(map[Name]*corev1.Secret),
 		BackendTLSPolicies:     make(map[Name]*gatewayv1.BackendTLSPolicy),
 		BackendTrafficPolicies: make(map[Name]*gatewayxv1alpha1.XBackendTrafficPolicy),
 	}
@@ -147,6 +150,7 @@ type Nouns struct {
 	Traffic   map[string]*mesh.TrafficPolicy
 	Statuses  map[string]*Status
 
+	Credentials   map[string]*Credential  // not for everybody to see
 	RouteStatuses map[string]*RouteStatus // of routes of the Gateway API
 	Conditions    map[string]*Conditions  // what the statuses of objects must say
 }
@@ -156,8 +160,8 @@ func NewNouns() Nouns {
 	return Nouns{
 		Workloads: make(map[string]*mesh.Workload), Services: make(map[string]*mesh.Service), Policies: make(map[string]*mesh.Policy),
 		Routes: make(map[string]*mesh.Route), Traffic: make(map[string]*mesh.TrafficPolicy), Statuses: make(map[string]*Status),
-		RouteStatuses: make(map[string]*RouteStatus),
-		Conditions:    make(map[string]*Conditions),
+		RouteStatuses: make(map[string]*RouteStatus), Credentials: make(map[string]*Credential),
+		Conditions: make(map[string]*Conditions),
 	}
 }
 
@@ -209,6 +213,7 @@ func All(cfg Config, o Objects) Nouns {
 		}
 	}
 	o.traffic(cfg, n, status)
+	o.credentials(n)
 	for _, we := range o.WorkloadEntries {
 		w, s := WorkloadEntry(cfg, o.entryInput(cfg, we))
 		status(s)
@@ -273,7 +278,7 @@ func (o Objects) traffic(cfg Config, n Nouns, status func(*Status)) {
 				siblings = append(siblings, other)
 			}
 		}
-		status(DestinationRuleStatus(cfg, dr, siblings, covered[dr]))
+		status(o.DestinationRuleStatus(cfg, dr, siblings, covered[dr]))
 	}
 	meant := func(ts []Target) (services []TrafficInput) {
 		for _, t := range ts {
@@ -298,7 +303,7 @@ func (o Objects) trafficInput(cfg Config, svc *mesh.Service) TrafficInput {
 	} else {
 		in = NewTrafficInput(svc, nil, o.ServiceEntries[t.Name])
 	}
-	in.ConfigMaps = o.ConfigMaps
+	in.ConfigMaps, in.Secrets = o.ConfigMaps, o.Secrets
 	for _, dr := range o.DestinationRules {
 		if Covers(cfg, dr, svc) {
 			in.Rules = append(in.Rules, dr)

@@ -96,6 +96,9 @@ func onWire(t *testing.T, n translate.Nouns) {
 	}
 	overTheWire(t, n.Routes, wds.EncodeRoute, wds.DecodeRoute)
 	overTheWire(t, n.Traffic, wds.EncodeTrafficPolicy, wds.DecodeTrafficPolicy)
+	for _, c := range n.Credentials {
+		overTheWire(t, map[string]*mesh.Credential{c.Key(): &c.Credential}, wds.EncodeCredential, wds.DecodeCredential)
+	}
 	for _, p := range n.Policies {
 		p = translate.Enforceable(p)
 		body, err := wds.EncodePolicy(p)
@@ -191,6 +194,8 @@ func collect(objects []yamldir.Object) translate.Objects {
 			o.ReferenceGrants[name] = v
 		case *corev1.ConfigMap:
 			o.ConfigMaps[name] = v
+		case *corev1.Secret:
+			o.Secrets[name] = translate.TrimSecret(v)
 		case *gatewayv1.BackendTLSPolicy:
 			o.BackendTLSPolicies[name] = v
 		case *gatewayxv1alpha1.XBackendTrafficPolicy:
@@ -207,6 +212,7 @@ func dump(n translate.Nouns) string {
 	section(&b, "service", n.Services)
 	section(&b, "policy", n.Policies)
 	section(&b, "traffic", n.Traffic)
+	section(&b, "credential", n.Credentials)
 	section(&b, "route", n.Routes)
 	section(&b, "status", n.Statuses)
 	section(&b, "routestatus", n.RouteStatuses)
@@ -234,6 +240,8 @@ func write(b *strings.Builder, v reflect.Value, indent string) {
 		case f.IsZero():
 		case f.Type() == reflect.TypeFor[[]byte]():
 			fmt.Fprintf(b, "%s%s: %q\n", indent, name, f.Bytes())
+		case f.Type() == reflect.TypeFor[mesh.PrivateKey]():
+			element(b, f, indent, name)
 		case f.Kind() == reflect.Slice:
 			for j := range f.Len() {
 				element(b, f.Index(j), indent, fmt.Sprintf("%s[%d]", name, j))
