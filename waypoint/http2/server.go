@@ -175,6 +175,9 @@ func (c *ServerConn) request(h frameHeader, block []byte) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.err != nil { // nobody would tell the stream
+		return c.err
+	}
 	c.scratch = nil
 	st.begin(&c.conn, h.stream)
 	st.answered, st.deaf, st.doneCh, st.continued = false, false, nil, false

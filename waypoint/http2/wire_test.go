@@ -449,3 +449,23 @@ func TestTrailersReachTheWorker(t *testing.T) {
 		w.expect("HEADERS 1 200", "DATA 1 9 bytes end")
 	})
 }
+
+// TestARequestBehindTheEnd: what is read when the connection has failed already, of a write, is nobody's request, or nobody would
+// tell it that its client is gone.
+func TestARequestBehindTheEnd(t *testing.T) {
+	toServer(t, http2.Config{}, func(st *http2.ServerStream) { <-st.Done() }, func(_ *testing.T, w *wire, c *http2.ServerConn) {
+		w.get(1)
+		synctest.Wait()
+		in, out := w.conn.out, w.conn.in
+		in.mu.Lock()
+		in.paused = true
+		in.mu.Unlock()
+		w.get(3)
+		out.mu.Lock()
+		out.closed = true
+		out.cond.Broadcast()
+		out.mu.Unlock()
+		c.Wind() // has something to say
+		w.take()
+	})
+}
