@@ -105,6 +105,7 @@ var places = []place{
 	{"internal/mesh", nouns, true},
 	{"api", nouns, false},
 	{"internal/slab", nouns, false},
+	{"internal/memlimit", nouns, false},
 	{"internal/authz", verdicts, true},
 	{"internal/lb", verdicts, true},
 	{"internal/wds", verdicts, true},

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/net/http2"
 
 	"github.com/mistnet/mistnet/internal/hbone/record"
+	"github.com/mistnet/mistnet/internal/memlimit"
 )
 
 const (
@@ -39,8 +40,9 @@ type conn struct {
 	expires       time.Time     // client: when one of the certificates does, and no more streams are opened; zero: unknown
 	onClose       func()        // called once, without locks, when the connection has ended
 	handlers      sync.WaitGroup
-	buffered      atomic.Int64 // bytes received and not yet taken, all streams
-	withheld      atomic.Bool  // the connection's window is shut because too much is buffered
+	buffered      atomic.Int64      // bytes received and not yet taken, all streams
+	mem           *memlimit.Account // the memory they lie in
+	withheld      atomic.Bool       // the connection's window is shut because too much is buffered
 
 	in reader // the reader goroutine's own state
 
@@ -64,9 +66,9 @@ type conn struct {
 	drainPing  bool      // the next PING answer completes a graceful GOAWAY
 	budget     budget    // what the peer may waste until the next tick
 
-	recvWindow  int // what the peer may still send on the connection
-	recvUnacked int // what it sent and was not yet allowed anew
-	w           writer
+	recvWindow int // what the peer may still send on the connection
+	recvSize   int // what it was when it was last reopened
+	w          writer
 }
 
 // budget bounds frames that cost us work or memory and bring nothing, per tick of pingInterval. It is refilled by the
@@ -122,6 +124,7 @@ func newConn(ctx context.Context, h handshaken, log *zap.Logger) *conn {
 	}
 	c.ctx, c.cancel = context.WithCancelCause(ctx)
 	c.w.window = defaultWindow
+	c.mem = h.bc.mem.Open(c)
 	h.bc.startCollecting()
 	return c
 }
@@ -155,8 +158,12 @@ func (c *conn) start() {
 			http2.Setting{ID: http2.SettingEnablePush, Val: 0},
 			http2.Setting{ID: http2.SettingMaxHeaderListSize, Val: clientHeaderList})...)
 	}
-	c.w.staged = appendWindowUpdate(b, 0, recvConnWindow-defaultWindow)
-	c.recvWindow = recvConnWindow
+	c.recvSize = c.firstWindow()
+	c.recvWindow = c.recvSize
+	if more := c.recvSize - defaultWindow; more > 0 {
+		b = appendWindowUpdate(b, 0, more)
+	}
+	c.w.staged = b
 	c.ticker = time.AfterFunc(pingInterval, c.tick)
 	c.kickLocked()
 	c.mu.Unlock()
@@ -192,6 +199,7 @@ func (c *conn) tick() {
 		c.pingSentAt = now
 		c.w.staged = appendPing(c.w.staged, 0, [8]byte{})
 	}
+	c.reopenLocked() // others may have let go of memory
 	c.ticker.Reset(pingInterval)
 	c.kickLocked()
 	c.mu.Unlock()
@@ -217,9 +225,10 @@ func (c *conn) fail(err error) {
 		s.dropOutLocked(err)
 	}
 	if !c.w.busy {
-		c.rec.stopWriting()
+		c.stopWritingLocked()
 	}
 	c.mu.Unlock()
+	c.mem.Close()
 	c.raw.Close()
 	c.cancel(err)
 	for _, s := range streams {

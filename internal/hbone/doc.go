@@ -21,5 +21,6 @@
 //
 // How memory is bounded. A stream buffers no more than its receive window, which reopens only when the application has
 // taken the bytes. The connection's window reopens on receipt, so that a stream nobody reads cannot stop its neighbours,
-// unless more than maxConnBuffered bytes wait on the connection.
+// unless more than maxConnBuffered bytes wait on the connection. What all connections hold together is bounded by a
+// memlimit.Budget, if there is one: windows become smaller then, or stay shut.
 package hbone

@@ -1,10 +1,15 @@
 package hbone
 
-import "golang.org/x/net/http2"
+import (
+	"golang.org/x/net/http2"
+
+	"github.com/mistnet/mistnet/internal/memlimit"
+)
 
 // The connection's window and the streams' windows do different work. A stream's window reopens when the application
 // took the bytes, so it bounds what one slow application can make us hold. The connection's window reopens on receipt,
-// so streams nobody reads cannot close it for the others; only when maxConnBuffered bytes wait does it stay shut.
+// so streams nobody reads cannot close it for the others; only when maxConnBuffered bytes wait, or memory is too short for all that
+// wait on all connections, does it stay shut or become smaller.
 
 // recvConn counts a DATA frame of n bytes against the connection's window. It is called with c.mu held.
 func (c *conn) recvConnLocked(n int) error {
@@ -12,24 +17,31 @@ func (c *conn) recvConnLocked(n int) error {
 		return connErrorf(http2.ErrCodeFlowControl, "%d bytes exceed the connection window", n)
 	}
 	c.recvWindow -= n
-	c.recvUnacked += n
 	c.reopenLocked()
 	return nil
 }
 
-// reopenLocked returns the connection's window when half of it is used and memory allows.
+// firstWindow is the connection's window at its start. Where memory is counted it is small until it is used: it cannot be taken back.
+func (c *conn) firstWindow() int {
+	if c.mem == nil {
+		return recvConnWindow
+	}
+	return max(c.mem.Window(memlimit.FirstWindow), defaultWindow)
+}
+
+// reopenLocked makes the connection's window as large as memory allows when half of it is used.
 func (c *conn) reopenLocked() {
-	if c.recvUnacked < recvConnWindow/2 {
+	if c.recvWindow > c.recvSize/2 {
 		return
 	}
 	c.withheld.Store(true) // before it is looked at what waits: who takes of that looks at withheld afterwards
-	if c.buffered.Load() > maxConnBuffered {
+	size := c.mem.Window(recvConnWindow)
+	if c.buffered.Load() > maxConnBuffered || size-c.recvWindow < leastUpdate {
 		return
 	}
 	c.withheld.Store(false)
-	c.w.staged = appendWindowUpdate(c.w.staged, 0, c.recvUnacked)
-	c.recvWindow += c.recvUnacked
-	c.recvUnacked = 0
+	c.w.staged = appendWindowUpdate(c.w.staged, 0, size-c.recvWindow)
+	c.recvWindow, c.recvSize = size, size
 }
 
 // credit returns n bytes of the stream's window to the peer, and the connection's if that was withheld: also with n 0, when what

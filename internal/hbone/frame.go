@@ -17,6 +17,8 @@ const (
 	recvMaxFrame     = 1 << 20
 	maxConnBuffered  = 64 << 20 // beyond this the connection window stays shut until streams are read
 
+	leastUpdate = 16 << 10 // of the connection's window: less is not worth a frame
+
 	defaultWindow   = 65535 // RFC 9113, 6.9.2
 	defaultMaxFrame = 16384 // RFC 9113, 6.5.2
 	maxWindow       = 1<<31 - 1

@@ -8,22 +8,23 @@ import (
 	"slices"
 
 	"github.com/mistnet/mistnet/internal/hbone/record"
+	"github.com/mistnet/mistnet/internal/memlimit"
 )
 
 // clientHandshake does the handshake of a client, which crypto/tls and cfg decide alone. std leaves the records after
 // it to crypto/tls too.
-func clientHandshake(ctx context.Context, raw net.Conn, cfg *tls.Config, std bool) (handshaken, error) {
+func clientHandshake(ctx context.Context, raw net.Conn, cfg *tls.Config, std bool, mem *memlimit.Budget) (handshaken, error) {
 	cfg = tuned(cfg, clientCurves)
 	log := new(record.Secrets)
 	if !std {
 		listen(cfg, log)
 	}
-	bc := newBatchConn(raw)
+	bc := newBatchConn(raw, mem)
 	return handshake(ctx, bc, tls.Client(bc, cfg), record.Client, log)
 }
 
 // serverHandshake is clientHandshake for a server; cfg is tuned already.
-func serverHandshake(ctx context.Context, raw net.Conn, cfg *tls.Config, std bool) (handshaken, error) {
+func serverHandshake(ctx context.Context, raw net.Conn, cfg *tls.Config, std bool, mem *memlimit.Budget) (handshaken, error) {
 	log := new(record.Secrets)
 	if !std {
 		cfg = cfg.Clone()
@@ -40,7 +41,7 @@ func serverHandshake(ctx context.Context, raw net.Conn, cfg *tls.Config, std boo
 			}
 		}
 	}
-	bc := newBatchConn(raw)
+	bc := newBatchConn(raw, mem)
 	return handshake(ctx, bc, tls.Server(bc, cfg), record.Server, log)
 }
 
@@ -63,6 +64,7 @@ func handshake(ctx context.Context, bc *batchConn, tc *tls.Conn, role record.Rol
 	}
 	if err != nil {
 		log.Wipe()
+		bc.release()
 		return handshaken{}, err
 	}
 	return handshaken{bc: bc, rec: newRecords(bc, tc, role, log), state: state}, nil

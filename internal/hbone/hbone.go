@@ -78,6 +78,9 @@ var (
 	// ErrPingTimeout ends a connection whose peer did not answer a PING in time.
 	ErrPingTimeout = errors.New("hbone: peer did not answer a ping in time")
 
+	// ErrNoMemory refuses a connection, or ends a stream that nobody reads, because what all connections hold is too much.
+	ErrNoMemory = errors.New("hbone: memory for connections is short")
+
 	errRefused = errors.New("hbone: peer refused the stream")
 	errExpect  = errors.New("no identity is expected of the peer")
 )

@@ -83,7 +83,7 @@ func (c *conn) headerBlock(h frameHeader, block []byte) error {
 	if h.stream > c.lastID {
 		return nil // after our last GOAWAY; the client retries elsewhere
 	}
-	if limit := c.server.maxStreams(); len(c.streams) >= limit || c.running >= limit {
+	if limit := c.server.maxStreams(); len(c.streams) >= limit || c.running >= limit || c.bc.mem.Full() {
 		// A stream counts until its handler has returned, whatever the client resets.
 		c.w.staged = appendRSTStream(c.w.staged, h.stream, http2.ErrCodeRefusedStream)
 		return c.spendLocked(&c.budget.resets)
@@ -119,6 +119,7 @@ func (c *conn) requestLocked(id uint32, m *message, end bool) {
 	var ctx context.Context
 	ctx, s.cancel = context.WithCancelCause(c.ctx)
 	c.running++
+	c.bc.mem.Charge(streamBytes)
 	c.handlers.Go(func() { c.handle(ctx, r) })
 }
 
@@ -141,6 +142,7 @@ func (s *Stream) over() {
 	c.mu.Lock()
 	c.running--
 	c.mu.Unlock()
+	c.bc.mem.Release(streamBytes)
 }
 
 // Keep makes an accepted stream outlast its handler, which calls it at most once: the stream, its context and its connection go on

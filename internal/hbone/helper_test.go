@@ -206,3 +206,15 @@ func foreignTLS(context.Context, hbone.Target) (*tls.Config, error) {
 	c.Certificates = nil
 	return c, nil
 }
+
+// listen opens a listener on loopback.
+func listen(t testing.TB) net.Listener {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ln
+}
+
+func addrOf(ln net.Listener) netip.AddrPort { return ln.Addr().(*net.TCPAddr).AddrPort() }

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/mistnet/mistnet/internal/memlimit"
 )
 
 // inbox is the receiving half of a stream: what arrived and was not taken yet, and who takes it.
@@ -14,10 +16,13 @@ type inbox struct {
 	parts    []part        // in order
 	size     int           // bytes in parts
 	buffered *atomic.Int64 // the same, of all streams of the connection
-	window   int           // what the peer may still send
-	unacked  int           // taken and not yet returned to the peer
-	end      bool          // nothing more arrives
-	err      error         // why, when not by END_STREAM
+	mem      *memlimit.Account
+	slabs    int   // bytes of the slabs of parts, as charged to mem
+	age      int   // calls of Age since something was taken
+	window   int   // what the peer may still send
+	unacked  int   // taken and not yet returned to the peer
+	end      bool  // nothing more arrives
+	err      error // why, when not by END_STREAM
 	readBy   time.Time
 	status   int    // client: of the answer
 	notify   func() // called once, when there is something to read; nil: nobody asked
@@ -84,6 +89,8 @@ func (in *inbox) dropParts() {
 		in.parts[i] = part{}
 	}
 	in.parts = nil
+	in.mem.Release(in.slabs)
+	in.slabs = 0
 	in.addSize(-in.size)
 }
 
@@ -167,6 +174,8 @@ func (in *inbox) push(p []byte) {
 			}
 			in.parts = append(in.parts, part{b: b()})
 			last++
+			in.slabs += cap(in.parts[last].b)
+			in.mem.Charge(cap(in.parts[last].b))
 		}
 		t := &in.parts[last]
 		n := copy(t.b[t.w:], p)
@@ -177,6 +186,7 @@ func (in *inbox) push(p []byte) {
 
 // takeLocked counts n bytes as taken and returns how much of the window is to be returned to the peer, if it is time.
 func (in *inbox) takeLocked(n int) (credit int) {
+	in.age = 0
 	in.unacked += n
 	if in.unacked < recvStreamWindow/2 || in.end {
 		return 0
@@ -217,6 +227,9 @@ func (in *inbox) read(p []byte) (n, credit int, err error) {
 
 // shift drops the first part.
 func (in *inbox) shift() {
+	n := cap(in.parts[0].b)
+	in.slabs -= n
+	in.mem.Release(n)
 	putBuffered(in.parts[0].b)
 	k := copy(in.parts, in.parts[1:])
 	in.parts[k] = part{}

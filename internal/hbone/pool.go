@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/net/http2"
 
+	"github.com/mistnet/mistnet/internal/memlimit"
 	"github.com/mistnet/mistnet/internal/mesh"
 )
 
@@ -29,6 +30,7 @@ type PoolConfig struct {
 	TLS         func(ctx context.Context, to Target) (*tls.Config, error)        // called once per new connection
 	MaxStreams  int                                                              // per connection; zero: 100
 	IdleTimeout time.Duration                                                    // zero: 5 min
+	Memory      *memlimit.Budget                                                 // what connections hold is charged to; nil: none
 	Log         *zap.Logger                                                      // nil: none
 
 	// StdlibRecords leaves TLS records to crypto/tls, instead of only the handshake.
@@ -197,7 +199,7 @@ func (p *Pool) dial(ctx context.Context, key poolKey, t *peer, d *dialing) {
 	p.mu.Lock()
 	t.dial = nil
 	if err == nil && (p.closed || p.targets[key] != t) {
-		c.raw.Close()
+		c.discard()
 		err = &StageError{StageHTTP2, ErrClosed}
 	}
 	d.err = err
@@ -213,6 +215,8 @@ func (p *Pool) dial(ctx context.Context, key poolKey, t *peer, d *dialing) {
 	if err != nil {
 		return
 	}
+	p.cfg.Memory.Charge(connBytes)
+	defer p.cfg.Memory.Release(connBytes)
 	if err := c.serve(); err != nil {
 		p.cfg.Log.Debug("tunnel connection ended", zap.Stringer("peer.addr", t.to.Addr), zap.Error(err))
 	}
@@ -232,7 +236,7 @@ func (p *Pool) connect(ctx context.Context, to Target) (*conn, error) {
 		p.cfg.Log.Debug("socket options not set", zap.Error(err))
 	}
 	own := new(time.Time)
-	h, err := clientHandshake(ctx, raw, noting(cfg, own), p.cfg.StdlibRecords)
+	h, err := clientHandshake(ctx, raw, noting(cfg, own), p.cfg.StdlibRecords, p.cfg.Memory)
 	if err != nil {
 		raw.Close()
 		return nil, &StageError{StageTLS, err}

@@ -101,8 +101,9 @@ func (c *conn) readLoop() error {
 	kept := 0 // bytes at the start of buf that are not handled yet
 	defer func() {
 		if buf != nil {
-			batchSlabs.Put(buf)
+			c.bc.giveBack(buf)
 		}
+		c.bc.release()
 		c.rec.stopReading()
 	}()
 	for {
@@ -110,7 +111,7 @@ func (c *conn) readLoop() error {
 			return readError(err)
 		}
 		if buf == nil {
-			buf = batchSlabs.Get()
+			buf = c.bc.borrow()
 		}
 		left, err, ferr := c.receive(buf, kept)
 		c.in.deliver()
@@ -129,7 +130,7 @@ func (c *conn) readLoop() error {
 			return readError(err)
 		}
 		if kept = copy(buf, left); kept == 0 && !c.bc.buffered() {
-			batchSlabs.Put(buf)
+			c.bc.giveBack(buf)
 			buf = nil
 		}
 	}

@@ -15,6 +15,8 @@ import (
 
 	"go.uber.org/zap"
 	"golang.org/x/net/http2"
+
+	"github.com/mistnet/mistnet/internal/memlimit"
 )
 
 const (
@@ -31,9 +33,10 @@ type Server struct {
 	Handle func(ctx context.Context, r *Request)
 	Log    *zap.Logger // nil: none
 
-	MaxStreams       int           // per connection; zero: 200
-	HandshakeTimeout time.Duration // of TLS; zero: 10 s
-	StdlibRecords    bool          // leave TLS records to crypto/tls, instead of only the handshake
+	MaxStreams       int              // per connection; zero: 200
+	Memory           *memlimit.Budget // what connections hold is charged to; nil: none
+	HandshakeTimeout time.Duration    // of TLS; zero: 10 s
+	StdlibRecords    bool             // leave TLS records to crypto/tls, instead of only the handshake
 
 	prepared atomic.Pointer[tunedConfig]
 
@@ -85,6 +88,10 @@ func (s *Server) ServeConn(ctx context.Context, raw net.Conn) error {
 	if log == nil {
 		log = zap.NewNop()
 	}
+	if !s.Memory.Admit(connBytes) {
+		return &StageError{StageTLS, ErrNoMemory}
+	}
+	defer s.Memory.Release(connBytes)
 	if err := tune(raw); err != nil {
 		log.Debug("socket options not set", zap.Error(err))
 	}
@@ -93,7 +100,7 @@ func (s *Server) ServeConn(ctx context.Context, raw net.Conn) error {
 		timeout = defaultHandshake
 	}
 	hctx, cancel := context.WithTimeout(ctx, timeout)
-	h, err := serverHandshake(hctx, raw, s.config(), s.StdlibRecords)
+	h, err := serverHandshake(hctx, raw, s.config(), s.StdlibRecords, s.Memory)
 	cancel()
 	if err != nil {
 		return &StageError{StageTLS, fmt.Errorf("handshake with %s: %w", raw.RemoteAddr(), err)}

@@ -50,7 +50,7 @@ func newStream(c *conn, id uint32) *Stream {
 		sendWindow: c.peerWindow,
 		writable:   make(chan struct{}, 1),
 		readable:   make(chan struct{}, 1),
-		in:         inbox{window: recvStreamWindow, buffered: &c.buffered},
+		in:         inbox{window: recvStreamWindow, buffered: &c.buffered, mem: c.mem},
 	}
 }
 

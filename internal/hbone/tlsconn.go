@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"github.com/mistnet/mistnet/internal/hbone/record"
+	"github.com/mistnet/mistnet/internal/memlimit"
 )
 
 const recordHeaderBytes = record.HeaderBytes
@@ -21,7 +22,8 @@ const recordHeaderBytes = record.HeaderBytes
 // crypto/tls when the handshake is done.
 type batchConn struct {
 	net.Conn
-	rc syscall.RawConn // nil for connections without a file descriptor
+	rc  syscall.RawConn  // nil for connections without a file descriptor
+	mem *memlimit.Budget // what the slabs in use are charged to
 
 	// Reading; one goroutine at a time.
 	in      []byte // slab, nil when nothing is buffered
@@ -36,6 +38,7 @@ type batchConn struct {
 	mu      sync.Mutex // guards out and batching: crypto/tls may answer a KeyUpdate while a writer collects
 	out     []byte     // records collected since the last flush
 	collect bool       // false while the handshake runs: every write goes out at once
+	stopped bool       // nothing is written any more
 
 	// Flushing; only whoever holds the connection's writer role.
 	sending  []byte // being written
@@ -45,8 +48,8 @@ type batchConn struct {
 	writeFn  func(fd uintptr) bool
 }
 
-func newBatchConn(raw net.Conn) *batchConn {
-	b := &batchConn{Conn: raw}
+func newBatchConn(raw net.Conn, mem *memlimit.Budget) *batchConn {
+	b := &batchConn{Conn: raw, mem: mem}
 	if sc, ok := raw.(syscall.Conn); ok {
 		if rc, err := sc.SyscallConn(); err == nil {
 			b.rc = rc
@@ -55,6 +58,30 @@ func newBatchConn(raw net.Conn) *batchConn {
 	b.readFn = b.readOnce
 	b.writeFn = b.writeSome
 	return b
+}
+
+// borrow returns a slab that is counted as in use until giveBack.
+func (b *batchConn) borrow() []byte {
+	b.mem.Charge(batchBytes)
+	return batchSlabs.Get()
+}
+
+func (b *batchConn) giveBack(p []byte) {
+	b.mem.Release(batchBytes)
+	batchSlabs.Put(p)
+}
+
+// stopWriting forgets what was not written. Its slabs are left to the collector: who was cut off may still be looking at one.
+func (b *batchConn) stopWriting() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.stopped = true
+	for _, p := range [...]*[]byte{&b.out, &b.sending} {
+		if *p != nil {
+			b.mem.Release(batchBytes)
+			*p = nil
+		}
+	}
 }
 
 // Read implements net.Conn for crypto/tls.
@@ -92,7 +119,7 @@ func (b *batchConn) Read(p []byte) (int, error) {
 
 func (b *batchConn) release() {
 	if b.in != nil {
-		batchSlabs.Put(b.in)
+		b.giveBack(b.in)
 	}
 	b.in, b.r, b.w = nil, 0, 0
 }
@@ -146,7 +173,7 @@ func (b *batchConn) fill() error {
 	}
 	if b.rc == nil {
 		if b.in == nil {
-			b.in = batchSlabs.Get()
+			b.in = b.borrow()
 		}
 		n, err := b.Conn.Read(b.in[b.w:])
 		b.w += n
@@ -178,7 +205,7 @@ func (b *batchConn) cut(err error) error {
 
 func (b *batchConn) readOnce(fd uintptr) bool {
 	if b.in == nil {
-		b.in = batchSlabs.Get()
+		b.in = b.borrow()
 	}
 	for {
 		n, err := syscall.Read(int(fd), b.in[b.w:])
@@ -213,12 +240,16 @@ func (b *batchConn) wait() error {
 // Write implements net.Conn for crypto/tls: after the handshake it only collects.
 func (b *batchConn) Write(p []byte) (int, error) {
 	b.mu.Lock()
+	if b.stopped {
+		b.mu.Unlock()
+		return 0, net.ErrClosed
+	}
 	if !b.collect {
 		b.mu.Unlock()
 		return b.Conn.Write(p)
 	}
 	if b.out == nil {
-		b.out = batchSlabs.Get()[:0]
+		b.out = b.borrow()[:0]
 	}
 	b.out = append(b.out, p...)
 	b.mu.Unlock()
@@ -228,7 +259,7 @@ func (b *batchConn) Write(p []byte) (int, error) {
 // output is what was collected so far, for records that whoever holds the writer's role appends and puts back in out.
 func (b *batchConn) output() []byte {
 	if b.out == nil {
-		b.out = batchSlabs.Get()[:0]
+		b.out = b.borrow()[:0]
 	}
 	return b.out
 }
@@ -270,7 +301,7 @@ func (b *batchConn) flush(block bool) (done bool, err error) {
 		if b.sent < len(b.sending) {
 			return false, nil
 		}
-		batchSlabs.Put(b.sending)
+		b.giveBack(b.sending)
 		b.sending = nil
 	}
 }

@@ -162,8 +162,14 @@ func (c *conn) stopLocked() {
 	c.w.busy = false
 	c.rec.idle()
 	if c.err != nil {
-		c.rec.stopWriting()
+		c.stopWritingLocked()
 	}
+}
+
+// stopWritingLocked forgets what was to be written, and by which secrets. Nobody writes any more.
+func (c *conn) stopWritingLocked() {
+	c.rec.stopWriting()
+	c.bc.stopWriting()
 }
 
 // stopAndFail ends the connection because of its writer.
