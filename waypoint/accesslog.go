@@ -7,12 +7,16 @@ import (
 	"sync"
 	"time"
 	"unicode/utf8"
+
+	"github.com/mistnet/mistnet/internal/accesslog"
 )
 
 // accessLog writes the line of each request and connection, in Istio's format: text, or an object of JSON.
 type accessLog struct {
-	out  io.Writer // takes a line at a time, from many goroutines
-	json bool
+	out    io.Writer // takes a line at a time, from many goroutines
+	json   bool
+	format *accesslog.Format // that the mesh asks for; nil: Istio's default
+	host   string            // of this waypoint, for that format
 }
 
 // lines are buffers for lines.
@@ -20,9 +24,12 @@ var lines = sync.Pool{New: func() any { b := make([]byte, 0, 1024); return &b }}
 
 func (l *accessLog) write(r *record, took time.Duration) {
 	b := lines.Get().(*[]byte)
-	if l.json {
+	switch {
+	case l.format != nil:
+		*b = l.appendFormat((*b)[:0], r, took)
+	case l.json:
 		*b = r.appendJSON((*b)[:0], took)
-	} else {
+	default:
 		*b = r.appendText((*b)[:0], took)
 	}
 	_, _ = l.out.Write(*b)
@@ -231,8 +238,12 @@ func appendWord(b []byte, s string) []byte {
 
 // appendJSONString is a string of JSON. What is no UTF-8 is replaced.
 func appendJSONString(b []byte, s string) []byte {
+	return append(appendEscaped(append(b, '"'), s), '"')
+}
+
+// appendEscaped is what such a string has between its quotes.
+func appendEscaped(b []byte, s string) []byte {
 	s, rest := logged(s)
-	b = append(b, '"')
 	for _, c := range s {
 		switch {
 		case c == '"' || c == '\\':
@@ -243,5 +254,5 @@ func appendJSONString(b []byte, s string) []byte {
 			b = utf8.AppendRune(b, c)
 		}
 	}
-	return append(append(b, rest...), '"')
+	return append(b, rest...)
 }

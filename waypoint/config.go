@@ -40,6 +40,7 @@ type Config struct {
 	AccessLog    bool
 
 	AccessLogEncoding string // TEXT or JSON
+	AccessLogFormat   string // in Envoy's language, of that encoding; "": Istio's default
 
 	PathNormalization string // NONE, BASE (or DEFAULT), MERGE_SLASHES, DECODE_AND_MERGE_SLASHES
 
@@ -74,6 +75,8 @@ func (c *Config) Register(fs *daemon.FlagSet) {
 	fs.DurationVar(&c.Grace, "grace", 20*time.Second, "CONNECTION_TERMINATION_DEADLINE", "how long, after -drain-delay, connections may take to end")
 	fs.BoolVar(&c.AccessLog, "access-log", true, "ACCESS_LOG", "write one line per request or connection")
 	fs.StringVar(&c.AccessLogEncoding, "access-log-encoding", encodingText, "ACCESS_LOG_ENCODING", "TEXT or JSON: how those lines are written (meshConfig.accessLogEncoding)")
+	fs.StringVar(&c.AccessLogFormat, "access-log-format", "", "ACCESS_LOG_FORMAT", "what those lines say: text, or a JSON object, with Envoy's command operators "+
+		"(meshConfig.accessLogFormat); empty, or what cannot be read: Istio's default")
 	fs.StringVar(&c.PathNormalization, "path-normalization", "BASE", "PATH_NORMALIZATION", "NONE, BASE, MERGE_SLASHES or DECODE_AND_MERGE_SLASHES: "+
 		"what is done to paths before policies and routes look at them (meshConfig.pathNormalization)")
 	fs.ListVar(&c.TrustedGateways, "trusted-gateways", "TRUSTED_GATEWAYS", "namespace/serviceaccount of gateways that are believed for whom they speak, "+

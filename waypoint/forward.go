@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/mistnet/mistnet/internal/accesslog"
 	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/waypoint/http1"
 	"github.com/mistnet/mistnet/waypoint/route"
@@ -291,6 +292,7 @@ func (s *session) address(ctx context.Context, p *plan, now time.Time) {
 	f.x = s.exchangeWith(f.up)
 	s.countRequests()
 	s.requestEdits(p, f.until)
+	s.note(accesslog.Request, &s.q.Fields, &s.edits)
 	s.shake(f.up)
 }
 
@@ -419,7 +421,9 @@ func (s *session) respond(p *plan, x exchange, up *upstream, resp *http1.Respons
 // answered notes the upstream's response, and makes it ready for the client.
 func (s *session) answered(p *plan, resp *http1.Response, took time.Duration) {
 	s.log.status, s.log.details, s.log.upstreamTime, s.log.answered = resp.Status, "via_upstream", took, true
+	s.log.responded = s.flight.sent.Sub(s.log.start) + took
 	s.responseEdits(p, took)
+	s.note(accesslog.Response, &resp.Fields, &s.edits)
 	s.conclude(resp)
 	s.countResponses(resp)
 }

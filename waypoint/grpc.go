@@ -4,6 +4,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/mistnet/mistnet/internal/accesslog"
 	"github.com/mistnet/mistnet/waypoint/http1"
 )
 
@@ -67,8 +68,9 @@ func grpcMessage(text string) string {
 	return string(b)
 }
 
-// noteGRPC records the status of a gRPC response that has ended: behind its body, or in its head if it has none.
+// noteGRPC records what is behind the body of a response that has ended: of gRPC the status, which is in its head if it has none.
 func (s *session) noteGRPC(resp *http1.Response) {
+	s.note(accesslog.Trailer, resp.Body.Trailers(), nil)
 	if !s.req.GRPC {
 		return
 	}

@@ -13,6 +13,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/mistnet/mistnet/internal/accesslog"
 	"github.com/mistnet/mistnet/internal/authz"
 	"github.com/mistnet/mistnet/waypoint/http1"
 	"github.com/mistnet/mistnet/waypoint/http2"
@@ -54,6 +55,8 @@ type session struct {
 	shaken handshake
 
 	asks, answers messages // of a gRPC call
+
+	notes []string // headers that the access log wants; nil: none
 }
 
 // downstream is the client's side of a request.
@@ -153,6 +156,7 @@ func (s *session) begin(q *http1.Request) {
 	if s.stream != nil {
 		s.log.protocol = "HTTP/2"
 	}
+	s.noteNothing()
 }
 
 // unread answers what is no request.
@@ -307,6 +311,7 @@ func (s *session) describe() {
 	if s.log.requestID, ok = q.Value("x-request-id"); !ok {
 		s.log.requestID = newRequestID()
 	}
+	s.note(accesslog.Request, &q.Fields, nil)
 }
 
 // drawFault decides whether the request fails on purpose.
@@ -390,6 +395,7 @@ func (s *session) reply(r reply) {
 		s.edits.Set("x-envoy-overloaded", "true")
 	}
 	s.corsHeaders()
+	s.note(accesslog.Response, nil, &s.edits)
 	if err := s.down.Reply(r.status, r.body, &s.edits); err != nil {
 		s.log.fail("DC", "downstream_remote_disconnect")
 	}
@@ -424,6 +430,7 @@ func (s *session) finish(now time.Time) {
 	}
 	s.rep.request(&s.log, &s.cache, now)
 	s.view, s.rule, s.search = nil, nil, search{} // a session that waits keeps no old view alive
+	clear(s.log.headers)                          // their strings are somebody's memory
 	s.log = record{}
 	s.progress, s.flight = unbegun, flight{}
 }

@@ -40,11 +40,13 @@ type record struct {
 	answered     bool   // by the upstream, after upstreamTime
 	failure      string // why the upstream could not be connected to; "": it could
 
-	status         int    // of HTTP; 0: no response
-	grpc           bool   // the request is one of gRPC
-	grpcStatus     string // "": none was told
-	flags, details string // Envoy's response flags and code details
-	received, sent int64  // bytes of the bodies
+	status         int           // of HTTP; 0: no response
+	grpc           bool          // the request is one of gRPC
+	grpcStatus     string        // "": none was told
+	flags, details string        // Envoy's response flags and code details
+	received, sent int64         // bytes of the bodies
+	responded      time.Duration // after start: the upstream's response began
+	headers        []string      // that the format of the access log asks for; nil: none
 	bytes          relay.Counters
 
 	series *series // of a connection that was opened

@@ -68,11 +68,7 @@ func New(cfg *Config, env *daemon.Env) (*Waypoint, error) {
 		return nil, fmt.Errorf("make the lot of idle connections: %w", err)
 	}
 	w.checks = newChecker(w.up, w.state, env.Log.Named("health"))
-	var access *accessLog
-	if cfg.AccessLog {
-		access = &accessLog{out: env.Out, json: cfg.AccessLogEncoding == encodingJSON}
-	}
-	w.rep = newReporter(access, env.Log.Named("access"))
+	w.rep = newReporter(newAccessLog(cfg, env), env.Log.Named("access"))
 	w.server = &hbone.Server{TLS: w.ids.ServerConfig(cfg.identity()), Handle: w.connect, Log: env.Log.Named("hbone")}
 	env.Registry.MustRegister(w.rep, w.checks)
 	return w, nil

@@ -109,6 +109,7 @@ var places = []place{
 	{"internal/authz", verdicts, true},
 	{"internal/lb", verdicts, true},
 	{"internal/wds", verdicts, true},
+	{"internal/accesslog", verdicts, true},
 	{"internal/xds", mechanics, false},
 	{"internal/identity", mechanics, false},
 	{"internal/hbone", mechanics, false},

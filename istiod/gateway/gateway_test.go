@@ -118,12 +118,15 @@ func TestEnvironmentIsTheWaypoints(t *testing.T) {
 	}
 	gw.Annotations[gateway.AnnotationClientCert] = "true"
 	off := ""
-	settings, err := gateway.NewSettings("merge_slashes", &off, "JSON")
+	settings, err := gateway.NewSettings("merge_slashes", &off, "JSON", `{"cost": "$(PRICE) $%DURATION%"}`)
 	if err != nil {
 		t.Fatal(err)
 	}
 	asked := env(t, gw, nil, settings)
-	for name, want := range map[string]string{"PATH_NORMALIZATION": "MERGE_SLASHES", "ACCESS_LOG": "false", "ACCESS_LOG_ENCODING": "JSON"} {
+	for name, want := range map[string]string{
+		"PATH_NORMALIZATION": "MERGE_SLASHES", "ACCESS_LOG": "false", "ACCESS_LOG_ENCODING": "JSON",
+		"ACCESS_LOG_FORMAT": `{"cost": "$$(PRICE) $$%DURATION%"}`, // Kubernetes takes one of two away
+	} {
 		if !slices.Contains(asked, corev1.EnvVar{Name: name, Value: want}) {
 			t.Errorf("%s=%s is not among %v", name, want, asked)
 		}
@@ -141,11 +144,11 @@ func TestEnvironmentIsTheWaypoints(t *testing.T) {
 // TestSettingsSayNothing of what the mesh does not, and refuse what nobody understands.
 func TestSettingsSayNothing(t *testing.T) {
 	t.Parallel()
-	if s, err := gateway.NewSettings("", nil, ""); err != nil || s != (gateway.Settings{}) {
+	if s, err := gateway.NewSettings("", nil, "", ""); err != nil || s != (gateway.Settings{}) {
 		t.Errorf("settings of nothing = %+v, %v", s, err)
 	}
 	for _, c := range [][2]string{{"MERGE", ""}, {"", "XML"}} {
-		if s, err := gateway.NewSettings(c[0], nil, c[1]); err == nil {
+		if s, err := gateway.NewSettings(c[0], nil, c[1], ""); err == nil {
 			t.Errorf("%q makes %+v", c, s)
 		}
 	}

@@ -32,7 +32,7 @@ func readMeshConfig(cm *corev1.ConfigMap) (m *meshConfig, err error) {
 	if m.MeshConfig, err = translate.ReadMeshConfig(cm); err != nil {
 		return nil, err
 	}
-	m.waypoints, err = gateway.NewSettings(m.PathNormalization, m.AccessLogFile, m.AccessLogEncoding)
+	m.waypoints, err = gateway.NewSettings(m.PathNormalization, m.AccessLogFile, m.AccessLogEncoding, m.AccessLogFormat)
 	return m, err
 }
 

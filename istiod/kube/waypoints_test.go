@@ -350,7 +350,7 @@ func TestMeshSettingsReachWaypoints(t *testing.T) {
 	config := func(mesh string) *corev1.ConfigMap {
 		return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "istio-system", Name: "istio"}, Data: map[string]string{"mesh": mesh}}
 	}
-	c := newCluster(t, config("accessLogEncoding: JSON\npathNormalization: {normalization: MERGE_SLASHES}\n"), namespace("shop", nil),
+	c := newCluster(t, config("accessLogEncoding: JSON\naccessLogFormat: '{\"took\": \"%DURATION%\"}'\npathNormalization: {normalization: MERGE_SLASHES}\n"), namespace("shop", nil),
 		waypointGateway("shop", "waypoint", nil))
 	c.appliers()
 	c.startWaypoints(gateway.Config{Image: "waypoint:1"})
@@ -371,12 +371,13 @@ func TestMeshSettingsReachWaypoints(t *testing.T) {
 		return ""
 	}
 	c.eventually("the waypoint is told", func(context.Context) bool {
-		return variable("ACCESS_LOG_ENCODING") == "JSON" && variable("PATH_NORMALIZATION") == "MERGE_SLASHES" && variable("ACCESS_LOG") == ""
+		return variable("ACCESS_LOG_ENCODING") == "JSON" && variable("PATH_NORMALIZATION") == "MERGE_SLASHES" && variable("ACCESS_LOG") == "" &&
+			variable("ACCESS_LOG_FORMAT") == `{"took": "%DURATION%"}`
 	})
-	if _, err := c.kube.CoreV1().ConfigMaps("istio-system").Update(t.Context(), config("accessLogFile: ''\nenableTracing: true\n"), metav1.UpdateOptions{}); err != nil {
+	if _, err := c.kube.CoreV1().ConfigMaps("istio-system").Update(t.Context(), config("accessLogFile: ''\naccessLogFormat: '%TOOK%'\nenableTracing: true\n"), metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	c.eventually("the waypoint is told again", func(context.Context) bool {
-		return variable("ACCESS_LOG_ENCODING") == "" && variable("ACCESS_LOG") == "false"
+		return variable("ACCESS_LOG_ENCODING") == "" && variable("ACCESS_LOG") == "false" && variable("ACCESS_LOG_FORMAT") == ""
 	})
 }

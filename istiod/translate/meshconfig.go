@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/yaml"
 
+	"github.com/mistnet/mistnet/internal/accesslog"
 	"github.com/mistnet/mistnet/internal/mesh"
 )
 
@@ -40,8 +41,11 @@ type MeshConfig struct {
 	PathNormalization string
 	AccessLogFile     *string
 	AccessLogEncoding string
+	AccessLogFormat   string // "" also when it cannot be read: waypoints keep their default
 
-	Ignored []string // other fields that are set
+	FormatFault string   // why accessLogFormat cannot be read
+	NoValue     []string // operators in it that are always written as not set
+	Ignored     []string // other fields that are set
 }
 
 // DeepCopyObject implements runtime.Object. What is inside is never changed.
@@ -64,6 +68,7 @@ func ReadMeshConfig(cm *corev1.ConfigMap) (*MeshConfig, error) {
 		} `json:"pathNormalization"`
 		AccessLogFile     *string `json:"accessLogFile"`
 		AccessLogEncoding string  `json:"accessLogEncoding"`
+		AccessLogFormat   string  `json:"accessLogFormat"`
 		// Mistnet is what Istio's MeshConfig has no field for.
 		Mistnet struct {
 			WaypointUnavailable string `json:"waypointUnavailable"` // deny or allow
@@ -106,12 +111,32 @@ func ReadMeshConfig(cm *corev1.ConfigMap) (*MeshConfig, error) {
 		}
 	}
 	m.PathNormalization, m.AccessLogFile, m.AccessLogEncoding = some.Path.Normalization, some.AccessLogFile, some.AccessLogEncoding
+	m.readFormat(some.AccessLogFormat)
 	for _, known := range []string{"rootNamespace", "trustDomain", "discoverySelectors", "mistnet", "defaultVirtualServiceExportTo",
-		"defaultDestinationRuleExportTo", "defaultHttpRetryPolicy", "pathNormalization", "accessLogFile", "accessLogEncoding"} {
+		"defaultDestinationRuleExportTo", "defaultHttpRetryPolicy", "pathNormalization", "accessLogFile", "accessLogEncoding",
+		"accessLogFormat"} {
 		delete(all, known)
 	}
 	m.Ignored = slices.Sorted(maps.Keys(all))
 	return m, nil
+}
+
+// readFormat reads accessLogFormat, which is of the encoding that m has. As in Istio, one that cannot be read is no reason to refuse
+// the rest.
+func (m *MeshConfig) readFormat(format string) {
+	if format == "" {
+		return
+	}
+	parse := accesslog.ParseText
+	if strings.EqualFold(m.AccessLogEncoding, "JSON") {
+		parse = accesslog.ParseJSON
+	}
+	f, err := parse(format)
+	if err != nil {
+		m.FormatFault = strings.ReplaceAll(err.Error(), "\n", ", ")
+		return
+	}
+	m.AccessLogFormat, m.NoValue = format, f.Never
 }
 
 // WithMesh is the configuration with what the mesh's own says instead, of that which may change while istiod runs; nil says nothing.
@@ -142,6 +167,12 @@ func (m *MeshConfig) Status(cfg Config) *Status {
 	}
 	if len(m.Ignored) > 0 {
 		f.add(Unsupported, "fields of mesh without effect: %s", strings.Join(m.Ignored, ", "))
+	}
+	if m.FormatFault != "" {
+		f.add(Ignored, "accessLogFormat: waypoints keep their default: %s", m.FormatFault)
+	}
+	if len(m.NoValue) > 0 {
+		f.add(Unsupported, "accessLogFormat: waypoints know no value of %s, and write - or null", strings.Join(m.NoValue, ", "))
 	}
 	return f.status()
 }

@@ -124,6 +124,30 @@ func (e *Edits) fields(dst []byte, f *Fields) []byte {
 	return dst
 }
 
+// Value returns the value that the field of that name, in any case, will have in a head; several are joined with ",". What the
+// engine writes itself is not known: Host and framing. Both e and f may be nil: nothing is changed, or only what e adds is there.
+func (e *Edits) Value(f *Fields, name string) (v string, ok bool) {
+	id := nameOf(name)
+	if f != nil && (e == nil || !e.drop || !e.drops(0, id, name)) {
+		v, ok = f.Value(name)
+	}
+	if e == nil {
+		return v, ok
+	}
+	for i := range e.list {
+		x := &e.list[i]
+		if !x.add || x.id != id || id == other && !same(x.name, name) || e.drops(i+1, id, name) {
+			continue
+		}
+		if ok {
+			v += "," + x.value
+			continue
+		}
+		v, ok = x.value, true
+	}
+	return v, ok
+}
+
 // has reports whether the head will have a field of that known name.
 func (e *Edits) has(f *Fields, id name) bool {
 	have := f.count[id] > 0

@@ -1,6 +1,8 @@
 package http1_test
 
 import (
+	"fmt"
+	"math/rand/v2"
 	"strings"
 	"testing"
 
@@ -476,4 +478,48 @@ func TestBodiesAreBufferedOnDemand(t *testing.T) {
 			t.Errorf("Buffer of %q: %v, want %s", sent, err, want)
 		}
 	}
+}
+
+// TestValueIsWhatIsWritten: what Edits say that a field will be is what the head has that is written with them.
+func TestValueIsWhatIsWritten(t *testing.T) {
+	t.Parallel()
+	names := []string{"x-one", "X-Two", "accept", "user-agent", "x-none"}
+	for seed := range uint64(300) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		var head strings.Builder
+		head.WriteString("GET / HTTP/1.1\r\nHost: a\r\n")
+		for i := range r.IntN(6) {
+			fmt.Fprintf(&head, "%s: v%d\r\n", names[r.IntN(len(names)-1)], i)
+		}
+		var e http1.Edits
+		for i := range r.IntN(5) {
+			name, value := strings.ToUpper(names[r.IntN(len(names)-1)]), fmt.Sprintf("e%d", i)
+			[]func(){func() { e.Set(name, value) }, func() { e.Add(name, value) }, func() { e.Remove(name) }}[r.IntN(3)]()
+		}
+		q := request(t, head.String()+"\r\n")
+		written := make(collected)
+		e.Each(&q.Fields, written)
+		for _, name := range names {
+			got, ok := e.Value(&q.Fields, name)
+			want, there := written[strings.ToLower(name)]
+			if got != want || ok != there {
+				t.Errorf("seed %d: %s is %q, %v and is written %q, %v", seed, name, got, ok, want, there)
+			}
+		}
+	}
+	var none *http1.Edits
+	if v, ok := none.Value(nil, "a"); v != "" || ok {
+		t.Errorf("nothing has a field %q, %v", v, ok)
+	}
+}
+
+// collected are fields as they are written, joined by name.
+type collected map[string]string
+
+func (c collected) Field(name, value string) {
+	name = strings.ToLower(name)
+	if v, ok := c[name]; ok {
+		value = v + "," + value
+	}
+	c[name] = value
 }

@@ -1,0 +1,344 @@
+package waypoint
+
+import (
+	"cmp"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/mistnet/mistnet/internal/accesslog"
+	"github.com/mistnet/mistnet/internal/daemon"
+	"github.com/mistnet/mistnet/internal/mesh"
+	"github.com/mistnet/mistnet/waypoint/http1"
+)
+
+// newAccessLog is the access log that cfg asks for; nil: none. A format that cannot be read is not worth a waypoint: istiod, which
+// may be newer, has said of the mesh's what is wrong with it.
+func newAccessLog(cfg *Config, env *daemon.Env) *accessLog {
+	if !cfg.AccessLog {
+		return nil
+	}
+	l := &accessLog{out: env.Out, json: cfg.AccessLogEncoding == encodingJSON, host: cfg.PodName}
+	if cfg.AccessLogFormat == "" {
+		return l
+	}
+	parse := accesslog.ParseText
+	if l.json {
+		parse = accesslog.ParseJSON
+	}
+	format, err := parse(cfg.AccessLogFormat)
+	if err != nil {
+		env.Log.Error("format of the access log cannot be read, its default holds", zap.Error(err))
+	}
+	l.format = format
+	return l
+}
+
+// headers are those the access log's format asks for.
+func (p *reporter) headers() []accesslog.Header {
+	if p.access == nil || p.access.format == nil {
+		return nil
+	}
+	return p.access.format.Headers
+}
+
+// noteNothing makes room for the headers that the access log wants of a request. Its memory is used again.
+func (s *session) noteNothing() {
+	n := len(s.rep.headers())
+	if n == 0 {
+		return
+	}
+	if len(s.notes) < n {
+		s.notes = make([]string, n)
+	}
+	s.log.headers = s.notes
+}
+
+// note keeps what the access log wants of a head with the edits to it.
+func (s *session) note(of accesslog.Section, f *http1.Fields, e *http1.Edits) {
+	if s.log.headers == nil {
+		return
+	}
+	for i, h := range s.rep.headers() {
+		if h.Of != of {
+			continue
+		}
+		v := s.headerValue(h.Name, of, f, e)
+		if v == "" && h.Or != "" {
+			v = s.headerValue(h.Or, of, f, e)
+		}
+		if h.WithoutQuery {
+			v, _, _ = strings.Cut(v, "?")
+		}
+		s.log.headers[i] = v
+	}
+}
+
+// headerValue is one of a request's or response's headers, or of HTTP/2's pseudo-headers, as it goes on.
+func (s *session) headerValue(name string, of accesslog.Section, f *http1.Fields, e *http1.Edits) string {
+	if of == accesslog.Request {
+		switch name {
+		case ":method":
+			return s.q.Method
+		case ":scheme":
+			return s.req.Scheme
+		case ":path":
+			return cmp.Or(e.Target(), s.q.Target)
+		case ":authority", "host":
+			return cmp.Or(e.Host(), s.q.Authority)
+		case "x-request-id":
+			return s.log.requestID
+		}
+	}
+	v, _ := e.Value(f, name)
+	return v
+}
+
+// appendFormat is a line as the mesh's format wants it. What clients wrote cannot end a line, nor a string of JSON.
+func (l *accessLog) appendFormat(b []byte, r *record, took time.Duration) []byte {
+	for i := range l.format.Parts {
+		if p := &l.format.Parts[i]; p.Op == accesslog.Literal {
+			b = append(b, p.Text...)
+		} else {
+			b = l.appendPart(b, p, r, took)
+		}
+	}
+	return b
+}
+
+// value is that of an operator: a number, a text that is to be escaped, or something that need not be.
+type value struct {
+	kind   kind
+	number int64
+	text   string
+	addr   netip.AddrPort
+	id     mesh.Identity
+}
+
+type kind uint8
+
+const (
+	isUnset kind = iota
+	isNumber
+	isText
+	isWord // a text without blanks
+	isAddress
+	isHost // of an address
+	isIdentity
+	isCluster
+	isStart
+	isEnd
+)
+
+func (l *accessLog) appendPart(b []byte, p *accesslog.Part, r *record, took time.Duration) []byte {
+	v := l.valueOf(p, r, took)
+	switch {
+	case v.kind == isUnset && p.Place == accesslog.AsJSON:
+		return append(b, "null"...)
+	case v.kind == isUnset:
+		return append(b, '-')
+	case v.kind == isNumber:
+		return strconv.AppendInt(b, v.number, 10)
+	case p.Place == accesslog.AsJSON:
+		return append(v.append(append(b, '"'), p, r, took), '"')
+	}
+	return v.append(b, p, r, took)
+}
+
+// append writes a value that is set and no number.
+func (v *value) append(b []byte, p *accesslog.Part, r *record, took time.Duration) []byte {
+	switch v.kind {
+	case isAddress:
+		return v.addr.AppendTo(b)
+	case isHost:
+		return v.addr.Addr().AppendTo(b)
+	case isIdentity:
+		b = append(append(b, "spiffe://"...), v.id.TrustDomain...)
+		b = append(append(b, "/ns/"...), v.id.Namespace...)
+		return append(append(b, "/sa/"...), v.id.ServiceAccount...)
+	case isCluster:
+		return r.appendCluster(b)
+	case isStart:
+		return p.AppendTime(b, r.start)
+	case isEnd:
+		return p.AppendTime(b, r.start.Add(took))
+	}
+	text, from := v.text, len(b)
+	if p.Most > 0 && len(text) > p.Most {
+		text = text[:p.Most]
+	}
+	if p.Place == accesslog.InText {
+		b = appendField(b, text)
+	} else {
+		b = appendEscaped(b, text)
+	}
+	for i := from; v.kind == isWord && i < len(b); i++ {
+		if b[i] == ' ' {
+			b[i] = '_'
+		}
+	}
+	return b
+}
+
+func numberOf(n int64) value { return value{kind: isNumber, number: n} }
+
+func textOf(s string) value {
+	if s == "" {
+		return value{}
+	}
+	return value{kind: isText, text: s}
+}
+
+func wordOf(s string) value {
+	v := textOf(s)
+	if v.kind == isText {
+		v.kind = isWord
+	}
+	return v
+}
+
+func addressOf(a netip.AddrPort, k kind) value {
+	if !a.IsValid() {
+		return value{}
+	}
+	return value{kind: k, addr: a, number: int64(a.Port())}
+}
+
+func (l *accessLog) valueOf(p *accesslog.Part, r *record, took time.Duration) value {
+	switch p.Op {
+	case accesslog.FromHeader:
+		if p.At < len(r.headers) {
+			return textOf(r.headers[p.At])
+		}
+	case accesslog.StartTime:
+		return value{kind: isStart}
+	case accesslog.EmitTime:
+		return value{kind: isEnd}
+	case accesslog.Protocol:
+		return textOf(r.protocol)
+	case accesslog.ResponseCode:
+		return numberOf(int64(r.status))
+	case accesslog.ResponseCodeDetails:
+		details, _ := r.ends()
+		if p.Style != "" {
+			return textOf(details)
+		}
+		return wordOf(details)
+	case accesslog.ConnectionTerminationDetails:
+		_, details := r.ends()
+		return wordOf(details)
+	case accesslog.ResponseFlags:
+		if r.flags != "-" {
+			return textOf(r.flags)
+		}
+	case accesslog.UpstreamTransportFailureReason:
+		return textOf(r.failure)
+	case accesslog.GRPCStatus:
+		return grpcStatusAs(r.grpcStatus, p.Style)
+	case accesslog.RouteName:
+		if r.route != nil {
+			return wordOf(r.route.Name())
+		}
+	case accesslog.UpstreamCluster:
+		if r.service != nil {
+			return value{kind: isCluster}
+		}
+	case accesslog.RequestedServerName:
+		return wordOf(r.sni)
+	case accesslog.Hostname:
+		return textOf(l.host)
+	case accesslog.DownstreamPeerURISAN:
+		id := r.client.id
+		if g := r.client.gateway; g != nil {
+			id = g.id // whose certificate was shown
+		}
+		if !id.IsZero() {
+			return value{kind: isIdentity, id: id}
+		}
+	default:
+		if v := amountOf(p.Op, r, took); v.kind != isUnset {
+			return v
+		}
+		return placeOf(p.Op, r)
+	}
+	return value{}
+}
+
+// amountOf is the value of an operator that counts something.
+func amountOf(op accesslog.Operator, r *record, took time.Duration) value {
+	received, sent := r.amounts()
+	switch op {
+	case accesslog.BytesReceived:
+		return numberOf(received)
+	case accesslog.BytesSent:
+		return numberOf(sent)
+	case accesslog.Duration:
+		return numberOf(took.Milliseconds())
+	case accesslog.ResponseDuration:
+		if r.answered {
+			return numberOf(r.responded.Milliseconds())
+		}
+	case accesslog.ResponseTxDuration:
+		if r.answered {
+			return numberOf((took - r.responded).Milliseconds())
+		}
+	case accesslog.UpstreamRequestAttemptCount:
+		return numberOf(int64(r.attempts))
+	}
+	return value{}
+}
+
+// placeOf is the value of an operator that names an end of a connection.
+func placeOf(op accesslog.Operator, r *record) value {
+	switch op {
+	case accesslog.UpstreamHost:
+		return addressOf(r.upstream, isAddress)
+	case accesslog.UpstreamHostWithoutPort:
+		return addressOf(r.upstream, isHost)
+	case accesslog.UpstreamPort:
+		return addressOf(r.upstream, isNumber)
+	case accesslog.DownstreamRemoteAddress:
+		return addressOf(r.client.addr, isAddress)
+	case accesslog.DownstreamRemoteAddressWithoutPort:
+		return addressOf(r.client.addr, isHost)
+	case accesslog.DownstreamRemotePort:
+		return addressOf(r.client.addr, isNumber)
+	case accesslog.DownstreamLocalAddress:
+		return addressOf(r.to.addr, isAddress)
+	case accesslog.DownstreamLocalAddressWithoutPort:
+		return addressOf(r.to.addr, isHost)
+	case accesslog.DownstreamLocalPort:
+		return addressOf(r.to.addr, isNumber)
+	}
+	return value{}
+}
+
+// grpcNames are the names of gRPC's status codes, as Envoy's log has them and as gRPC's specification does.
+var grpcNames = [...][2]string{
+	{"OK", "OK"}, {"Canceled", "CANCELLED"}, {"Unknown", "UNKNOWN"}, {"InvalidArgument", "INVALID_ARGUMENT"},
+	{"DeadlineExceeded", "DEADLINE_EXCEEDED"}, {"NotFound", "NOT_FOUND"}, {"AlreadyExists", "ALREADY_EXISTS"},
+	{"PermissionDenied", "PERMISSION_DENIED"}, {"ResourceExhausted", "RESOURCE_EXHAUSTED"},
+	{"FailedPrecondition", "FAILED_PRECONDITION"}, {"Aborted", "ABORTED"}, {"OutOfRange", "OUT_OF_RANGE"},
+	{"Unimplemented", "UNIMPLEMENTED"}, {"Internal", "INTERNAL"}, {"Unavailable", "UNAVAILABLE"}, {"DataLoss", "DATA_LOSS"},
+	{"Unauthenticated", "UNAUTHENTICATED"},
+}
+
+func grpcStatusAs(status, style string) value {
+	if status == "" {
+		return value{}
+	}
+	n, err := strconv.Atoi(status)
+	if err != nil {
+		return value{}
+	}
+	switch {
+	case style == accesslog.StyleNumber, n < 0, n >= len(grpcNames):
+		return numberOf(int64(n))
+	case style == accesslog.StyleSnake:
+		return textOf(grpcNames[n][1])
+	}
+	return textOf(grpcNames[n][0])
+}
