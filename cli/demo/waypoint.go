@@ -199,6 +199,31 @@ func requests(ctx context.Context, w *world, c *checks) {
 		return fmt.Sprintf("of 10 at a time %d answered, %d refused", t.count[v1]+t.count[v2], t.count[overflow]), err
 	})
 
+	w.rule(c, "health.yaml")
+	c.check("a health check: who says that he is not well gets no requests, until he is", func() (string, error) {
+		for _, step := range []struct {
+			page      string
+			low, high int // of 40 requests, those that api-v1 answers
+		}{{"/healthz", 1, 39}, {"/sick", 0, 0}, {"/well", 1, 39}} {
+			if _, err := w.request(ctx, "shop/api-v1", "http://127.0.0.1:8080"+step.page, 1, 1); err != nil {
+				return "", err
+			}
+			if _, err := eventually(ctx, 15*time.Second, func() error {
+				t, err := w.ask(ctx, "/", 40, 2)
+				if err == nil && t.count[v1]+t.count[v2] != 40 {
+					err = fmt.Errorf("answers: %v", t.count)
+				}
+				if err == nil {
+					err = t.between(v1, step.low, step.high)
+				}
+				return err
+			}); err != nil {
+				return "", fmt.Errorf("after %s: %w", step.page, err)
+			}
+		}
+		return "api-v1 out, and in again", nil
+	})
+
 	w.rule(c, "admin.yaml")
 	c.check("an AuthorizationPolicy denies a path, and nothing else", func() (string, error) {
 		if err := w.answered(ctx, "/admin/users", "403 RBAC: access denied"); err != nil {

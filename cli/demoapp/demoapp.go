@@ -19,7 +19,8 @@ import (
 //	serve NAME ADDR       listen; greet each caller with "NAME sees CALLER", then echo lines
 //	call ADDR TEXT        connect, send one line, print the greeting and the echo
 //	hold ADDR INTERVAL    connect and echo a line every INTERVAL, printing "tick N", until the connection ends
-//	web NAME ADDR         serve HTTP: answer NAME; /flaky fails every other time with 503, /slow takes 3 s
+//	web NAME ADDR         serve HTTP: answer NAME; /flaky fails every other time with 503, /slow takes 3 s, /healthz fails
+//	                      after /sick until /well
 //	get URL N PARALLEL [HEADER]
 //	                      with headers NAME: VALUE, any number of them, send N requests, PARALLEL at a time, and count the answers
 func Main(ctx context.Context, args []string, out io.Writer) error {

@@ -89,6 +89,11 @@ func TestGetCountsAnswers(t *testing.T) {
 	for _, tt := range []struct{ path, want string }{
 		{"/", "40 200 web\n"},
 		{"/flaky", "20 200 web\n20 503 web\n"},
+		{"/healthz", "40 200 web\n"},
+		{"/sick", "40 200 web\n"},
+		{"/healthz", "40 503 web\n"},
+		{"/well", "40 200 web\n"},
+		{"/healthz", "40 200 web\n"},
 	} {
 		var out bytes.Buffer
 		if err := demoapp.Main(t.Context(), []string{"get", "http://" + addr + tt.path, "40", "4", "x-user: me"}, &out); err != nil {

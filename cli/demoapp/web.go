@@ -17,7 +17,8 @@ import (
 	"time"
 )
 
-// web serves HTTP until ctx is done. It answers with its name; /flaky fails every other time with 503, /slow takes slowness.
+// web serves HTTP until ctx is done. It answers with its name; /flaky fails every other time with 503, /slow takes slowness;
+// /healthz fails from a request of /sick on until one of /well.
 func web(ctx context.Context, name, addr string, out io.Writer) error {
 	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
 	if err != nil {
@@ -25,6 +26,7 @@ func web(ctx context.Context, name, addr string, out io.Writer) error {
 	}
 	fmt.Fprintln(out, "listening on", ln.Addr())
 	var flaky atomic.Uint64
+	var sick atomic.Bool
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, name) })
 	mux.HandleFunc("/flaky", func(w http.ResponseWriter, _ *http.Request) {
@@ -33,6 +35,18 @@ func web(ctx context.Context, name, addr string, out io.Writer) error {
 		}
 		fmt.Fprintln(w, name)
 	})
+	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) {
+		if sick.Load() {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+		fmt.Fprintln(w, name)
+	})
+	for page, isSick := range map[string]bool{"/sick": true, "/well": false} {
+		mux.HandleFunc(page, func(w http.ResponseWriter, _ *http.Request) {
+			sick.Store(isSick)
+			fmt.Fprintln(w, name)
+		})
+	}
 	mux.HandleFunc("/slow", func(w http.ResponseWriter, r *http.Request) {
 		select {
 		case <-time.After(slowness):

@@ -105,6 +105,9 @@ spec:
 	}
 	unhurt("while routes and policies came")
 
+	s.asksWhetherWell()
+	unhurt("while endpoints were asked whether they are well")
+
 	before := s.waypoint()
 	for _, args := range [][]string{{"rollout", "restart"}, {"rollout", "status", "--timeout=3m"}} {
 		_, err := cluster.Kubectl(t.Context(), append(args, "-n", s.name, "deployment/waypoint")...)
@@ -137,6 +140,51 @@ spec:
 	s.sees("client", s.pod("client").Status.PodIP)
 	s.eventually("everything of the waypoint is gone", s.noWaypoint)
 	unhurt("while the waypoint went")
+}
+
+// asksWhetherWell has the waypoint ask the two pods of a service, of which one says that it is not well, and then that it is.
+func (s *space) asksWhetherWell() {
+	s.Helper()
+	_, err := cluster.Kubectl(s.Context(), "-n", s.name, "label", "pods", "web", "canary", "pair=yes")
+	s.must(err)
+	s.must(cluster.Apply(s.Context(), fmt.Sprintf(`
+apiVersion: v1
+kind: Service
+metadata: {name: pair, namespace: %[1]s}
+spec: {selector: {pair: "yes"}, ports: [{name: http, port: 80, targetPort: 8080}]}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: pair, namespace: %[1]s, annotations: {mistnet.io/health-check: "{path: /readyz, interval: 1s, unhealthyThreshold: 2}"}}
+spec: {host: pair}
+`, s.name)))
+	s.reach("client", "http://pair/")
+	both := func(out string) bool {
+		return strings.Contains(out, " web node=") && strings.Contains(out, " canary node=")
+	}
+	for _, step := range []struct {
+		say, what string
+		ok        func(answers string) bool
+	}{
+		{"true", "both pods are well", both},
+		{"false", "who is not well gets no requests", func(out string) bool { return !strings.Contains(out, " canary node=") }},
+		{"true", "it is well again", both},
+	} {
+		_, err := s.run("canary", "post", "http://127.0.0.1:8080/readyz", step.say)
+		s.must(err)
+		const asked = 40
+		s.eventually(step.what, func() error {
+			out := s.ask("client", "http://pair/", asked)
+			if n := strings.Count(out, "200 "); n != asked {
+				return fmt.Errorf("%d of %d were answered 200", n, asked)
+			}
+			if !step.ok(out) {
+				return errors.New(out)
+			}
+			return nil
+		})
+	}
+	s.says("destinationrule", "pair", "WaypointAccepted", "True Accepted ", "")
 }
 
 const waypointLabel = "gateway.networking.k8s.io/gateway-name=waypoint"
