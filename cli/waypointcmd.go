@@ -54,7 +54,7 @@ func waypointCommand(out io.Writer) *cobra.Command {
 // gatewayFlags are those that say what is written.
 func (f *waypointFlags) gatewayFlags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.gateway.For, "for", "", "traffic it is for: "+strings.Join(waypoint.Traffic, ", ")+" (default: service)")
-	cmd.Flags().StringVarP(&f.gateway.Revision, "revision", "r", "", "label it with a revision; there is one here, so that nothing depends on it")
+	cmd.Flags().StringVarP(&f.gateway.Revision, "revision", "r", "", "label it istio.io/rev: the control plane of that revision, or tag, runs it (default: its namespace's label says)")
 }
 
 func waypointApply(out io.Writer, f *waypointFlags) *cobra.Command {

@@ -22,7 +22,7 @@ type Config struct {
 	Kubeconfig string // file that says where the API server is; "": the cluster this program runs in
 	Namespace  string // istiod's own; "": RootNamespace
 	PodName    string // this replica's name among its like; "": the host's name
-	Revision   string // of this control plane, by which its ConfigMap is found; "": default
+	Revision   string // of this control plane, by which its ConfigMap is found, and what it speaks for; "": default
 	CADir      string // where an authority may be mounted; "": nowhere
 
 	CAOverlap time.Duration // how long a new root is handed out before it is signed with; 0: 5 min
@@ -74,7 +74,7 @@ func (c *Config) Register(fs *daemon.FlagSet) {
 	fs.StringVar(&c.Kubeconfig, "kubeconfig", "", "KUBECONFIG", "with -source=kubernetes: kubeconfig file (default: that of the pod)")
 	fs.StringVar(&c.Namespace, "namespace", "", "POD_NAMESPACE", "with -source=kubernetes: istiod's own namespace (default: -root-namespace)")
 	fs.StringVar(&c.PodName, "pod-name", "", "POD_NAME", "with -source=kubernetes: name of this replica (default: the host's name)")
-	fs.StringVar(&c.Revision, "revision", "default", "REVISION", "with -source=kubernetes: of this control plane; another than default reads ConfigMap istio-<revision>")
+	fs.StringVar(&c.Revision, "revision", "default", "REVISION", "with -source=kubernetes: of this control plane, which runs what istio.io/rev says; another than default reads ConfigMap istio-<revision>")
 	fs.StringVar(&c.CADir, "ca-dir", "/etc/cacerts", "CA_DIR", "with -source=kubernetes: where an authority may be mounted (else Secrets cacerts, istio-ca-secret)")
 	fs.DurationVar(&c.CAOverlap, "ca-root-overlap", 5*time.Minute, "CA_ROOT_OVERLAP", "with -source=kubernetes: how long a new root is handed out before certificates are signed below it")
 	fs.StringVar(&c.Files, "files", "", "FILES", "directory of YAML that is the mesh, watched")

@@ -26,6 +26,7 @@ var (
 	texts       = map[string]any{"type": "array", "items": map[string]any{"type": "string"}}
 	textMap     = map[string]any{"type": "object", "additionalProperties": map[string]any{"type": "string"}}
 	environment = map[string]any{"type": "object", "additionalProperties": scalar}
+	revision    = map[string]any{"type": "string", "pattern": `^$|^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$`}
 	oneRevision = map[string]any{"enum": []string{"", "default"}}
 )
 
@@ -34,6 +35,10 @@ func oneOf(words ...string) map[string]any { return map[string]any{"enum": words
 var narrower = map[string]any{
 	"*/profile":                       oneOf("", "ambient", "default", "demo", "minimal", "empty", "preview", "remote", "openshift", "stable"),
 	"*/revision":                      oneRevision,
+	"istiod/revision":                 revision,
+	"istiod/global/revision":          revision,
+	"istiod/revisionTags":             map[string]any{"type": "array", "items": revision},
+	"ztunnel/revision":                revision,
 	"*/defaultRevision":               oneRevision,
 	"*/tag":                           map[string]any{"type": []string{"string", "number"}},
 	"*/imagePullPolicy":               oneOf("", "Always", "IfNotPresent", "Never"),
@@ -180,7 +185,8 @@ func TestWrongValuesAreRefusedByName(t *testing.T) {
 		{"istiod", "logLevel: loud", "/logLevel"},
 		{"istiod", "meshConfig: {trustDomian: x}", "'trustDomian' not allowed"},
 		{"istiod", "global: {imagePullPolicy: Sometimes}", "/global/imagePullPolicy"},
-		{"istiod", "revision: canary", "/revision"},
+		{"istiod", "revision: Canary!", "/revision"},
+		{"cni", "revision: canary", "/revision"},
 		{"cni", "ambient: {dnsCaptur: true}", "'dnsCaptur' not allowed"},
 		{"cni", "cniConfDir: etc/cni", "/cniConfDir"},
 		{"cni", "cni: {excludeNamespaces: kube-system}", "/cni/excludeNamespaces"},

@@ -157,11 +157,20 @@ var features = []gatewayv1.FeatureName{
 	"ReferenceGrant",
 }
 
+const handled = "handled by Mistnet"
+
+// AcceptedBy reports whether a class is accepted already, as it is now, by a control plane whose word is to stay: one of another mesh,
+// or, unless this one is to speak for the class, anyone.
+func AcceptedBy(class *gatewayv1.GatewayClass, mine bool) bool {
+	c := meta.FindStatusCondition(class.Status.Conditions, string(gatewayv1.GatewayClassConditionStatusAccepted))
+	return c != nil && c.Status == metav1.ConditionTrue && c.ObservedGeneration == class.Generation && (!mine || c.Message != handled)
+}
+
 // ClassStatus is what the status of a GatewayClass of this control plane should be.
 func (c Config) ClassStatus(class *gatewayv1.GatewayClass, now metav1.Time) gatewayv1.GatewayClassStatus {
 	s := *class.Status.DeepCopy()
 	accepted := metav1.Condition{Type: string(gatewayv1.GatewayClassConditionStatusAccepted), Status: metav1.ConditionTrue,
-		Reason: string(gatewayv1.GatewayClassReasonAccepted), Message: "handled by Mistnet", ObservedGeneration: class.Generation, LastTransitionTime: now}
+		Reason: string(gatewayv1.GatewayClassReasonAccepted), Message: handled, ObservedGeneration: class.Generation, LastTransitionTime: now}
 	if class.Spec.ParametersRef != nil {
 		accepted.Status, accepted.Reason = metav1.ConditionFalse, string(gatewayv1.GatewayClassReasonInvalidParameters)
 		accepted.Message = "spec.parametersRef of a class is not supported: give a Gateway spec.infrastructure.parametersRef"

@@ -26,7 +26,7 @@ import (
 type bound struct {
 	client dynamic.Interface
 	log    *zap.Logger
-	known  func(namespace string) bool
+	speaks func(namespace string, labels map[string]string) bool // whether this control plane does, for an object
 	queue  keyQueue
 	hidden *hidden
 
@@ -41,6 +41,7 @@ type bound struct {
 type bindable struct {
 	kind       index.Kind
 	name       translate.Name
+	labels     map[string]string
 	version    string
 	generation int64
 	conditions []condition
@@ -65,8 +66,8 @@ func networking(resource string) schema.GroupVersionResource {
 	return schema.GroupVersionResource{Group: networkingKinds.name, Version: networkingKinds.versions[0], Resource: resource}
 }
 
-func newBound(client dynamic.Interface, find func([]*mesh.Route) map[string][]string, known func(string) bool, log *zap.Logger) *bound {
-	b := &bound{client: client, known: known, log: log, have: make(map[string]*bindable),
+func newBound(client dynamic.Interface, find func([]*mesh.Route) map[string][]string, speaks func(string, map[string]string) bool, log *zap.Logger) *bound {
+	b := &bound{client: client, speaks: speaks, log: log, have: make(map[string]*bindable),
 		told: make(map[string]*translate.Conditions), wrong: make(map[string]*translate.Status)}
 	b.hidden = newHidden(find, b.queue.add)
 	return b
@@ -83,7 +84,7 @@ func (b *bound) take(kind index.Kind, n translate.Name, m *metav1.ObjectMeta, co
 		delete(b.have, key)
 		return
 	}
-	b.have[key] = &bindable{kind: kind, name: n, version: m.ResourceVersion, generation: m.Generation, conditions: conditions}
+	b.have[key] = &bindable{kind: kind, name: n, labels: m.Labels, version: m.ResourceVersion, generation: m.Generation, conditions: conditions}
 	if b.told[key] != nil || len(conditions) > 0 {
 		b.queue.add(key)
 	}
@@ -98,7 +99,7 @@ func (b *bound) takeRule(kind index.Kind, n translate.Name, r *rule) {
 		delete(b.have, key)
 		return
 	}
-	b.have[key] = &bindable{kind: kind, name: n, version: r.ResourceVersion, generation: r.Generation, conditions: r.conditions, judged: r.meant}
+	b.have[key] = &bindable{kind: kind, name: n, labels: r.Labels, version: r.ResourceVersion, generation: r.Generation, conditions: r.conditions, judged: r.meant}
 }
 
 // settle looks at the rules among what the mesh was given: it has told of all that is wrong with them.
@@ -165,7 +166,7 @@ func (b *bound) write(ctx context.Context, key string) error {
 	b.mu.Lock()
 	o, told, wrong, heard := b.have[key], b.told[key], b.wrong[key], b.heard
 	b.mu.Unlock()
-	if o == nil || !heard || !b.known(o.name.Namespace) {
+	if o == nil || !heard || !b.speaks(o.name.Namespace, o.labels) {
 		return nil
 	}
 	want := conditionsTold(told, o.generation)

@@ -11,7 +11,7 @@
 // Kinds that speak to a mesh and that this one does not honour yet are read for the names of their objects, which
 // /debug/problems lists and istiod_objects_not_honoured counts. Nothing waits for them.
 //
-// Of the ConfigMap istio (key mesh) it honours rootNamespace and trustDomain, once, and discoverySelectors, always.
+// The ConfigMap istio (key mesh) is an object like any other, but for rootNamespace and trustDomain, which are taken once.
 // What lies in other namespaces than those selected, and the root namespace, is not known to the mesh.
 //
 // Writing: every replica serves; the one that holds the Lease istio-leader writes the ConfigMap istio-ca-root-cert of
@@ -28,6 +28,11 @@
 // label gateway.istio.io/managed are ever written; they are applied as istio.io/gateway-controller, so that this control plane
 // and Istio's can take over from each other. ConfigMaps that Gateways name as parameters, and Services of Gateways that
 // somebody else runs, are looked at every ten seconds.
+//
+// Several control planes may share a cluster (label istio.io/rev, see type revisions): each runs the Gateways, and writes the statuses, of
+// what is its own, and passes over objects of configuration that are labelled as another's. Gateways are read of all of them.
+// Those of each revision have a Lease of their own. Root certificates are written over only where they are other ones, and, by
+// another revision than the default one, only in its own namespaces.
 //
 // ServiceAccounts of applications are not read. Who calls is said by TokenReview, which fails for an account that is gone; which accounts
 // run on a node is said by its pods, and a pod cannot be made without its account. Nothing the data plane honours is
@@ -71,7 +76,8 @@
 //
 //	list watch: secrets
 //
-// In its own namespace (Role); a revision other than default reads the ConfigMap istio-<revision>:
+// In its own namespace (Role); a revision other than default reads the ConfigMap istio-<revision> and has the Lease
+// mistnet-leader-<revision>:
 //
 //	get list watch: configmaps (istio)
 //	get: secrets (cacerts istio-ca-secret)

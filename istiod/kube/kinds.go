@@ -127,6 +127,10 @@ func (s *Source) makeCustom() []*feed {
 			take = both(take, s.gateways.takeClasses)
 		default:
 		}
+		// Which waypoints there are must be known of all control planes, by whom things are bound to them.
+		if k.kind != index.Gateway && k.kind != index.GatewayClass {
+			take = s.revisions.configured(k.name(), take)
+		}
 		feeds[i] = &feed{name: k.name(), client: s.cfg.Clients.Dynamic, versions: s.versions(k.group, k.resource), optional: true,
 			selected: !k.cluster, trim: k.trim, take: take}
 	}

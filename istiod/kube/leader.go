@@ -14,8 +14,19 @@ import (
 	"k8s.io/client-go/util/workqueue"
 )
 
-// Lease is the name of the lease that the replica holds which writes.
-const Lease = "istio-leader"
+// Lease is the name of the lease that the replica holds which writes. Those of each revision have one of their own: Lease is that of
+// the default one, LeasePrefix and its name is that of another.
+const (
+	Lease       = "istio-leader"
+	LeasePrefix = "mistnet-leader-"
+)
+
+func (c Config) lease() string {
+	if c.Revision == "" || c.Revision == defaultRevision {
+		return Lease
+	}
+	return LeasePrefix + c.Revision
+}
 
 const (
 	leaseFor   = 15 * time.Second // others wait that long for one that fell silent
@@ -26,13 +37,13 @@ const (
 // lead takes part in the election until ctx is done, and writes while this replica holds the lease.
 func (s *Source) lead(ctx context.Context) error {
 	lock := &resourcelock.LeaseLock{
-		LeaseMeta:  metav1.ObjectMeta{Namespace: s.cfg.Namespace, Name: Lease},
+		LeaseMeta:  metav1.ObjectMeta{Namespace: s.cfg.Namespace, Name: s.cfg.lease()},
 		Client:     s.cfg.Clients.Kube.CoordinationV1(),
 		LockConfig: resourcelock.ResourceLockConfig{Identity: s.cfg.Identity},
 	}
 	for ctx.Err() == nil {
 		elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
-			Lock: lock, LeaseDuration: leaseFor, RenewDeadline: renewBy, RetryPeriod: renewEvery, ReleaseOnCancel: true, Name: Lease,
+			Lock: lock, LeaseDuration: leaseFor, RenewDeadline: renewBy, RetryPeriod: renewEvery, ReleaseOnCancel: true, Name: s.cfg.lease(),
 			Callbacks: leaderelection.LeaderCallbacks{
 				OnStartedLeading: s.write,
 				OnStoppedLeading: func() {},

@@ -27,6 +27,7 @@ const (
 // roots keeps the root certificates in every namespace as they should be.
 type roots struct {
 	client kubernetes.Interface
+	owns   func(namespace string) bool // in the others one is only made when there is none
 	log    *zap.Logger
 	queue  keyQueue
 
@@ -36,8 +37,8 @@ type roots struct {
 	copies map[string]string   // what the ConfigMap of a namespace holds
 }
 
-func newRoots(client kubernetes.Interface, log *zap.Logger) *roots {
-	return &roots{client: client, log: log, spaces: make(map[string]struct{}), copies: make(map[string]string)}
+func newRoots(client kubernetes.Interface, owns func(string) bool, log *zap.Logger) *roots {
+	return &roots{client: client, owns: owns, log: log, spaces: make(map[string]struct{}), copies: make(map[string]string)}
 }
 
 func (r *roots) takeNamespace(name string, there bool) {
@@ -77,6 +78,13 @@ func (r *roots) want(pem string) {
 	}
 }
 
+// choose looks again at every namespace: it may be owned now.
+func (r *roots) choose() {
+	for _, name := range r.all() {
+		r.queue.add(name)
+	}
+}
+
 // run writes until ctx is done: whoever calls it leads.
 func (r *roots) run(ctx context.Context) {
 	r.queue.work(ctx, r.log, r.all, r.write)
@@ -94,7 +102,7 @@ func (r *roots) write(ctx context.Context, namespace string) error {
 	have, there := r.copies[namespace]
 	_, live := r.spaces[namespace]
 	r.mu.Unlock()
-	if pem == "" || !live || there && have == pem {
+	if pem == "" || !live || there && (sameCertificates(have, pem) || !r.owns(namespace)) {
 		return nil
 	}
 	cm := applycorev1.ConfigMap(RootConfigMap, namespace).

@@ -24,7 +24,7 @@ type Config struct {
 	Clients   Clients
 	Mesh      translate.Config
 	Namespace string         // istiod's own; "": the root namespace
-	Revision  string         // of this control plane: the mesh's ConfigMap is istio-<revision>; "" or "default": istio
+	Revision  string         // of this control plane: the mesh's ConfigMap is istio-<revision>, or istio for "", which is "default"
 	Identity  string         // of this replica, among those that vie for the lease; "": its host's name
 	Waypoints gateway.Config // what Gateways become; names of the mesh in it are filled in
 	Log       *zap.Logger
@@ -46,6 +46,8 @@ type Source struct {
 	trusted  *trusted // ConfigMaps
 	secrets  *trusted
 
+	revisions *revisions
+
 	unread      unread
 	unreadFeeds []*feed
 
@@ -64,11 +66,12 @@ func New(cfg Config) *Source {
 	s := &Source{
 		cfg: cfg, log: cfg.Log, selection: newSelection(cfg.Mesh.RootNamespace), wake: make(chan struct{}, 1), writing: make(chan struct{}, 1),
 	}
-	s.roots = newRoots(cfg.Clients.Kube, cfg.Log.Named("roots"))
-	s.told = newStatuses(cfg.Clients.Dynamic, cfg.Mesh, s.known, cfg.Log.Named("status"))
-	s.bound = newBound(cfg.Clients.Dynamic, cfg.Hidden, s.known, cfg.Log.Named("status"))
-	s.routes = newRouteStatuses(cfg.Clients.Dynamic, cfg.Waypoints, s.known, cfg.Log.Named("status"))
-	s.gateways = newWaypoints(cfg.Clients, cfg.waypoints(), s.known, cfg.Log.Named("waypoints"))
+	s.revisions = newRevisions(cfg)
+	s.roots = newRoots(cfg.Clients.Kube, s.owns, cfg.Log.Named("roots"))
+	s.told = newStatuses(cfg.Clients.Dynamic, cfg.Mesh, s.speaks, cfg.Log.Named("status"))
+	s.bound = newBound(cfg.Clients.Dynamic, cfg.Hidden, s.speaks, cfg.Log.Named("status"))
+	s.routes = newRouteStatuses(cfg.Clients.Dynamic, cfg.Waypoints, s.speaks, cfg.Log.Named("status"))
+	s.gateways = newWaypoints(cfg.Clients, cfg.waypoints(), s.known, s.revisions, cfg.Log.Named("waypoints"))
 	s.trusted, s.secrets = s.newTrusted(index.ConfigMap), s.newTrusted(index.Secret)
 	s.feeds = s.makeFeeds()
 	s.unread = unread{log: s.log, have: make(map[string]map[translate.Name]struct{})}
@@ -198,12 +201,14 @@ func (s *Source) taker(kind index.Kind) func([]change) {
 }
 
 func (s *Source) takeNamespaces(changes []change) {
+	s.revisions.takeNamespaces(changes)
 	s.taker(index.Namespace)(changes)
 	for _, c := range changes {
 		ns, _ := c.object.(*corev1.Namespace)
 		s.roots.takeNamespace(c.name.Name, ns != nil && ns.DeletionTimestamp == nil)
 		s.told.choose(c.name.Name)
 		s.bound.choose(c.name.Name)
+		s.routes.choose(c.name.Name)
 		s.gateways.choose(c.name.Name)
 	}
 }
@@ -223,6 +228,9 @@ func (s *Source) takeServices(changes []change) {
 		s.bound.take(index.Service, c.name, &svc.ObjectMeta, conditions)
 	}
 	s.taker(index.Service)(changes)
+	if s.revisions.takeServices(changes) {
+		s.chooseAgain()
+	}
 }
 
 func (s *Source) takeEntries(changes []change) {
@@ -300,9 +308,7 @@ func (s *Source) choose(selectors []labels.Selector) {
 	events, relist := s.selection.choose(selectors)
 	s.add(events...)
 	s.mu.Unlock()
-	s.told.choose("")
-	s.bound.choose("")
-	s.gateways.choose("")
+	s.chooseAgain()
 	if !relist {
 		return
 	}
@@ -311,6 +317,30 @@ func (s *Source) choose(selectors []labels.Selector) {
 			f.relist()
 		}
 	}
+}
+
+// chooseAgain looks again at all that this control plane may speak for.
+func (s *Source) chooseAgain() {
+	s.roots.choose()
+	s.told.choose("")
+	s.bound.choose("")
+	s.routes.choose("")
+	s.gateways.choose("")
+}
+
+// speaks reports whether this control plane is the one that writes what becomes of an object.
+func (s *Source) speaks(namespace string, labels map[string]string) bool {
+	if !s.known(namespace) {
+		return false
+	}
+	mine, _ := s.revisions.mine(namespace, labels)
+	return mine
+}
+
+// owns reports whether this control plane answers for a namespace: the default one for all of them.
+func (s *Source) owns(namespace string) bool {
+	mine, _ := s.revisions.mine(namespace, nil)
+	return mine || s.revisions.own == defaultRevision
 }
 
 // known reports whether the mesh is to know a namespace.
@@ -336,6 +366,7 @@ func (s *Source) Problems() []Problem {
 		all = append(all, f.problems()...)
 	}
 	all = append(all, s.told.problems()...)
+	all = append(all, s.revisions.problems()...)
 	all = append(all, s.unread.problems(s.known)...)
 	slices.SortFunc(all, compareProblems)
 	return all

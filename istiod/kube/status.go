@@ -66,7 +66,7 @@ type statuses struct {
 	client dynamic.Interface
 	cfg    translate.Config
 	log    *zap.Logger
-	known  func(namespace string) bool // whether the mesh is to know what is in it: another one may speak for the rest
+	speaks func(namespace string, labels map[string]string) bool // whether this control plane does, for an object
 	queue  keyQueue
 
 	mu       sync.Mutex
@@ -75,8 +75,8 @@ type statuses struct {
 	heard    bool                             // of all of them at least once
 }
 
-func newStatuses(client dynamic.Interface, cfg translate.Config, known func(string) bool, log *zap.Logger) *statuses {
-	return &statuses{client: client, cfg: cfg, known: known, log: log, policies: make(map[string]*policy), told: make(map[string]*translate.Conditions)}
+func newStatuses(client dynamic.Interface, cfg translate.Config, speaks func(string, map[string]string) bool, log *zap.Logger) *statuses {
+	return &statuses{client: client, cfg: cfg, speaks: speaks, log: log, policies: make(map[string]*policy), told: make(map[string]*translate.Conditions)}
 }
 
 // take takes a policy that changed; p is nil when it is gone.
@@ -140,7 +140,7 @@ func (s *statuses) problems() []Problem {
 	defer s.mu.Unlock()
 	var all []Problem
 	for _, p := range s.policies {
-		if p.unknown != "" && s.known(p.Namespace) {
+		if p.unknown != "" && s.speaks(p.Namespace, p.Labels) {
 			all = append(all, Problem{Resource: "authorizationpolicies", Name: translate.Name{Namespace: p.Namespace, Name: p.Name},
 				Reason: notUnderstoodMessage(p)})
 		}
@@ -156,7 +156,7 @@ func (s *statuses) write(ctx context.Context, key string) error {
 	s.mu.Lock()
 	p, told, heard := s.policies[key], s.told[key], s.heard
 	s.mu.Unlock()
-	if p == nil || !s.known(p.Namespace) {
+	if p == nil || !s.speaks(p.Namespace, p.Labels) {
 		return nil
 	}
 	own, want := []string{ZtunnelAccepted}, s.verdict(p)

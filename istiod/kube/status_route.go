@@ -28,9 +28,9 @@ import (
 // should be, the index says (Tell); what is, comes with the objects. Entries of other controllers stay as they are.
 type routeStatuses struct {
 	client     dynamic.Interface
-	controller gatewayv1.GatewayController   // that speaks here
-	retired    []gatewayv1.GatewayController // names by which it spoke before, under other settings
-	known      func(namespace string) bool   // whether the mesh is to know what is in it: another one may speak for the rest
+	controller gatewayv1.GatewayController                           // that speaks here
+	retired    []gatewayv1.GatewayController                         // names by which it spoke before, under other settings
+	speaks     func(namespace string, labels map[string]string) bool // whether this control plane does, for an object
 	log        *zap.Logger
 	queue      keyQueue
 
@@ -45,15 +45,16 @@ type toldRoute struct {
 	apiVersion string
 	kind       string
 	name       translate.Name
+	labels     map[string]string
 	version    string // metadata.resourceVersion
 	generation int64
 	meant      bool // one of its parents is a service
 	parents    []gatewayv1.RouteParentStatus
 }
 
-func newRouteStatuses(client dynamic.Interface, cfg gateway.Config, known func(string) bool, log *zap.Logger) *routeStatuses {
+func newRouteStatuses(client dynamic.Interface, cfg gateway.Config, speaks func(string, map[string]string) bool, log *zap.Logger) *routeStatuses {
 	s := &routeStatuses{client: client, controller: gateway.IstioController, retired: []gatewayv1.GatewayController{gateway.Controller},
-		known: known, log: log, routes: make(map[string]*toldRoute), want: make(map[string]*translate.RouteStatus)}
+		speaks: speaks, log: log, routes: make(map[string]*toldRoute), want: make(map[string]*translate.RouteStatus)}
 	if cfg.IgnoreIstio { // Istio's entries are Istio's then
 		s.controller, s.retired = gateway.Controller, nil
 	}
@@ -84,7 +85,7 @@ func (k customKind) told(c change) *toldRoute {
 	parents, status := parentsOf(c.object)
 	r := &toldRoute{kind: k.kind.String(), name: c.name, meant: isMeshRoute(parents), parents: status}
 	if m, err := meta.Accessor(c.object); err == nil {
-		r.version, r.generation = m.GetResourceVersion(), m.GetGeneration()
+		r.labels, r.version, r.generation = m.GetLabels(), m.GetResourceVersion(), m.GetGeneration()
 	}
 	gv := c.object.GetObjectKind().GroupVersionKind().GroupVersion()
 	r.resource, r.apiVersion = gv.WithResource(k.resource), gv.String()
@@ -123,6 +124,17 @@ func (s *routeStatuses) tell(changes []index.Change) {
 	}
 }
 
+// choose looks again at the routes of every namespace, or at those of one: this control plane may speak for them now.
+func (s *routeStatuses) choose(namespace string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for key, r := range s.routes {
+		if namespace == "" || r.name.Namespace == namespace {
+			s.queue.add(key)
+		}
+	}
+}
+
 func (s *routeStatuses) run(ctx context.Context) { s.queue.work(ctx, s.log, s.all, s.write) }
 
 func (s *routeStatuses) all() []string {
@@ -142,7 +154,7 @@ func (s *routeStatuses) write(ctx context.Context, key string) error {
 	r, want := s.routes[key], s.want[key]
 	s.mu.Unlock()
 	switch {
-	case r == nil, !s.known(r.name.Namespace):
+	case r == nil, !s.speaks(r.name.Namespace, r.labels):
 		return nil
 	case r.meant && (want == nil || want.Generation != r.generation):
 		return nil // the index has not come to it yet

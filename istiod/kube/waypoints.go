@@ -34,6 +34,7 @@ type waypoints struct {
 	clients Clients
 	cfg     gateway.Config
 	known   func(namespace string) bool // whether the mesh is to know what is in it
+	rev     *revisions
 	log     *zap.Logger
 	queue   keyQueue
 	feeds   []*feed // of what runs them
@@ -58,9 +59,9 @@ var ownedKinds = []schema.GroupVersionResource{
 	{Group: "autoscaling", Version: "v2", Resource: "horizontalpodautoscalers"}, {Group: "policy", Version: "v1", Resource: "poddisruptionbudgets"},
 }
 
-func newWaypoints(clients Clients, cfg gateway.Config, known func(string) bool, log *zap.Logger) *waypoints {
+func newWaypoints(clients Clients, cfg gateway.Config, known func(string) bool, rev *revisions, log *zap.Logger) *waypoints {
 	w := &waypoints{
-		clients: clients, cfg: cfg, known: known, log: log, gateways: make(map[string]*gatewayv1.Gateway), classes: make(map[string]*gatewayv1.GatewayClass),
+		clients: clients, cfg: cfg, known: known, rev: rev, log: log, gateways: make(map[string]*gatewayv1.Gateway), classes: make(map[string]*gatewayv1.GatewayClass),
 		objects: make(map[objectKey]*unstructured.Unstructured), applied: make(map[objectKey]appliedForm),
 	}
 	for _, r := range ownedKinds {
@@ -235,6 +236,13 @@ func (w *waypoints) write(ctx context.Context, key string) error {
 	return errors.Join(err, w.writeStatus(ctx, gw, o))
 }
 
+const gatewayKind = "gateways.gateway.networking.k8s.io"
+
+func keyName(key string) translate.Name {
+	namespace, name, _ := strings.Cut(key, "/")
+	return translate.Name{Namespace: namespace, Name: name}
+}
+
 // ours is a Gateway that this mesh is to run, or nil.
 func (w *waypoints) ours(key string) *gatewayv1.Gateway {
 	w.mu.Lock()
@@ -250,6 +258,12 @@ func (w *waypoints) ours(key string) *gatewayv1.Gateway {
 	}
 	w.mu.Unlock()
 	if !mine || gw.DeletionTimestamp != nil || !w.known(gw.Namespace) {
+		w.rev.leave(gatewayKind, keyName(key), "")
+		return nil
+	}
+	mine, why := w.rev.mine(gw.Namespace, gw.Labels)
+	w.rev.leave(gatewayKind, keyName(key), why)
+	if !mine {
 		return nil
 	}
 	return gw
@@ -298,6 +312,10 @@ func (w *waypoints) writeClass(ctx context.Context, name string) error {
 		return w.makeClass(ctx, name)
 	}
 	if !w.cfg.Controls(string(class.Spec.ControllerName)) || class.DeletionTimestamp != nil {
+		return nil
+	}
+	mine, _ := w.rev.mine("", class.Labels)
+	if gateway.AcceptedBy(class, mine) {
 		return nil
 	}
 	status := w.cfg.ClassStatus(class, metav1.Now().Rfc3339Copy())

@@ -73,7 +73,9 @@ func (c *cluster) appliers() func() map[string]int {
 		if p.Subresource == "status" {
 			have.Object["status"] = u.Object["status"]
 		} else {
-			u.Object["status"] = have.Object["status"]
+			if status, ok := have.Object["status"]; ok {
+				u.Object["status"] = status
+			}
 			u.SetUID(have.GetUID())
 			if r == services {
 				_ = unstructured.SetNestedStringSlice(u.Object, []string{"10.96.0.9"}, "spec", "clusterIPs")

@@ -6,7 +6,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 app.kubernetes.io/part-of: mistnet
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
-istio.io/rev: default
+istio.io/rev: {{ .Values.revision | default "default" }}
 {{- with .Values.labels }}
 {{ toYaml . }}
 {{- end }}
@@ -78,4 +78,19 @@ istio.io/rev: default
 {{- define "istiod.mesh" -}}
 {{- $own := dict "rootNamespace" .Values.global.istioNamespace "trustDomain" .Values.global.trustDomain -}}
 {{- mustMergeOverwrite $own .Values.meshConfig | toYaml -}}
+{{- end -}}
+
+{{- /* What is called istiod, and istio, when it is of another revision than the default one. */ -}}
+{{- define "istiod.suffix" -}}
+{{- if not (has .Values.revision (list "" "default")) }}-{{ .Values.revision }}{{ end -}}
+{{- end -}}
+
+{{- /* What tells its pods from those of another revision. */ -}}
+{{- define "istiod.selector" -}}
+app: istiod
+{{- if include "istiod.suffix" . }}
+istio.io/rev: {{ .Values.revision }}
+{{- else }}
+istio: pilot
+{{- end }}
 {{- end -}}

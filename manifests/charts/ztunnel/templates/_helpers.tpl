@@ -35,7 +35,7 @@ istio.io/rev: default
 
 {{- /* The control plane's name, which its certificate has, and its address. */ -}}
 {{- define "ztunnel.istiodName" -}}
-istiod.{{ .Values.istioNamespace | default .Values.global.istioNamespace }}.svc
+istiod{{ if not (has .Values.revision (list "" "default")) }}-{{ .Values.revision }}{{ end }}.{{ .Values.istioNamespace | default .Values.global.istioNamespace }}.svc
 {{- end -}}
 {{- define "ztunnel.istiod" -}}
 https://{{ .Values.global.remotePilotAddress | default (include "ztunnel.istiodName" .) }}:15012
