@@ -54,18 +54,21 @@ func (r *resting) serve() (parked bool) {
 
 // requests serves requests until there is none, and then closes the connection, or none for a while: idle.
 func (r *resting) requests() (idle bool) {
-	s := &session{tunnel: r.tunnel, conn: http1.NewServerConn(r.conn, http1.Config{HTTP10: r.cfg.HTTP10, IdleTimeout: clientIdle})}
-	s.down = s.conn
+	s := r.session()
+	known := true // to others, by when it is closed
 	defer func() {
-		if !idle {
+		switch {
+		case !idle:
 			_ = s.conn.Close()
+		case !known:
+			r.spare.put(s)
 		}
 	}()
 	r.sessions.add(s.conn, r.hold() != nil)
 	defer r.sessions.remove(s.conn)
 	// A client that is gone ends the wait for its response.
 	stop := context.AfterFunc(r.ctx, s.hangUp)
-	defer stop()
+	defer func() { known = !stop() }()
 	for {
 		q, err := s.conn.ReadRequest()
 		switch {
@@ -77,6 +80,37 @@ func (r *resting) requests() (idle bool) {
 		}
 		r.used = true
 	}
+}
+
+// session makes a session of the connection, or a spare one into that.
+func (r *resting) session() *session {
+	s := r.spare.take()
+	if s == nil {
+		s = &session{conn: http1.NewServerConn(r.conn, http1.Config{HTTP10: r.cfg.HTTP10, IdleTimeout: clientIdle})}
+	} else {
+		s.conn.Renew(r.conn)
+	}
+	s.tunnel, s.down = r.tunnel, s.conn
+	return s
+}
+
+// spares are sessions of connections that were parked, for the next ones. They are nobody's memory for long: the collector takes those
+// that were not asked for from one of its cycles to the next.
+type spares struct{ pool sync.Pool }
+
+// take returns a session of nothing, with a connection to be renewed; nil: there is none.
+func (p *spares) take() *session {
+	s, _ := p.pool.Get().(*session)
+	return s
+}
+
+// put takes a session that is idle, and that nobody else knows any more. What it remembers of its connection is forgotten.
+func (p *spares) put(s *session) {
+	conn, edits := s.conn, s.edits
+	edits.Reset()
+	*s = session{conn: conn, edits: edits}
+	conn.Renew(nil)
+	p.pool.Put(s)
 }
 
 // hold is what keeps the scope of the connection open while it is parked; nil: it cannot be.

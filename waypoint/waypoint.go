@@ -41,6 +41,7 @@ type Waypoint struct {
 	rep      *reporter
 	sessions sessions
 	lot      *parking.Lot // where clients' connections wait for their next request
+	spare    spares       // of sessions
 	passages passages
 	normal   normalization // of paths
 	server   *hbone.Server

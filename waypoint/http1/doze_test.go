@@ -102,6 +102,56 @@ func TestDozeEndsAWait(t *testing.T) {
 	})
 }
 
+// TestRenewForgets: a connection that was renewed knows nothing of the last one.
+func TestRenewForgets(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		first, conn := net.Pipe()
+		defer first.Close()
+		s := http1.NewServerConn(conn, clock)
+		exchange := func(client net.Conn, head string) (*http1.Request, *http.Response) {
+			t.Helper()
+			go func() { _, _ = io.WriteString(client, head) }()
+			q, err := s.ReadRequest()
+			if err != nil {
+				t.Fatal(err)
+			}
+			answer := make(chan *http.Response, 1)
+			go func() {
+				resp, _ := http.ReadResponse(bufio.NewReader(client), nil)
+				answer <- resp
+			}()
+			if err := s.Reply(204, "", nil); err != nil {
+				t.Fatal(err)
+			}
+			return q, <-answer
+		}
+		exchange(first, "GET /secret?a=b HTTP/1.1\r\nHost: first\r\nAuthorization: mine\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n")
+		go func() {
+			synctest.Wait()
+			s.Doze()
+			s.Doze()
+		}()
+		if _, err := s.ReadRequest(); err != http1.ErrIdle {
+			t.Fatalf("ReadRequest() = %v, want ErrIdle", err)
+		}
+		s.Release()
+		s.Wind()
+		s.Drain()
+		second, conn := net.Pipe()
+		defer second.Close()
+		s.Renew(conn)
+		q, resp := exchange(second, "GET / HTTP/1.1\r\nHost: second\r\n\r\n")
+		if v, ok := q.Value("authorization"); ok || q.Len() != 1 || q.Authority != "second" || q.Path != "/" || q.Query || q.Upgrade != "" {
+			t.Errorf("the request of the next connection is %+v with authorization %q", q, v)
+		}
+		if resp == nil || resp.StatusCode != 204 || resp.Close {
+			t.Errorf("its response is %+v, want 204 on a connection that stays", resp)
+		}
+		_ = s.Close()
+	})
+}
+
 // TestDozeHurtsNoRequest: however a Doze falls together with a request's arrival, the request is served.
 func TestDozeHurtsNoRequest(t *testing.T) {
 	t.Parallel()

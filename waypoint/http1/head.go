@@ -152,6 +152,12 @@ func (f *Fields) reset() {
 	clear(f.count[:])
 }
 
+// forget is reset, and lets go of the text.
+func (f *Fields) forget() {
+	f.reset()
+	f.text = ""
+}
+
 // limits bound a section of fields.
 type limits struct{ bytes, fields int }
 

@@ -10,7 +10,7 @@ import (
 
 // idler waits for a TCP connection without a slab to read into: thousands of connections wait for a request at any time.
 type idler struct {
-	raw  syscall.RawConn
+	raw  syscall.RawConn       // nil: not known yet
 	read func(fd uintptr) bool // bound once, so that a wait allocates nothing
 	n    int
 	err  error
@@ -19,7 +19,7 @@ type idler struct {
 // fillIdle is fill for an empty reader whose connection may be silent for long: nothing is borrowed before there is something to
 // read. Of a tunnel's stream that cannot be known.
 func (r *reader) fillIdle() error {
-	if r.idle == nil {
+	if r.idle == nil || r.idle.raw == nil {
 		tcp, ok := r.conn.(*net.TCPConn)
 		if !ok {
 			return r.fill()
@@ -28,7 +28,10 @@ func (r *reader) fillIdle() error {
 		if err != nil {
 			return err
 		}
-		r.idle = &idler{raw: raw, read: r.readReady}
+		if r.idle == nil {
+			r.idle = &idler{read: r.readReady}
+		}
+		r.idle.raw = raw
 	}
 	i := r.idle
 	i.n, i.err = 0, nil

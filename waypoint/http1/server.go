@@ -79,10 +79,14 @@ type ServerConn struct {
 
 // NewServerConn makes a downstream connection of conn, which it owns from now on.
 func NewServerConn(conn net.Conn, cfg Config) *ServerConn {
-	s := &ServerConn{conn: conn, cfg: cfg.filled()}
-	s.in.conn = conn
-	s.out.conn, s.out.as, s.out.timeout = conn, ofResponse, s.cfg.WriteTimeout
+	s := &ServerConn{cfg: cfg.filled()}
+	s.begin(conn)
 	return s
+}
+
+func (s *ServerConn) begin(conn net.Conn) {
+	s.conn, s.in.conn = conn, conn
+	s.out.conn, s.out.as, s.out.timeout = conn, ofResponse, s.cfg.WriteTimeout
 }
 
 // ReadRequest waits for the next request and reads its head. The error is io.EOF when there will be none, because either

@@ -101,3 +101,17 @@ func (s *ServerConn) Release() net.Conn {
 	_ = s.conn.SetDeadline(time.Time{}) // the next call tells
 	return s.conn
 }
+
+// Renew makes s a downstream connection of conn, bounded as the last one was, with the memory that has grown: only after Release, and
+// when nobody else knows s any more. Nothing of what was read before stays.
+func (s *ServerConn) Renew(conn net.Conn) {
+	fields, trailers, idle := s.req.Fields, s.req.Body.trailers, s.in.idle
+	fields.forget()
+	trailers.forget()
+	if idle != nil {
+		*idle = idler{read: idle.read}
+	}
+	*s = ServerConn{cfg: s.cfg}
+	s.req.Fields, s.req.Body.trailers, s.in.idle = fields, trailers, idle
+	s.begin(conn)
+}
