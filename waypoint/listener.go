@@ -41,6 +41,7 @@ func (w *Waypoint) serve(ctx, running context.Context) error {
 	}
 	w.ids.Prefetch(w.cfg.identity())
 
+	w.sessions.trimmer.begin()
 	accepting, stopAccepting := context.WithCancel(running)
 	var drained sync.WaitGroup
 	defer drained.Wait()
@@ -284,6 +285,9 @@ type sessions struct {
 	winding bool
 	clock   *time.Timer // runs doze
 	dozing  bool        // it will
+
+	tidying sync.Mutex // held while memory is given back
+	trimmer trimmer
 }
 
 // endable is an HTTP connection of either version.

@@ -177,8 +177,18 @@ const dozeInterval = 50 * time.Millisecond
 // dozeEach bounds what that costs with very many: a look at one takes some 50 ns.
 const dozeEach = 25 * time.Microsecond
 
-// doze looks at all that can be parked, and again while there is one.
+// doze looks at all that can be parked, and again while there is one. When nobody at all is served, it is the time to tidy up.
 func (ss *sessions) doze() {
+	if ss.dozeAll() > 0 {
+		return
+	}
+	ss.tidying.Lock()
+	defer ss.tidying.Unlock()
+	ss.trimmer.trim(time.Now())
+}
+
+// dozeAll returns how many are served, of whatever kind.
+func (ss *sessions) dozeAll() int {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
 	n := 0
@@ -191,4 +201,5 @@ func (ss *sessions) doze() {
 	if ss.dozing = n > 0; ss.dozing {
 		ss.clock.Reset(max(dozeInterval, time.Duration(n)*dozeEach))
 	}
+	return len(ss.all)
 }

@@ -2,6 +2,7 @@ package waypoint_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,8 @@ import (
 	"net"
 	"net/http"
 	"runtime"
+	"runtime/debug"
+	"runtime/metrics"
 	"sync"
 	"testing"
 	"time"
@@ -134,6 +137,81 @@ func inUse() uint64 {
 	runtime.GC() // what the first has finalized
 	runtime.ReadMemStats(&m)
 	return m.HeapAlloc + m.StackInuse
+}
+
+// TestWakingCostsLittle: a connection that is asked on after a rest is served with what served the others.
+func TestWakingCostsLittle(t *testing.T) {
+	if waypoint.Race { // a sync.Pool forgets on purpose
+		t.Skip("with the race detector memory means nothing")
+	}
+	const conns, most = 100, 1500
+	l, ways := idleLab(t)
+	all := make([]net.Conn, conns)
+	var b [1024]byte
+	round := func() {
+		for i, conn := range all {
+			if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: cart\r\n\r\n"); err != nil {
+				t.Fatal(err)
+			}
+			for n := 0; !bytes.HasSuffix(b[:n], []byte("hello")); {
+				k, err := conn.Read(b[n:])
+				if err != nil {
+					t.Fatalf("connection %d: %q, %v", i, b[:n], err)
+				}
+				n += k
+			}
+		}
+	}
+	for i := range all {
+		var err error
+		if all[i], err = ways["announced"](); err != nil {
+			t.Fatal(err)
+		}
+		defer all[i].Close()
+	}
+	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // it would take what waits to be used again
+	round()
+	l.allParked(conns)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	round()
+	runtime.ReadMemStats(&after)
+	each := (after.TotalAlloc - before.TotalAlloc) / conns
+	t.Logf("%d bytes allocated for each", each)
+	if each > most {
+		t.Errorf("a connection that is asked on allocates %d bytes, want at most %d", each, most)
+	}
+}
+
+// TestMemoryIsGivenBack when all connections are parked.
+func TestMemoryIsGivenBack(t *testing.T) {
+	const grown = 64 << 20
+	l, ways := idleLab(t)
+	held := func() uint64 {
+		s := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/unused:bytes"}, {Name: "/memory/classes/heap/free:bytes"}}
+		metrics.Read(s)
+		return s[0].Value.Uint64() + s[1].Value.Uint64() + s[2].Value.Uint64()
+	}
+	debug.FreeOSMemory()
+	before := held()
+	conn, err := ways["announced"]()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	big := make([]byte, grown)
+	for i := 0; i < len(big); i += 4096 {
+		big[i] = 1
+	}
+	runtime.KeepAlive(big)
+	if n := held(); n < before+grown/2 {
+		t.Fatalf("the heap holds %d bytes, %d before: it has not grown", n, before)
+	}
+	if _, _, err := ask(conn, "/"); err != nil {
+		t.Fatal(err)
+	}
+	l.allParked(1)
+	l.eventually("memory given back", func() bool { return held() < before+grown/2 })
 }
 
 // TestHowIdleConnectionsGoOn: each is parked, asked on again, and parked again; and then ends by its client, or by drain.
