@@ -70,7 +70,9 @@ func grpcMessage(text string) string {
 
 // noteGRPC records what is behind the body of a response that has ended: of gRPC the status, which is in its head if it has none.
 func (s *session) noteGRPC(resp *http1.Response) {
-	s.note(accesslog.Trailer, resp.Body.Trailers(), nil)
+	if s.log.headers != nil {
+		s.note(accesslog.Trailer, resp.Body.Trailers(), nil)
+	}
 	if !s.req.GRPC {
 		return
 	}
