@@ -70,7 +70,13 @@ func TestWaypointsLife(t *testing.T) {
 		want []string // parts of what is printed
 		code int
 	}{
-		{"list -n shop", []string{"No waypoints found."}, 0},
+		{"list -n shop", []string{"No waypoints found in namespace shop; -A looks in all.\n"}, 0},
+		{"list", []string{"No waypoints found in namespace default;"}, 0},
+		{"status", []string{"No waypoints found in namespace default;"}, 0},
+		{"list -A", []string{"No waypoints found.\n"}, 0},
+		{"apply -n shop edge", []string{"takes no arguments", "--name edge"}, 1},
+		{"generate edge", []string{"takes no arguments", "--name edge"}, 1},
+		{"status edge", []string{"takes no arguments"}, 1},
 		{"apply -n shop --enroll-namespace --wait", []string{"✅ waypoint shop/waypoint applied", "is ready!", `✅ namespace shop labeled with "istio.io/use-waypoint: waypoint"`}, 0},
 		{"apply -n shop --enroll-namespace", []string{"applied", "labeled"}, 0}, // the same again
 		{"apply -n shop --enroll-namespace --name other", []string{"uses waypoint waypoint already", "--overwrite"}, 1},
@@ -80,6 +86,8 @@ func TestWaypointsLife(t *testing.T) {
 		{"apply -n shop --for some", []string{`"some" is none of all, none, service, workload`}, 1},
 		{"apply -n shop --name none", []string{"none is reserved"}, 1},
 		{"list -n shop", []string{"NAME         REVISION     TRAFFIC TYPE     PROGRAMMED\nother        v1           service          True\nwaypoint     default      service          True\n"}, 0},
+		{"list -A --name missing", []string{"No waypoints named missing found.\n"}, 0},
+		{"status -n shop --name other", []string{"MESSAGE\nother "}, 0},
 		{"list -A", []string{"NAMESPACE", "plain         waypoint     default      workload         True"}, 0},
 		{"status -n shop", []string{"waypoint     True       Programmed     Programmed     as the test says"}, 0},
 		{"delete -n shop", []string{"give the names of waypoints"}, 1},
@@ -87,7 +95,9 @@ func TestWaypointsLife(t *testing.T) {
 		{"delete -n shop ingress", []string{"there is no waypoint shop/ingress"}, 1},
 		{"delete -n shop --revision v1", []string{"waypoint shop/other deleted"}, 0},
 		{"delete -n shop waypoint missing", []string{"waypoint shop/waypoint deleted", "there is no waypoint shop/missing"}, 1},
-		{"delete -n plain --all", []string{"waypoint plain/waypoint deleted"}, 0},
+		{"delete -n plain --all --name waypoint", []string{"not both"}, 1},
+		{"delete -n plain --name waypoint", []string{"waypoint plain/waypoint deleted"}, 0},
+		{"delete -n plain --all", nil, 0},
 		{"list -A", []string{"No waypoints found."}, 0},
 	} {
 		code, out, errOut := mistctl(t, append(append([]string{"waypoint"}, strings.Fields(step.args)...), "--kubeconfig", kubeconfig)...)

@@ -47,8 +47,24 @@ func waypointCommand(out io.Writer) *cobra.Command {
 	cmd.AddCommand(waypointApply(out, &f), waypointGenerate(out, &f), waypointList(out, &f), waypointStatus(out, &f), waypointDelete(out, &f))
 	f.cluster.Bind(cmd.PersistentFlags())
 	cmd.PersistentFlags().StringVarP(&f.namespace, "namespace", "n", "", "namespace of the waypoint (default: that of the kubeconfig's context)")
-	cmd.PersistentFlags().StringVar(&f.gateway.Name, "name", "waypoint", "name of the waypoint")
+	cmd.PersistentFlags().StringVar(&f.gateway.Name, "name", "waypoint", "name of the waypoint; of list and status: only this one")
 	return cmd
+}
+
+// noNames refuses arguments, which istioctl overlooks: somebody meant a name by them.
+func noNames(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%s takes no arguments: a waypoint is named with --name %s", cmd.CommandPath(), args[0])
+}
+
+// named is the waypoint that --name asks for; "": it was not said.
+func (f *waypointFlags) named(cmd *cobra.Command) string {
+	if !cmd.Flags().Changed("name") {
+		return ""
+	}
+	return f.gateway.Name
 }
 
 // gatewayFlags are those that say what is written.
@@ -60,7 +76,7 @@ func (f *waypointFlags) gatewayFlags(cmd *cobra.Command) {
 func waypointApply(out io.Writer, f *waypointFlags) *cobra.Command {
 	var o waypoint.ApplyOptions
 	cmd := &cobra.Command{
-		Use: "apply", Args: cobra.NoArgs, Short: "Make a waypoint, or change it",
+		Use: "apply", Args: noNames, Short: "Make a waypoint, or change it",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			w, namespace, err := f.open(out)
 			if err != nil {
@@ -80,7 +96,7 @@ func waypointApply(out io.Writer, f *waypointFlags) *cobra.Command {
 
 func waypointGenerate(out io.Writer, f *waypointFlags) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "generate", Args: cobra.NoArgs, Short: "Print what apply would apply",
+		Use: "generate", Args: noNames, Short: "Print what apply would apply",
 		RunE: func(*cobra.Command, []string) error {
 			f.gateway.Namespace = f.namespace
 			return f.gateway.Generate(out)
@@ -92,12 +108,13 @@ func waypointGenerate(out io.Writer, f *waypointFlags) *cobra.Command {
 
 func waypointList(out io.Writer, f *waypointFlags) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "list", Args: cobra.NoArgs, Short: "List waypoints",
+		Use: "list", Args: noNames, Short: "List waypoints",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			w, namespace, err := f.open(out)
 			if err != nil {
 				return err
 			}
+			w.Only = f.named(cmd)
 			return w.List(cmd.Context(), namespace)
 		},
 	}
@@ -109,7 +126,7 @@ func waypointStatus(out io.Writer, f *waypointFlags) *cobra.Command {
 	var wait bool
 	var timeout time.Duration
 	cmd := &cobra.Command{
-		Use: "status", Args: cobra.NoArgs, Short: "Say whether waypoints serve, and if not, why",
+		Use: "status", Args: noNames, Short: "Say whether waypoints serve, and if not, why",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			w, namespace, err := f.open(out)
 			if err != nil {
@@ -118,6 +135,7 @@ func waypointStatus(out io.Writer, f *waypointFlags) *cobra.Command {
 			if !wait {
 				timeout = 0
 			}
+			w.Only = f.named(cmd)
 			return w.Status(cmd.Context(), namespace, timeout)
 		},
 	}
@@ -133,6 +151,9 @@ func waypointDelete(out io.Writer, f *waypointFlags) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "delete [NAME...]", Args: cobra.ArbitraryArgs, Short: "Remove waypoints; what uses them goes on without",
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if name := f.named(cmd); name != "" {
+				args = append(args, name)
+			}
 			every := all || revision != ""
 			switch {
 			case every && len(args) > 0:

@@ -30,7 +30,7 @@ type Options struct {
 
 // Bind adds the flags of o.
 func (o *Options) Bind(f *pflag.FlagSet) {
-	f.StringVar(&o.Kubeconfig, "kubeconfig", "", "kubeconfig file (default: $KUBECONFIG, then ~/.kube/config, then the pod's own account)")
+	f.StringVarP(&o.Kubeconfig, "kubeconfig", "c", "", "kubeconfig file (default: $KUBECONFIG, then ~/.kube/config, then the pod's own account)")
 	f.StringVar(&o.Context, "context", "", "context of the kubeconfig (default: its current one)")
 	f.StringVarP(&o.Namespace, "istio-namespace", "i", "istio-system", "namespace of the control plane")
 }

@@ -97,6 +97,7 @@ func (g Gateway) Generate(out io.Writer) error {
 type Waypoints struct {
 	Cluster *cluster.Cluster
 	Out     io.Writer
+	Only    string // name of those that List and Status are about; "": all
 }
 
 // ApplyOptions say what to do besides applying a Gateway.
@@ -254,8 +255,16 @@ func (w *Waypoints) table(ctx context.Context, namespace string, head []string, 
 	if err != nil {
 		return err
 	}
+	all = slices.DeleteFunc(all, func(u unstructured.Unstructured) bool { return w.Only != "" && u.GetName() != w.Only })
 	if len(all) == 0 {
-		fmt.Fprintln(w.Out, "No waypoints found.")
+		what, where := "waypoints", "."
+		if w.Only != "" {
+			what += " named " + w.Only
+		}
+		if namespace != "" {
+			where = fmt.Sprintf(" in namespace %s; -A looks in all.", namespace)
+		}
+		fmt.Fprintf(w.Out, "No %s found%s\n", what, where)
 		return nil
 	}
 	t := tabwriter.NewWriter(w.Out, 0, 8, 5, ' ', 0)

@@ -20,6 +20,7 @@ const usage = `usage: lab COMMAND [flags]
   load ARCHIVE... load image archives on every node; without archives, the lab's own images, made anew
   off|on NODE     pull a node's plug, or put it back in
   kubectl ...     kubectl as administrator, also of a lab that is not linked to the machine
+  run CMD...      the same with any command: mistctl, say
 Flags: lab COMMAND -h`
 
 // Main runs the lab command.
@@ -67,6 +68,11 @@ func Main(ctx context.Context, args []string, out io.Writer) error {
 		return l.LoadImages(ctx, rest...)
 	case "kubectl":
 		return interactive(l.Command(ctx, append([]string{"kubectl"}, rest...)...))
+	case "run":
+		if len(rest) == 0 {
+			return errors.New("lab run: which command?")
+		}
+		return interactive(l.Command(ctx, rest...))
 	case "shell", "off", "on":
 		return l.onNode(ctx, args[0], rest)
 	}
@@ -115,22 +121,27 @@ func up(ctx context.Context, cfg Config, out io.Writer) error {
 		return err
 	}
 	fmt.Fprint(out, "\n", nodes, "\n")
-	if cfg.MachineLink {
-		fmt.Fprintf(out, "  export KUBECONFIG=%s PATH=%s:$PATH\n  kubectl get pods -A\n", l.Kubeconfig(), l.Bin())
-	} else {
-		fmt.Fprintf(out, "  go run ./e2e/cmd/lab kubectl -name %s get pods -A\n", l.Name())
-	}
-	suffix := ""
-	if l.Name() != "lab" {
-		suffix = " -name " + l.Name()
-	}
-	fmt.Fprintf(out, "\nTo put the mesh in, from where the Makefile is (docs/install.md goes on from there):\n")
-	fmt.Fprintf(out, "  make build images\n")
-	fmt.Fprintf(out, "  go run ./e2e/cmd/lab load%s bin/images/*.tar    # nodes cannot pull images\n", suffix)
-	fmt.Fprintf(out, "  bin/mistctl install\n\nBesides:\n")
-	fmt.Fprintf(out, "  go run ./e2e/cmd/lab shell%s node1    # look around on a node\n", suffix)
-	fmt.Fprintf(out, "  go run ./e2e/cmd/lab down%s           # remove it, nothing is left\n", suffix)
+	fmt.Fprint(out, whatNext(l.Name(), l.Kubeconfig(), l.Bin(), cfg.MachineLink))
 	return nil
+}
+
+// whatNext tells how to use a lab. One that is not linked to the machine is reached through lab only.
+func whatNext(name, kubeconfig, bin string, linked bool) string {
+	suffix := ""
+	if name != "lab" {
+		suffix = " -name " + name
+	}
+	const lab = "  go run ./e2e/cmd/lab "
+	pods, install := fmt.Sprintf("  export KUBECONFIG=%s PATH=%s:$PATH\n  kubectl get pods -A\n", kubeconfig, bin), "  bin/mistctl install\n"
+	if !linked {
+		pods, install = lab+"kubectl"+suffix+" get pods -A\n", lab+"run"+suffix+" bin/mistctl install\n"
+	}
+	return pods + "\nTo put the mesh in, from where the Makefile is (docs/install.md goes on from there):\n" +
+		"  make build images\n" +
+		lab + "load" + suffix + " bin/images/*.tar    # nodes cannot pull images\n" +
+		install + "\nBesides:\n" +
+		lab + "shell" + suffix + " node1    # look around on a node\n" +
+		lab + "down" + suffix + "           # remove it, nothing is left\n"
 }
 
 func status(ctx context.Context, out io.Writer) error {
