@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/mistnet/mistnet/internal/accesslog"
 	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/waypoint/http1"
@@ -24,8 +26,9 @@ type plan struct {
 	try     time.Duration  // for each try; 0: none
 	path    string
 	host    string
-	http2   bool // to the endpoint
-	either  bool // HTTP/1.1 is tried, for HTTP/2 has no way to ask for what the client wants
+	name    string // of the host that the client asked for, where that is to be found
+	http2   bool   // to the endpoint
+	either  bool   // HTTP/1.1 is tried, for HTTP/2 has no way to ask for what the client wants
 }
 
 // forward sends the request to a backend, again if need be, and its response to the client.
@@ -43,6 +46,9 @@ func (s *session) forward(ctx context.Context, b *route.Backend) *upstream {
 		return s.answer(replyKeyless)
 	}
 	if s.progress < picked {
+		if r := s.locate(ctx, p); r != nil {
+			return s.answer(*r)
+		}
 		if r := s.admitted(ctx, p); r != nil {
 			return s.answer(*r)
 		}
@@ -65,6 +71,30 @@ func (s *session) forward(ctx context.Context, b *route.Backend) *upstream {
 			return s.answer(*r)
 		}
 	}
+}
+
+// locate finds the host that the client asked for, where that is what the backend is. It waits for DNS.
+func (s *session) locate(ctx context.Context, p *plan) *reply {
+	if p.target == nil || !p.target.service.Dynamic {
+		return nil
+	}
+	if !p.whole.IsZero() {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, p.whole)
+		defer cancel()
+	}
+	var err error
+	s.search.at, err = p.target.locate(ctx, s.up, p.name)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil:
+		return &replyTimeout
+	case errors.Is(err, errNames):
+		return &replyNames
+	}
+	s.Waypoint.log.Debug("host not found", zap.Error(err))
+	return &replyUnresolved
 }
 
 // admitted waits for the request's turn where a policy bounds how many there may be. A reply says that there is no room.
@@ -148,6 +178,12 @@ func (s *session) plan(p *plan, b *route.Backend) *reply {
 	s.log.service = v.Service(key.service)
 	if p.target = v.target(s.up, s.cfg.Namespace, key); p.target == nil {
 		return s.noCluster()
+	}
+	if p.target.service.Dynamic {
+		p.name = askedHost(cmp.Or(p.host, s.q.Authority))
+		if !p.target.service.Covers(p.name) {
+			return &replyNoRoute
+		}
 	}
 	p.http2 = s.http2(p.target.app, p.target.settings.Pool)
 	hash := ""

@@ -141,8 +141,12 @@ func (w *Waypoint) connect(ctx context.Context, r *hbone.Request) {
 
 // isOpaque reports whether nothing that the client sends is to be looked at.
 func (t *tunnel) isOpaque() bool {
-	return t.to.app == mesh.AppTCP ||
-		t.to.app == mesh.AppTLS && !t.state.load().table.Lookup(t.to.service, t.to.port).NeedsSNI()
+	if t.to.app != mesh.AppTLS {
+		return t.to.app == mesh.AppTCP
+	}
+	v := t.state.load()
+	svc := v.Service(t.to.service)
+	return (svc == nil || !svc.Dynamic) && !v.table.Lookup(t.to.service, t.to.port).NeedsSNI()
 }
 
 // serveTaken serves a connection that was accepted. reset ends it with an error that the client sees. If it was parked, it is no longer

@@ -189,6 +189,8 @@ var (
 	replyNoConnect  = reply{403, "", "-", "upgrade_failed"}
 	replyNoRoute    = reply{404, "", "NR", "route_not_found"}
 	replyNoCluster  = reply{503, "", "NC", "cluster_not_found"}
+	replyUnresolved = reply{503, "DNS resolution failure", "DF", "dns_resolution_failure"}
+	replyNames      = reply{503, "DNS cache overflow", "UO", "dns_cache_overflow"}
 	replyNoUpstream = reply{503, "no healthy upstream", "UH", "no_healthy_upstream"}
 	replyTimeout    = reply{504, "upstream request timeout", "UT", "response_timeout"}
 	replyTryTimeout = reply{504, "upstream request timeout", "UT", "upstream_per_try_timeout"}
@@ -269,6 +271,9 @@ func (s *session) judge() *reply {
 		denied := replyDenied
 		denied.details = d.details
 		return &denied
+	}
+	if svc := s.view.Service(s.to.service); svc != nil && svc.Dynamic && !svc.Covers(askedHost(s.req.Authority)) {
+		return &replyNoRoute
 	}
 	s.rule, s.at = s.view.table.Match(s.to.service, s.to.port, &s.req)
 	if s.rule == nil {

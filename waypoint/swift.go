@@ -69,7 +69,7 @@ func (s *session) Begin(st *http2.ServerStream) bool {
 	}
 	p := &f.plan
 	f.unplanned = s.plan(p, f.backend)
-	if s.progress = planned; f.unplanned != nil || !p.http2 || p.target != nil && bounded(&p.target.settings) ||
+	if s.progress = planned; f.unplanned != nil || !p.http2 || p.target != nil && (bounded(&p.target.settings) || p.target.service.Dynamic) ||
 		len(s.rule.Mirrors)+len(f.backend.Mirrors) > 0 {
 		return false
 	}

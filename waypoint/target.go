@@ -29,6 +29,7 @@ type target struct {
 	port      uint16
 	self      *mesh.Workload
 	endpoints []mesh.Endpoint
+	mesh      *mesh.Snapshot
 }
 
 // targets are those of one view that were asked for.
@@ -77,7 +78,8 @@ func (v *view) resolve(u *upstreams, clients string, key clusterKey) *target {
 		return nil
 	}
 	t := &target{service: svc, settings: settings, tls: tls, secret: secret, hash: hashOf(settings.Balancer), connect: connectTimeout,
-		cluster: u.cluster(key), port: key.port, self: v.self, endpoints: v.Endpoints(key.service)}
+		cluster: u.cluster(key), port: key.port, self: v.self, endpoints: v.Endpoints(key.service),
+		mesh: v.Snapshot}
 	p, _ := svc.Port(key.port)
 	t.app = p.App
 	if settings.Pool != nil {
@@ -275,6 +277,7 @@ type search struct {
 	first   int32    // the member to try first, and one more; 0: none
 
 	target  *target
+	at      located        // where the target is resolved dynamically
 	from    netip.AddrPort // the client
 	dialled netip.AddrPort // by the client
 }
@@ -285,7 +288,7 @@ func (s *search) begin(u *upstreams, t *target, c *client, dialled netip.AddrPor
 	if !t.cluster.used.Load() {
 		t.cluster.used.Store(true)
 	}
-	if t.service.LB.Mode == mesh.LBPassthrough {
+	if t.service.LB.Mode == mesh.LBPassthrough || t.service.Dynamic {
 		return
 	}
 	s.members = t.members(u, dialled.Addr().Is4())
@@ -309,11 +312,16 @@ func (s *search) begin(u *upstreams, t *target, c *client, dialled netip.AddrPor
 // next picks an endpoint; ok is false when there is none.
 func (s *search) next(u *upstreams, now time.Time) (p pick, ok bool) {
 	t := s.target
-	if s.members == nil {
+	switch {
+	case t.service.Dynamic && len(s.at.addrs) == 0: // nobody said whom he means
+		return pick{}, false
+	case t.service.Dynamic:
+		p = s.at.next(u, t)
+	case s.members == nil:
 		key := endpointKey{addr: netip.AddrPortFrom(s.dialled.Addr(), t.port)}
 		t.origin(&key)
 		p.endpoint = u.endpoint(key)
-	} else {
+	default:
 		s.members.now.Store(now.UnixNano())
 		i := int(s.first - 1)
 		if s.first = 0; i < 0 || s.members.Out(i) {

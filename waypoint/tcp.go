@@ -23,7 +23,7 @@ func (t *tunnel) serveTCP(ctx context.Context, accept func() (relay.Conn, error)
 	defer t.rep.close(r)
 	ctx, p := t.passages.enter(ctx, t, nil)
 	defer t.passages.leave(p)
-	c := t.courseTCP(r)
+	c := t.courseTCP(ctx, r)
 	if c == nil {
 		refuse()
 		return
@@ -73,7 +73,7 @@ func (t *tunnel) serveTCP(ctx context.Context, accept func() (relay.Conn, error)
 }
 
 // courseTCP decides whether a connection may go through, and where to. With nil, r says why not.
-func (t *tunnel) courseTCP(r *record) *course {
+func (t *tunnel) courseTCP(ctx context.Context, r *record) *course {
 	v := t.state.load()
 	if d := t.authorize(v, nil); !d.ok {
 		r.fail("-", d.details)
@@ -102,10 +102,10 @@ func (t *tunnel) courseTCP(r *record) *course {
 		r.fail("NC", "cluster_not_found")
 		return nil
 	}
-	return t.pickTCP(v, b, r)
+	return t.pickTCP(ctx, v, b, r)
 }
 
-func (t *tunnel) pickTCP(v *view, b *route.Backend, r *record) *course {
+func (t *tunnel) pickTCP(ctx context.Context, v *view, b *route.Backend, r *record) *course {
 	key := t.to.cluster(b.Service, &b.Ref)
 	r.cluster(key.service, key.subset, key.port)
 	r.service = v.Service(key.service)
@@ -119,6 +119,18 @@ func (t *tunnel) pickTCP(v *view, b *route.Backend, r *record) *course {
 		hash = t.client.addr.Addr().String()
 	}
 	c.search.begin(t.up, c.target, &t.client, t.to.addr, hash)
+	if c.target.service.Dynamic {
+		host := askedHost(t.sni)
+		if !c.target.service.Covers(host) {
+			r.fail("NR", "route_not_found")
+			return nil
+		}
+		var err error
+		if c.search.at, err = c.target.locate(ctx, t.up, host); err != nil {
+			r.fail("DF", "dns_resolution_failure{"+err.Error()+"}")
+			return nil
+		}
+	}
 	var ok bool
 	if c.pick, ok = c.search.next(t.up, time.Now()); !ok {
 		r.fail("UH", c.search.fault().Error())

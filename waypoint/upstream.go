@@ -32,11 +32,12 @@ const (
 
 // upstreams are the endpoints this waypoint speaks to, with their connections and how busy they are.
 type upstreams struct {
-	id   func() mesh.Identity
-	own  func(netip.AddrPort) bool // the waypoint's own, where no client has any business
-	ids  *identity.Manager
-	pool *hbone.Pool
-	log  *zap.Logger
+	id    func() mesh.Identity
+	own   func(netip.AddrPort) bool // the waypoint's own, where no client has any business
+	ids   *identity.Manager
+	pool  *hbone.Pool
+	names *names
+	log   *zap.Logger
 
 	ctx    context.Context // ends dials of shared connections
 	cancel context.CancelFunc
@@ -149,6 +150,7 @@ func newUpstreams(cfg *Config, ids *identity.Manager, log *zap.Logger) *upstream
 	u := &upstreams{id: cfg.identity, own: cfg.isOwn(), ids: ids, log: log, endpoints: make(map[endpointKey]*endpoint),
 		clusters: make(map[clusterKey]*cluster), vitals: make(map[vitalsKey]*vitals)}
 	u.ctx, u.cancel = context.WithCancel(context.Background())
+	u.names = newNames()
 	u.pool = hbone.NewPool(hbone.PoolConfig{
 		Dial: func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
 			return (&net.Dialer{Timeout: connectTimeout}).DialContext(ctx, "tcp", addr.String())

@@ -196,6 +196,13 @@ func (m *Mesh) service(host, namespace string) (*mesh.Service, error) {
 			found = append(found, s)
 		}
 	}
+	if len(found) == 0 {
+		for _, s := range m.nouns.Services {
+			if s.Dynamic && s.Covers(strings.ToLower(host)) && (len(found) == 0 || len(s.Hostname) > len(found[0].Hostname)) {
+				found = []*mesh.Service{s}
+			}
+		}
+	}
 	switch len(found) {
 	case 0:
 		return nil, fmt.Errorf("no service is called %s", host)

@@ -1,6 +1,9 @@
 package mesh
 
-import "net/netip"
+import (
+	"net/netip"
+	"strings"
+)
 
 // Service is a name and virtual addresses in front of endpoints (istio.workload.Service).
 type Service struct {
@@ -18,6 +21,10 @@ type Service struct {
 	// Policies are the keys of the policies that target the service: its waypoint enforces them, node proxies do not.
 	Policies []string
 
+	// Dynamic: it has no endpoints. Its waypoint resolves the host that a request or a TLS hello asks for, which Hostname, with a *
+	// in front, must cover (ServiceEntry resolution: DYNAMIC_DNS).
+	Dynamic bool
+
 	LB            LoadBalancing
 	Families      IPFamilies
 	Canonical     bool // the platform's own service, not a user's declaration over the same hostname
@@ -29,6 +36,13 @@ func (s *Service) Key() string { return ServiceKey(s.Namespace, s.Hostname) }
 
 // ServiceKey joins the two parts of a service's name.
 func ServiceKey(namespace, hostname string) string { return namespace + "/" + hostname }
+
+// Covers reports whether a host in lower case, without a dot at its end, is one that Hostname stands for, which has a * in front: that is
+// for one character or more, as in Istio.
+func (s *Service) Covers(host string) bool {
+	suffix, wild := strings.CutPrefix(s.Hostname, "*")
+	return wild && len(host) > len(suffix) && strings.HasSuffix(host, suffix) && host[0] != '.'
+}
 
 // Port returns the service's port of that number.
 func (s *Service) Port(number uint16) (Port, bool) {

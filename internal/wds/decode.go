@@ -198,6 +198,7 @@ func (d *decoder) service(m *pb.Service) (*mesh.Service, error) {
 	}
 	for _, x := range m.GetExtensions() {
 		s.LB.Sticky = s.LB.Sticky || x.GetName() == extensionSticky
+		s.Dynamic = s.Dynamic || x.GetName() == extensionDynamic
 	}
 	if s.Policies, err = d.policies(m.GetExtensions()); err != nil {
 		fail("%w", err)

@@ -20,6 +20,9 @@ var deterministic = proto.MarshalOptions{Deterministic: true}
 // proxies pass over extensions that they do not know.
 const extensionSticky = "mistnet.io/session-affinity-client"
 
+// extensionDynamic on a service says that its waypoint resolves the hosts that clients ask for (resolution DYNAMIC_DNS).
+const extensionDynamic = "mistnet.io/dynamic-dns"
+
 // extensionLabels on a workload are its labels, as a google.protobuf.Struct of strings.
 const extensionLabels = "mistnet.io/labels"
 
@@ -157,6 +160,9 @@ func serviceToProto(s *mesh.Service) (*pb.Service, error) {
 	}
 	if s.LB.Sticky {
 		m.Extensions = append(m.Extensions, &pb.Extension{Name: extensionSticky})
+	}
+	if s.Dynamic {
+		m.Extensions = append(m.Extensions, &pb.Extension{Name: extensionDynamic})
 	}
 	for i, v := range s.VIPs {
 		if !v.Prefix.IsValid() {

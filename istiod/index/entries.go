@@ -103,9 +103,8 @@ func (x *Index) refreshHost(h host) {
 			x.objects.BindService(x.cfg, &o.ObjectMeta).Set(svc, x.targeting(translate.PolicyTarget{Kind: translate.TargetService, Name: n}))
 		}
 	case se != nil:
-		svc = translate.EntryService(se, x.objects.Namespaces[h.namespace], h.name)
 		at := translate.PolicyTarget{Kind: translate.TargetServiceEntry, Name: name{Namespace: se.Namespace, Name: se.Name}}
-		x.objects.BindService(x.cfg, &se.ObjectMeta).Set(svc, x.targeting(at))
+		svc = x.objects.EntryService(x.cfg, se, h.name, x.targeting(at))
 	}
 	x.declare(h.key(), svc)
 	x.putService(h.key(), svc)
@@ -133,8 +132,7 @@ func (x *Index) refreshServiceEntry(n name) {
 	}
 	x.putListed(x.entries.listed, n, ws)
 	x.putConditions(ServiceEntry, n, x.objects.EntryConditions(x.cfg, se))
-	s := translate.EntryStatus(se, taken)
-	x.putStatus(ServiceEntry, n, x.objects.BindService(x.cfg, &se.ObjectMeta).Status(ServiceEntry.String(), &se.ObjectMeta, s))
+	x.putStatus(ServiceEntry, n, x.objects.EntryStatus(x.cfg, se, taken))
 }
 
 func (x *Index) refreshWorkloadEntry(n name) {

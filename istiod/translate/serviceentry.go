@@ -52,16 +52,39 @@ func TakenByEntry(owner *ServiceEntry) string { return "ServiceEntry " + owner.N
 
 // EntryHosts are the hosts that an entry declares services for, each once, in the order written.
 func EntryHosts(se *ServiceEntry) []string {
-	if se.Spec.Resolution == networkingapi.ServiceEntry_DYNAMIC_DNS {
+	if isDynamic(se) && se.Spec.Location == networkingapi.ServiceEntry_MESH_INTERNAL {
 		return nil
 	}
 	var hosts []string
 	for _, h := range se.Spec.Hosts {
-		if h = strings.ToLower(h); h != "" && !slices.Contains(hosts, h) && !(strings.Contains(h, "*") && resolvesHosts(se)) {
-			hosts = append(hosts, h)
+		if h = strings.ToLower(h); h == "" || slices.Contains(hosts, h) || strings.Contains(h, "*") && resolvesHosts(se) ||
+			isDynamic(se) && !isPattern(h) {
+			continue
 		}
+		hosts = append(hosts, h)
 	}
 	return hosts
+}
+
+// isDynamic reports whether waypoints resolve what clients ask for, among an entry's hosts.
+func isDynamic(se *ServiceEntry) bool {
+	return se.Spec.Resolution == networkingapi.ServiceEntry_DYNAMIC_DNS
+}
+
+// isPattern reports whether a host stands for others, but not for all.
+func isPattern(host string) bool {
+	suffix, wild := strings.CutPrefix(host, "*")
+	return wild && strings.Trim(suffix, ".") != "" && !strings.Contains(suffix, "*")
+}
+
+// isAsked reports whether what is spoken on a port says which host is meant.
+func isAsked(app mesh.AppProtocol) bool {
+	switch app {
+	case mesh.AppHTTP1, mesh.AppHTTP2, mesh.AppGRPC, mesh.AppTLS:
+		return true
+	default:
+		return false
+	}
 }
 
 // resolvesHosts reports whether the endpoints of an entry are what its hosts resolve to.
@@ -72,22 +95,37 @@ func resolvesHosts(se *ServiceEntry) bool {
 
 // EntrySelector picks the pods and WorkloadEntries of an entry's namespace that are its endpoints.
 func EntrySelector(se *ServiceEntry) map[string]string {
-	if se == nil || se.Spec.Resolution == networkingapi.ServiceEntry_DYNAMIC_DNS {
+	if se == nil || isDynamic(se) {
 		return nil
 	}
 	return se.Spec.GetWorkloadSelector().GetLabels()
 }
 
-// EntryService is the service that an entry makes of one of its hosts. namespace is the one it lives in, or nil.
-func EntryService(se *ServiceEntry, namespace *corev1.Namespace, host string) *mesh.Service {
+// EntryService is the service that an entry makes of one of its hosts, which these policies target, or nil: one whose hosts its waypoint
+// has to find is nothing without a waypoint.
+func (o Objects) EntryService(cfg Config, se *ServiceEntry, host string, policies []string) *mesh.Service {
+	s := entryService(se, o.Namespaces[se.Namespace], host)
+	o.BindService(cfg, &se.ObjectMeta).Set(s, policies)
+	if s.Dynamic && s.Waypoint.IsZero() && len(s.WeightedWaypoints) == 0 {
+		return nil
+	}
+	return s
+}
+
+// entryService is that before it is bound. namespace is the one it lives in, or nil.
+func entryService(se *ServiceEntry, namespace *corev1.Namespace, host string) *mesh.Service {
 	s := &mesh.Service{Name: se.Name, Namespace: se.Namespace, Hostname: host}
 	for _, text := range se.Spec.Addresses {
 		if p, err := vip(text); err == nil && !slices.Contains(s.VIPs, mesh.VIP{Prefix: p}) {
 			s.VIPs = append(s.VIPs, mesh.VIP{Prefix: p})
 		}
 	}
+	s.Dynamic = isDynamic(se)
 	for _, p := range entryPorts(se) {
-		s.Ports = append(s.Ports, mesh.Port{ServicePort: uint16(p.Number), TargetPort: entryTarget(p), App: appProtocols[strings.ToLower(p.Protocol)]})
+		port := mesh.Port{ServicePort: uint16(p.Number), TargetPort: entryTarget(p), App: appProtocols[strings.ToLower(p.Protocol)]}
+		if !s.Dynamic || isAsked(port.App) {
+			s.Ports = append(s.Ports, port)
+		}
 	}
 	for _, san := range se.Spec.SubjectAltNames {
 		if id, err := mesh.ParseIdentity(san); err == nil && !slices.Contains(s.SANs, id) {
@@ -197,7 +235,7 @@ func (ep endpoint) port(p *networkingapi.ServicePort) uint16 {
 // entryEndpoints are the endpoints of an entry that its resolution allows.
 func entryEndpoints(se *ServiceEntry) []endpoint {
 	resolution := se.Spec.Resolution
-	if resolution == networkingapi.ServiceEntry_NONE || resolution == networkingapi.ServiceEntry_DYNAMIC_DNS || len(EntrySelector(se)) > 0 {
+	if resolution == networkingapi.ServiceEntry_NONE || isDynamic(se) || len(EntrySelector(se)) > 0 {
 		return nil
 	}
 	var eps []endpoint
@@ -217,13 +255,22 @@ func entryEndpoints(se *ServiceEntry) []endpoint {
 
 // EntryStatus says what of an entry is not served as written, or nil. taken are its hosts that others declare too, whose
 // word counts, each with who that is.
-func EntryStatus(se *ServiceEntry, taken map[string]string) *Status {
+func (o Objects) EntryStatus(cfg Config, se *ServiceEntry, taken map[string]string) *Status {
+	b := o.BindService(cfg, &se.ObjectMeta)
+	return b.Status("ServiceEntry", &se.ObjectMeta, entryStatus(se, taken, b))
+}
+
+// noWaypoint is said of an entry that needs one.
+const noWaypoint = "resolution DYNAMIC_DNS has no effect without a waypoint: label it " + LabelUseWaypoint
+
+func entryStatus(se *ServiceEntry, taken map[string]string, b Binding) *Status {
 	f := faults{kind: "ServiceEntry", namespace: se.Namespace, name: se.Name}
 	spec := &se.Spec
-	if spec.Resolution == networkingapi.ServiceEntry_DYNAMIC_DNS {
-		f.add(Unsupported, "resolution DYNAMIC_DNS is served neither by node proxies nor by waypoints: name the hosts, with resolution DNS, or "+
-			"give addresses, with resolution NONE")
-		return f.status()
+	if isDynamic(se) {
+		dynamicFaults(&f, spec)
+		if b.Waypoint.IsZero() && b.Condition == nil {
+			f.add(Ignored, noWaypoint)
+		}
 	}
 	for _, host := range EntryHosts(se) {
 		if owner, ok := taken[host]; ok {
@@ -245,7 +292,7 @@ func EntryStatus(se *ServiceEntry, taken map[string]string) *Status {
 		f.add(Ignored, "there are no addresses, and the mesh neither allocates any nor answers DNS yet: connections to its "+
 			"hosts go where applications resolve them to")
 	}
-	entryPortFaults(&f, spec)
+	entryPortFaults(&f, se)
 	entryEndpointFaults(&f, se, addresses)
 	for _, san := range spec.SubjectAltNames {
 		if _, err := mesh.ParseIdentity(san); err != nil {
@@ -261,9 +308,27 @@ func EntryStatus(se *ServiceEntry, taken map[string]string) *Status {
 	return f.status()
 }
 
-func entryPortFaults(f *faults, spec *networkingapi.ServiceEntry) {
-	for i, p := range spec.Ports {
-		_, known := appProtocols[strings.ToLower(p.GetProtocol())]
+// dynamicFaults are those of an entry whose hosts its waypoint is to find.
+func dynamicFaults(f *faults, spec *networkingapi.ServiceEntry) {
+	if spec.Location == networkingapi.ServiceEntry_MESH_INTERNAL {
+		f.add(Unsupported, "location MESH_INTERNAL: hosts that waypoints resolve are outside of the mesh, nothing is served")
+	}
+	patterns := 0
+	for _, host := range spec.Hosts {
+		if isPattern(strings.ToLower(host)) {
+			patterns++
+		} else {
+			f.add(Invalid, "host %s is left out: resolution DYNAMIC_DNS is for hosts that begin with * and go on; name others with resolution DNS", host)
+		}
+	}
+	if patterns > 1 && len(spec.Addresses) > 0 {
+		f.add(Unsupported, "several hosts share the addresses: node proxies cannot tell them apart and take the first by name")
+	}
+}
+
+func entryPortFaults(f *faults, se *ServiceEntry) {
+	for i, p := range se.Spec.Ports {
+		app, known := appProtocols[strings.ToLower(p.GetProtocol())]
 		switch {
 		case p.GetNumber() < 1 || p.GetNumber() > 65535:
 			f.add(Invalid, "ports[%d]: %d is not a port", i, p.GetNumber())
@@ -271,6 +336,8 @@ func entryPortFaults(f *faults, spec *networkingapi.ServiceEntry) {
 			f.add(Invalid, "ports[%d].targetPort: %d is not a port", i, p.GetTargetPort())
 		case strings.EqualFold(p.GetProtocol(), "udp"):
 			f.add(Unsupported, "ports[%d]: left out, the mesh carries TCP only", i)
+		case isDynamic(se) && !isAsked(app):
+			f.add(Invalid, "ports[%d]: left out: with resolution DYNAMIC_DNS protocol is HTTP, HTTP2, GRPC, HTTPS or TLS, which tell whom they are for", i)
 		case !known && p.GetProtocol() != "":
 			f.add(Unsupported, "ports[%d].protocol: %q is taken for TCP", i, p.GetProtocol())
 		}
@@ -281,6 +348,9 @@ func entryEndpointFaults(f *faults, se *ServiceEntry, addresses int) {
 	spec := &se.Spec
 	switch {
 	case len(spec.Endpoints) == 0:
+	case isDynamic(se):
+		f.add(Invalid, "endpoints make no sense with resolution DYNAMIC_DNS: they are left out")
+		return
 	case len(EntrySelector(se)) > 0:
 		f.add(Invalid, "endpoints and workloadSelector exclude each other: endpoints are left out")
 		return

@@ -196,16 +196,16 @@ func All(cfg Config, o Objects) Nouns {
 		taken := make(map[string]string)
 		for _, host := range EntryHosts(se) {
 			if owner := o.hostOwner(cfg, se.Namespace, host); owner == se {
-				svc := EntryService(se, o.Namespaces[se.Namespace], host)
-				o.BindService(cfg, &se.ObjectMeta).Set(svc, o.policiesOf(cfg, PolicyTarget{TargetServiceEntry, Name{se.Namespace, se.Name}}))
-				n.Services[svc.Key()] = svc
+				if svc := o.EntryService(cfg, se, host, o.policiesOf(cfg, PolicyTarget{TargetServiceEntry, Name{se.Namespace, se.Name}})); svc != nil {
+					n.Services[svc.Key()] = svc
+				}
 			} else if owner != nil {
 				taken[host] = TakenByEntry(owner)
 			} else {
 				taken[host] = TakenByService
 			}
 		}
-		status(o.BindService(cfg, &se.ObjectMeta).Status("ServiceEntry", &se.ObjectMeta, EntryStatus(se, taken)))
+		status(o.EntryStatus(cfg, se, taken))
 		conditions(o.EntryConditions(cfg, se))
 		for _, w := range EntryWorkloads(cfg, se) {
 			w.Waypoint = o.BindWorkload(cfg, &se.ObjectMeta)

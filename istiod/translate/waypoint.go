@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 
-	networkingapi "istio.io/api/networking/v1alpha3"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -84,7 +83,7 @@ func (b Binding) Status(kind string, m *metav1.ObjectMeta, own *Status) *Status 
 func (o Objects) EntryConditions(cfg Config, se *ServiceEntry) *Conditions {
 	b := o.BindService(cfg, &se.ObjectMeta)
 	all := b.Conditions("ServiceEntry", &se.ObjectMeta)
-	if se.Spec.Resolution != networkingapi.ServiceEntry_DYNAMIC_DNS || !b.Waypoint.IsZero() {
+	if !isDynamic(se) || !b.Waypoint.IsZero() {
 		return all
 	}
 	if all == nil {
@@ -92,7 +91,7 @@ func (o Objects) EntryConditions(cfg Config, se *ServiceEntry) *Conditions {
 	}
 	all.List = append(all.List, Condition{
 		Type: ConditionWaypointMissing, Status: true, Reason: ReasonNoWaypoint,
-		Message: "resolution DYNAMIC_DNS has no effect without a waypoint: label it " + LabelUseWaypoint,
+		Message: noWaypoint,
 	})
 	return all
 }
