@@ -40,7 +40,9 @@ type Problem struct {
 
 // Read reads the YAML files and directories named by paths, as istiod does in files mode.
 func Read(ctx context.Context, paths ...string) (*Mesh, error) {
-	return gathered(paths, func(dir string) (*Mesh, error) { return read(ctx, dir, metav1.Time{}, translate.Config{NoStatus: true}) })
+	return gathered(paths, func(dir string) (*Mesh, error) {
+		return read(ctx, dir, metav1.Time{}, translate.Config{NoStatus: true})
+	})
 }
 
 // gathered calls do with a directory that holds the YAML below paths, and is gone afterwards.
