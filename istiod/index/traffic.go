@@ -194,11 +194,13 @@ func (x *Index) refreshTraffic() {
 	}
 	for n := range t.dirtyTLS {
 		var s *translate.Status
+		var told *translate.RouteStatus
 		if p := x.objects.BackendTLSPolicies[n]; p != nil {
 			targets := translate.TLSPolicyTargets(p)
-			s = translate.BackendTLSStatus(x.cfg, p, x.objects.ConfigMaps, rivals(x.objects.BackendTLSPolicies, t.tls, targets), x.meant(targets))
+			s, told = translate.BackendTLSStatus(x.cfg, p, x.objects.ConfigMaps, rivals(x.objects.BackendTLSPolicies, t.tls, targets), x.meant(targets))
 		}
 		x.putStatus(BackendTLSPolicy, n, s)
+		x.putRouteStatus((&translate.RouteStatus{Kind: BackendTLSPolicy.String(), Namespace: n.Namespace, Name: n.Name}).Key(), told)
 	}
 	for n := range t.dirtyBackends {
 		var s *translate.Status

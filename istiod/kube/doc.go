@@ -66,7 +66,7 @@
 //	patch: authorizationpolicies/status.security.istio.io
 //	patch: services/status
 //	patch: serviceentries/status.networking.istio.io virtualservices/status.networking.istio.io destinationrules/status.networking.istio.io
-//	patch: httproutes/status.gateway.networking.k8s.io grpcroutes/status.gateway.networking.k8s.io tlsroutes/status.gateway.networking.k8s.io tcproutes/status.gateway.networking.k8s.io
+//	patch: httproutes/status.gateway.networking.k8s.io grpcroutes/status.gateway.networking.k8s.io tlsroutes/status.gateway.networking.k8s.io tcproutes/status.gateway.networking.k8s.io backendtlspolicies/status.gateway.networking.k8s.io
 //	create: tokenreviews.authentication.k8s.io
 //	get list watch patch: configmaps (istio-ca-root-cert)
 //	create: configmaps

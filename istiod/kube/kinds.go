@@ -120,7 +120,7 @@ func (s *Source) makeCustom() []*feed {
 		case index.HTTPRoute, index.GRPCRoute, index.TCPRoute, index.TLSRoute:
 			take = both(s.routeTaker(k.kind), func(changes []change) { s.routes.take(k, changes) })
 		case index.BackendTLSPolicy:
-			take = both(take, s.trusted.taker(k.kind, trustedByPolicy))
+			take = both(both(take, s.trusted.taker(k.kind, trustedByPolicy)), func(changes []change) { s.routes.take(k, changes) })
 		case index.Gateway:
 			take = both(take, s.gateways.takeGateways)
 		case index.GatewayClass:

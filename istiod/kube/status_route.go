@@ -24,7 +24,8 @@ import (
 	"github.com/mistnet/mistnet/istiod/translate"
 )
 
-// routeStatuses keeps status.parents of the Gateway API's routes as they should be, for parents that are services. What
+// routeStatuses keeps status.parents of the Gateway API's routes as they should be, for parents that are services, and likewise
+// status.ancestors of BackendTLSPolicies, whose entries are of the same form. What
 // should be, the index says (Tell); what is, comes with the objects. Entries of other controllers stay as they are.
 type routeStatuses struct {
 	client     dynamic.Interface
@@ -103,6 +104,16 @@ func parentsOf(o runtime.Object) ([]gatewayv1.ParentReference, []gatewayv1.Route
 		return r.Spec.ParentRefs, r.Status.Parents
 	case *gatewayv1.TLSRoute:
 		return r.Spec.ParentRefs, r.Status.Parents
+	case *gatewayv1.BackendTLSPolicy:
+		var targets []gatewayv1.ParentReference
+		for _, t := range r.Spec.TargetRefs {
+			targets = append(targets, gatewayv1.ParentReference{Group: &t.Group, Kind: &t.Kind, Name: t.Name})
+		}
+		var entries []gatewayv1.RouteParentStatus
+		for _, a := range r.Status.Ancestors {
+			entries = append(entries, gatewayv1.RouteParentStatus{ParentRef: a.AncestorRef, ControllerName: a.ControllerName, Conditions: a.Conditions})
+		}
+		return targets, entries
 	}
 	return nil, nil
 }
@@ -167,7 +178,7 @@ func (s *routeStatuses) write(ctx context.Context, key string) error {
 		"apiVersion": r.apiVersion, "kind": r.kind,
 		// The version: what others wrote meanwhile is not overwritten, but read and tried again.
 		"metadata": map[string]any{"name": r.name.Name, "namespace": r.name.Namespace, "resourceVersion": r.version},
-		"status":   map[string]any{"parents": all},
+		"status":   r.status(all),
 	})
 	if err != nil {
 		return err
@@ -180,6 +191,21 @@ func (s *routeStatuses) write(ctx context.Context, key string) error {
 	}
 	return err
 }
+
+// status is how the entries are written.
+func (r *toldRoute) status(entries []gatewayv1.RouteParentStatus) map[string]any {
+	if r.kind != index.BackendTLSPolicy.String() {
+		return map[string]any{"parents": entries}
+	}
+	ancestors := make([]gatewayv1.PolicyAncestorStatus, 0, len(entries))
+	for _, e := range entries {
+		ancestors = append(ancestors, gatewayv1.PolicyAncestorStatus{AncestorRef: e.ParentRef, ControllerName: e.ControllerName, Conditions: e.Conditions})
+	}
+	return map[string]any{"ancestors": ancestors}
+}
+
+// maxAncestors is how many entries a policy's status may have (Gateway API, PolicyStatus): those of others come first.
+const maxAncestors = 16
 
 // merge puts what is wanted after the entries that others wrote. The list is one value to the API server.
 func (s *routeStatuses) merge(have []gatewayv1.RouteParentStatus, want *translate.RouteStatus, now time.Time) (all []gatewayv1.RouteParentStatus, differs bool) {
@@ -197,6 +223,9 @@ func (s *routeStatuses) merge(have []gatewayv1.RouteParentStatus, want *translat
 		for _, p := range want.Parents {
 			made = append(made, s.entry(p, want.Generation, old, now))
 		}
+	}
+	if want != nil && want.Kind == index.BackendTLSPolicy.String() {
+		made = made[:min(len(made), max(0, maxAncestors-len(all)))]
 	}
 	return append(all, made...), !equality.Semantic.DeepEqual(old, made)
 }

@@ -293,14 +293,16 @@ func olderPolicies[P metav1.Object](p P, rivals []P, same func(P) bool) []P {
 	return older
 }
 
-// BackendTLSStatus says what of a BackendTLSPolicy has no effect, or nil. rivals are the others that share a target with it,
-// services those that it means.
+// BackendTLSStatus says what of a BackendTLSPolicy has no effect, or nil, and what its status is to say of each of its targets in the
+// mesh. rivals are the others that share a target with it, services those that it means.
 func BackendTLSStatus(cfg Config, p *BackendTLSPolicy, configMaps map[Name]*corev1.ConfigMap, rivals []*BackendTLSPolicy,
-	services []TrafficInput) *Status {
+	services []TrafficInput) (*Status, *RouteStatus) {
 	f := faults{kind: "BackendTLSPolicy", namespace: p.Namespace, name: p.Name}
+	told := newTLSConditions(p, configMaps)
 	for i, ref := range p.Spec.TargetRefs {
 		t, meant := f.meant(i, ref.LocalPolicyTargetReference, services)
 		if len(meant) == 0 {
+			told.target(i, gatewayv1.PolicyReasonTargetNotFound, "there is no "+t.Kind+" "+t.Name.Name)
 			continue
 		}
 		section := ""
@@ -309,14 +311,17 @@ func BackendTLSStatus(cfg Config, p *BackendTLSPolicy, configMaps map[Name]*core
 		}
 		if section != "" && !slices.ContainsFunc(meant, func(s TrafficInput) bool { return s.hasPort(section) }) {
 			f.add(Ignored, "targetRefs[%d].sectionName: %s %s has no port of the name %s", i, t.Kind, t.Name.Name, section)
+			told.target(i, gatewayv1.PolicyReasonTargetNotFound, t.Kind+" "+t.Name.Name+" has no port of the name "+section)
 			continue
 		}
 		if older := olderPolicies(p, rivals, func(o *BackendTLSPolicy) bool { return slices.Contains(sections(o, t), section) }); len(older) > 0 {
 			f.add(Conflicted, "targetRefs[%d]: BackendTLSPolicy %s counts, which is older", i, older[0].Name)
+			told.target(i, gatewayv1.PolicyReasonConflicted, "BackendTLSPolicy "+older[0].Name+" counts, which is older")
 		}
 		for _, s := range meant {
 			if said := bySettings(cfg, s); said != nil && said.TLS != nil {
 				f.add(Conflicted, "targetRefs[%d]: tls of DestinationRules for %s counts", i, s.Service.Hostname)
+				told.target(i, gatewayv1.PolicyReasonConflicted, "tls of DestinationRules for "+s.Service.Hostname+" counts")
 			}
 		}
 	}
@@ -331,7 +336,7 @@ func BackendTLSStatus(cfg Config, p *BackendTLSPolicy, configMaps map[Name]*core
 			f.add(Invalid, "%s; the others are trusted", why)
 		}
 	}
-	return f.status()
+	return f.status(), told.status()
 }
 
 // bySettings is what DestinationRules say of a service to most clients; nil: nothing.

@@ -23,7 +23,8 @@ const (
 	RefNotPermitted StatusReason = StatusReason(gatewayv1.RouteReasonRefNotPermitted)
 )
 
-// RouteStatus is what the status of a route of the Gateway API is to say of its parents in the mesh.
+// RouteStatus is what the status of a route of the Gateway API is to say of its parents in the mesh, or that of a BackendTLSPolicy of
+// its ancestors, which are its targets.
 type RouteStatus struct {
 	Kind       string // of the object, as in YAML: "HTTPRoute"
 	Namespace  string

@@ -288,7 +288,11 @@ func (o Objects) traffic(cfg Config, n Nouns, status func(*Status)) {
 		return services
 	}
 	for _, p := range o.BackendTLSPolicies {
-		status(BackendTLSStatus(cfg, p, o.ConfigMaps, slices.Collect(maps.Values(o.BackendTLSPolicies)), meant(TLSPolicyTargets(p))))
+		s, told := BackendTLSStatus(cfg, p, o.ConfigMaps, slices.Collect(maps.Values(o.BackendTLSPolicies)), meant(TLSPolicyTargets(p)))
+		status(s)
+		if told != nil {
+			n.RouteStatuses[told.Key()] = told
+		}
 	}
 	for _, p := range o.BackendTrafficPolicies {
 		status(BackendTrafficStatus(cfg, p, slices.Collect(maps.Values(o.BackendTrafficPolicies)), meant(TrafficPolicyTargets(p))))
