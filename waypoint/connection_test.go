@@ -363,27 +363,32 @@ func TestUpgradesAndLargeBodies(t *testing.T) {
 // TestAClientThatLeavesFreesItsUpstream: the wait for a response ends with the client.
 func TestAClientThatLeavesFreesItsUpstream(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, nil)
-	waiting, over := make(chan struct{}), make(chan struct{})
-	l.service("cart", "10.9.0.1", mesh.AppHTTP1, app(t, func(_ http.ResponseWriter, r *http.Request) {
-		close(waiting)
-		<-r.Context().Done()
-		close(over)
-	}))
-	l.known("cart")
-	s, err := l.open(t.Context(), "10.9.0.1:80")
-	if err != nil {
-		t.Fatal(err)
+	for how, leave := range map[string]func(*hbone.Stream) error{"by an error": (*hbone.Stream).Reset, "in order": (*hbone.Stream).Close} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t, nil)
+			waiting, over := make(chan struct{}), make(chan struct{})
+			l.service("cart", "10.9.0.1", mesh.AppHTTP1, app(t, func(_ http.ResponseWriter, r *http.Request) {
+				close(waiting)
+				<-r.Context().Done()
+				close(over)
+			}))
+			l.known("cart")
+			s, err := l.open(t.Context(), "10.9.0.1:80")
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _ = io.WriteString(s, "GET / HTTP/1.1\r\nHost: cart\r\n\r\n")
+			<-waiting
+			_ = leave(s)
+			select {
+			case <-over:
+			case <-time.After(10 * time.Second):
+				t.Error("the application still works for a client that left")
+			}
+			l.eventually("log", func() bool { return strings.Contains(l.log.String(), `"response_flags":"DC"`) })
+		})
 	}
-	_, _ = io.WriteString(s, "GET / HTTP/1.1\r\nHost: cart\r\n\r\n")
-	<-waiting
-	_ = s.Reset()
-	select {
-	case <-over:
-	case <-time.After(10 * time.Second):
-		t.Error("the application still works for a client that left")
-	}
-	l.eventually("log", func() bool { return strings.Contains(l.log.String(), `"response_flags":"DC"`) })
 }
 
 // TestTLSToTheApplication is begun where a policy asks for it, and only with whom the policy names.

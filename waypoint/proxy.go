@@ -84,7 +84,7 @@ func (s *session) exchangeWith(up *upstream) exchange {
 
 // serveNext serves what ReadRequest has returned on a connection of HTTP/1.1, or on one that turns out to be of HTTP/2, and reports
 // whether that was the last.
-func (s *session) serveNext(r *resting, q *http1.Request, err error) (last bool) {
+func (s *session) serveNext(ctx context.Context, r *resting, q *http1.Request, err error) (last bool) {
 	if err == io.EOF {
 		return true
 	}
@@ -97,7 +97,7 @@ func (s *session) serveNext(r *resting, q *http1.Request, err error) (last bool)
 		s.unread(err)
 		return true
 	}
-	up := s.serve(r.ctx)
+	up := s.serve(ctx)
 	if up != nil {
 		s.join(r.ctx, up)
 	}

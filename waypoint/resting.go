@@ -66,8 +66,17 @@ func (r *resting) requests() (idle bool) {
 	}()
 	r.sessions.add(s.conn, r.hold() != nil)
 	defer r.sessions.remove(s.conn)
-	// A client that is gone ends the wait for its response.
-	stop := context.AfterFunc(r.ctx, s.hangUp)
+	// A client that is gone ends the wait for its response. One that has reset its stream mildly may still be read to its end: the
+	// connection's scope goes on.
+	ctx := r.ctx
+	if st, ok := r.hold().(*hbone.Stream); ok {
+		var gone context.CancelFunc
+		ctx, gone = context.WithCancel(ctx)
+		defer gone()
+		st.OnReset(gone)
+		defer st.OnReset(nil)
+	}
+	stop := context.AfterFunc(ctx, s.hangUp)
 	defer func() { known = !stop() }()
 	for {
 		q, err := s.conn.ReadRequest()
@@ -75,7 +84,7 @@ func (r *resting) requests() (idle bool) {
 		case errors.Is(err, http1.ErrIdle):
 			s.conn.Release()
 			return true
-		case s.serveNext(r, q, err):
+		case s.serveNext(ctx, r, q, err):
 			return false
 		}
 		r.used = true

@@ -440,6 +440,7 @@ func (s *Stream) peerReset(reset *ResetError, answered bool) {
 	if s.cancel != nil && !mild {
 		s.cancel(reset)
 	}
+	s.wasReset()
 }
 
 func (c *conn) settingsFrame(h frameHeader, p []byte) error {

@@ -31,6 +31,8 @@ type Stream struct {
 	answered   bool   // server: the final answer was sent
 	writeErr   error
 	writeBy    time.Time
+	isReset    bool // by the peer
+	onReset    func()
 
 	writing  sync.Mutex // one Write at a time
 	reading  sync.Mutex // one Read at a time
@@ -70,6 +72,31 @@ func (s *Stream) wakeReader() {
 
 // ResponseBaggage is the baggage of the peer's answer, on the client side; "" if it sent none.
 func (s *Stream) ResponseBaggage() string { return s.baggage }
+
+// OnReset has f called once, when the peer has reset the stream, or now if it has: nothing that is written arrives any more, also
+// where what came reads to an orderly end (CANCEL, NO_ERROR). Of several calls the last counts; nil takes it back. f must not block:
+// it is called on the connection's reader goroutine, or the caller's.
+func (s *Stream) OnReset(f func()) {
+	s.c.mu.Lock()
+	s.onReset = f
+	now := s.isReset && f != nil
+	s.c.mu.Unlock()
+	if now {
+		f()
+	}
+}
+
+// wasReset tells who wants to know.
+func (s *Stream) wasReset() {
+	s.c.mu.Lock()
+	s.isReset = true
+	f := s.onReset
+	s.onReset = nil
+	s.c.mu.Unlock()
+	if f != nil {
+		f()
+	}
+}
 
 // Write sends p. It returns when p is encrypted or copied, which the peer's flow control may delay.
 func (s *Stream) Write(p []byte) (int, error) {
