@@ -190,7 +190,7 @@ func readCredential(n Name, secrets map[Name]*corev1.Secret, t *networkingapi.Cl
 	}
 	if mutual {
 		if c.Certificate, c.PrivateKey, err = keyPair(own.Data); err != nil {
-			return c, fmt.Errorf("Secret %s: %w", n, err)
+			return c, fmt.Errorf("in Secret %s: %w", n, err)
 		}
 	}
 	if !verified {
@@ -201,7 +201,7 @@ func readCredential(n Name, secrets map[Name]*corev1.Secret, t *networkingapi.Cl
 		at, from = n, own
 	}
 	if c.Roots, c.CRL, err = roots(from.Data); err != nil {
-		return c, fmt.Errorf("Secret %s: %w", at, err)
+		return c, fmt.Errorf("in Secret %s: %w", at, err)
 	}
 	return c, nil
 }
@@ -343,7 +343,7 @@ func (r *ruleReader) publicRoots(n Name, out *mesh.UpstreamTLS) (err error) {
 		return nil
 	}
 	if out.CAPEM, out.CRLPEM, err = roots(data); err != nil {
-		return fmt.Errorf("ConfigMap %s: %w", n, err)
+		return fmt.Errorf("in ConfigMap %s: %w", n, err)
 	}
 	return nil
 }
