@@ -1,9 +1,13 @@
 package http1_test
 
 import (
+	"bufio"
 	"errors"
 	"io"
 	"net"
+	"net/http"
+	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -106,4 +110,66 @@ func reasonOf(err error) http1.Reason {
 		return e.Reason
 	}
 	return http1.ReasonUnknown
+}
+
+// TestWritingOnTCP: a peer gets all that a socket does not take at once, and one that takes nothing is given up.
+func TestWritingOnTCP(t *testing.T) {
+	t.Parallel()
+	body := strings.Repeat("0123456789abcdef", 1<<20) // more than socket buffers grow to
+	for name, reads := range map[string]bool{"who reads": true, "who does not": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ln, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer ln.Close()
+			client, err := net.Dial("tcp", ln.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer client.Close()
+			conn, err := ln.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			cfg := http1.Config{WriteTimeout: time.Minute}
+			if !reads {
+				cfg.WriteTimeout = 100 * time.Millisecond
+			}
+			s := http1.NewServerConn(conn, cfg)
+			defer s.Close()
+			if _, err := io.WriteString(client, "GET / HTTP/1.1\r\nHost: a\r\n\r\n"); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.ReadRequest(); err != nil {
+				t.Fatal(err)
+			}
+			if !reads {
+				if err := s.Reply(200, body, nil); !errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Errorf("Reply() to a peer that reads nothing = %v, want a deadline's end", err)
+				}
+				return
+			}
+			got := make(chan string, 1)
+			go func() {
+				resp, err := http.ReadResponse(bufio.NewReader(client), nil)
+				if err != nil {
+					got <- err.Error()
+					return
+				}
+				b, err := io.ReadAll(resp.Body)
+				if err != nil {
+					b = []byte(err.Error())
+				}
+				got <- string(b)
+			}()
+			if err := s.Reply(200, body, nil); err != nil {
+				t.Errorf("Reply() = %v", err)
+			}
+			if b := <-got; b != body {
+				t.Errorf("%d bytes came, %.40q, want %d", len(b), b, len(body))
+			}
+		})
+	}
 }

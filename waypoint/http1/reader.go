@@ -26,7 +26,7 @@ type reader struct {
 	conn net.Conn
 	buf  []byte // nil while nothing is borrowed
 	r, w int
-	idle *idler // nil: not needed yet
+	tcp  *receiver // nil: not needed yet
 
 	moves int     // grows whenever bytes before r are lost, so that a body knows whether it can be read again
 	ahead Flusher // flushed before waiting: whatever waits here may be the answer to what waits there
@@ -131,7 +131,7 @@ func (r *reader) fill() error {
 		if r.stop.Load() {
 			return errStopped
 		}
-		n, err := r.conn.Read(r.buf[r.w:])
+		n, err := r.read(r.buf[r.w:])
 		if r.missed {
 			r.waited += time.Since(asked)
 		}

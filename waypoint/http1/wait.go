@@ -105,13 +105,13 @@ func (s *ServerConn) Release() net.Conn {
 // Renew makes s a downstream connection of conn, bounded as the last one was, with the memory that has grown: only after Release, and
 // when nobody else knows s any more. Nothing of what was read before stays.
 func (s *ServerConn) Renew(conn net.Conn) {
-	fields, trailers, idle := s.req.Fields, s.req.Body.trailers, s.in.idle
+	fields, trailers, tcp := s.req.Fields, s.req.Body.trailers, s.in.tcp
 	fields.forget()
 	trailers.forget()
-	if idle != nil {
-		*idle = idler{read: idle.read}
+	if tcp != nil {
+		*tcp = receiver{read: tcp.read}
 	}
 	*s = ServerConn{cfg: s.cfg}
-	s.req.Fields, s.req.Body.trailers, s.in.idle = fields, trailers, idle
+	s.req.Fields, s.req.Body.trailers, s.in.tcp = fields, trailers, tcp
 	s.begin(conn)
 }

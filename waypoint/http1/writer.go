@@ -12,8 +12,9 @@ import (
 // writer is a connection's outbound half. What is appended leaves with the next flush, in one write.
 type writer struct {
 	conn     net.Conn
-	as       role   // of what is written
-	buf      []byte // what waits to be written, on a borrowed slab; nil while nothing is borrowed
+	tcp      *sender // nil: not needed yet
+	as       role    // of what is written
+	buf      []byte  // what waits to be written, on a borrowed slab; nil while nothing is borrowed
 	timeout  time.Duration
 	deadline time.Time
 	err      error // sticky
@@ -178,7 +179,7 @@ func (w *writer) write(p []byte) error {
 	}
 	for {
 		w.arm()
-		n, err := w.conn.Write(p)
+		n, err := w.send(p)
 		if p = p[n:]; n == 0 || len(p) == 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
 			return w.check(err)
 		}
