@@ -395,10 +395,13 @@ func timeoutReply(whole bool) *reply {
 
 // failed says what the end of an exchange without a response means.
 func (s *session) failed(e *http1.Error, whole bool) (*upstream, route.Outcome, *reply) {
-	if e.Client() || e.Reason == http1.BadEdit {
+	if e.Client() || e.Reason == http1.BadEdit || e.Reason == http1.Overload {
 		flags := "DPE"
-		if e.Reason == http1.ClientClosed {
+		switch e.Reason {
+		case http1.ClientClosed:
 			flags = "DC"
+		case http1.Overload:
+			flags = "OM"
 		}
 		return nil, route.Outcome{Reset: route.ResetOverflow}, &reply{e.Status, "", flags, e.Error()}
 	}
@@ -493,6 +496,8 @@ func (s *session) cut(e *http1.Error) {
 		s.log.fail("DC", "downstream_remote_disconnect")
 	case e.Reason == http1.UpstreamTimeout:
 		s.log.fail("UT", "response_timeout")
+	case e.Reason == http1.Overload:
+		s.log.fail("OM", e.Error())
 	default:
 		s.log.fail("UC", e.Error())
 	}

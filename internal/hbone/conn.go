@@ -49,12 +49,13 @@ type conn struct {
 	mu        sync.Mutex
 	err       error // why the connection ended; nil while it lives
 	streams   map[uint32]*Stream
-	nextID    uint32 // client: of the next stream
-	maxPeerID uint32 // server: the highest stream the peer opened
-	running   int    // server: handlers that have not returned
-	draining  bool   // no new streams; ends with the last stream
-	lastID    uint32 // server: streams above it are ignored, once the second GOAWAY went out
-	goneAway  bool   // server: that GOAWAY went out
+	lingering map[*Stream]struct{} // over, but somebody has yet to read what they received; some have by now
+	nextID    uint32               // client: of the next stream
+	maxPeerID uint32               // server: the highest stream the peer opened
+	running   int                  // server: handlers that have not returned
+	draining  bool                 // no new streams; ends with the last stream
+	lastID    uint32               // server: streams above it are ignored, once the second GOAWAY went out
+	goneAway  bool                 // server: that GOAWAY went out
 	idleSince time.Time
 
 	peerMaxStreams uint32
@@ -200,6 +201,7 @@ func (c *conn) tick() {
 		c.w.staged = appendPing(c.w.staged, 0, [8]byte{})
 	}
 	c.reopenLocked() // others may have let go of memory
+	c.forgetReadLocked()
 	c.ticker.Reset(pingInterval)
 	c.kickLocked()
 	c.mu.Unlock()
@@ -326,6 +328,7 @@ func (c *conn) forgetLocked(s *Stream) {
 		return
 	}
 	delete(c.streams, s.id)
+	c.lingerLocked(s)
 	if len(c.streams) > 0 {
 		return
 	}

@@ -2,6 +2,7 @@ package hbone
 
 import (
 	"cmp"
+	"iter"
 	"net"
 	"slices"
 
@@ -22,11 +23,57 @@ func (c *conn) RemoteAddr() net.Addr { return c.raw.RemoteAddr() }
 func (c *conn) Age() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, s := range c.streams {
+	for s := range c.holdingLocked() {
 		s.in.mu.Lock()
 		s.in.age++
 		s.in.mu.Unlock()
 	}
+}
+
+// lingerLocked keeps a stream that is over in sight while it holds something.
+func (c *conn) lingerLocked(s *Stream) {
+	if c.mem == nil || s.slabs() == 0 {
+		return
+	}
+	if c.lingering == nil {
+		c.lingering = make(map[*Stream]struct{})
+	}
+	c.lingering[s] = struct{}{}
+}
+
+// forgetReadLocked forgets those of which everything was read.
+func (c *conn) forgetReadLocked() {
+	for s := range c.lingering {
+		if s.slabs() == 0 {
+			delete(c.lingering, s)
+		}
+	}
+	if len(c.lingering) == 0 {
+		c.lingering = nil
+	}
+}
+
+// holdingLocked are the streams that may hold something.
+func (c *conn) holdingLocked() iter.Seq[*Stream] {
+	return func(yield func(*Stream) bool) {
+		for _, s := range c.streams {
+			if !yield(s) {
+				return
+			}
+		}
+		for s := range c.lingering {
+			if !yield(s) {
+				return
+			}
+		}
+	}
+}
+
+// slabs is how many bytes the stream is charged for.
+func (s *Stream) slabs() int {
+	s.in.mu.Lock()
+	defer s.in.mu.Unlock()
+	return s.in.slabs
 }
 
 // Shed implements memlimit.Holder.
@@ -41,7 +88,7 @@ func (c *conn) Shed(n int64, ages int) (streams int, bytes int64) {
 	if c.err != nil {
 		return 0, 0
 	}
-	for _, s := range c.streams {
+	for s := range c.holdingLocked() {
 		s.in.mu.Lock()
 		if s.in.slabs > 0 && s.in.age >= ages {
 			all = append(all, stalled{s, s.in.slabs})

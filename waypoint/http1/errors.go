@@ -37,13 +37,14 @@ const (
 	UpstreamRefused        // the upstream did not look at the request: 503
 	UpstreamReset          // the upstream reset the stream before it responded: 503
 	BadEdit                // an edit that cannot be written as a header: 500
+	Overload               // memory is short, and what came was read by nobody: 503
 )
 
 var reasons = [...]string{
 	"unknown", "bad request line", "bad target", "bad host", "bad field", "bad framing", "bad chunk", "bad trailer", "unknown coding",
 	"head too large", "bad expectation", "unknown protocol", "old version", "bad version", "http2 preface", "idle timeout", "head timeout", "body timeout",
 	"client closed", "upstream broken", "upstream closed", "upstream cut", "upstream timeout", "upstream refused", "upstream reset",
-	"bad edit",
+	"bad edit", "overload",
 }
 
 // String returns the reason as logs and metrics spell it.
@@ -79,7 +80,7 @@ var statusOf = [...]int{
 	BadRequestLine: 400, BadTarget: 400, BadHost: 400, BadField: 400, BadFraming: 400, BadChunk: 400, BadTrailer: 400,
 	UnknownCoding: 501, HeadTooLarge: 431, BadExpect: 417, UnknownProtocol: 501, OldVersion: 426, BadVersion: 505, HeadTimeout: 408, BodyTimeout: 408,
 	UpstreamBroken: 502, UpstreamClosed: 503, UpstreamCut: 502, UpstreamTimeout: 504, UpstreamRefused: 503,
-	UpstreamReset: 503, BadEdit: 500,
+	UpstreamReset: 503, BadEdit: 500, Overload: 503,
 }
 
 func fail(r Reason, err error) *Error { return &Error{Status: statusOf[r], Reason: r, Err: err} }

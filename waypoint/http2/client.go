@@ -339,6 +339,7 @@ func (st *ClientStream) Free() {
 	st.held = false
 	st.use++
 	st.in.freeLocked(st.c)
+	st.unfeedLocked()
 	c := st.c.client
 	if c.open--; c.open == 0 {
 		c.idleSince = time.Now()

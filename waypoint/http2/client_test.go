@@ -3,6 +3,7 @@ package http2_test
 import (
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -18,26 +19,32 @@ import (
 // toUpstream runs test against a client's connection in memory, whose other end is the wire.
 func toUpstream(t *testing.T, cfg http2.Config, test func(t *testing.T, w *wire, c *http2.ClientConn)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
-		near, far := memPipe()
-		c := http2.NewClientConn(far, cfg)
-		var served sync.WaitGroup
-		served.Go(func() { _ = c.Run() })
-		w := newWire(t, near)
-		defer func() {
-			near.Close()
-			served.Wait()
-			w.busy.Wait()
-		}()
-		preface := make([]byte, len(xhttp2.ClientPreface))
-		if _, err := io.ReadFull(near, preface); err != nil || string(preface) != xhttp2.ClientPreface {
-			t.Fatalf("the preface is %q, %v", preface, err)
-		}
-		_ = w.WriteSettings()
-		w.listen()
-		w.expect("SETTINGS", "WINDOW_UPDATE 0 +4128769", "SETTINGS ack")
-		test(t, w, c)
-	})
+	synctest.Test(t, func(t *testing.T) { upstreamOf(t, cfg, test) })
+}
+
+// upstreamOf is toUpstream for who is in a bubble.
+func upstreamOf(t *testing.T, cfg http2.Config, test func(t *testing.T, w *wire, c *http2.ClientConn)) {
+	t.Helper()
+	near, far := memPipe()
+	c := http2.NewClientConn(far, cfg)
+	var served sync.WaitGroup
+	served.Go(func() { _ = c.Run() })
+	w := newWire(t, near)
+	defer func() {
+		near.Close()
+		served.Wait()
+		w.busy.Wait()
+	}()
+	preface := make([]byte, len(xhttp2.ClientPreface))
+	if _, err := io.ReadFull(near, preface); err != nil || string(preface) != xhttp2.ClientPreface {
+		t.Fatalf("the preface is %q, %v", preface, err)
+	}
+	_ = w.WriteSettings()
+	w.listen()
+	if got := w.take(); cfg.Memory == nil && !slices.Equal(got, []string{"SETTINGS", "WINDOW_UPDATE 0 +4128769", "SETTINGS ack"}) {
+		t.Fatalf("the client began with %q", got)
+	}
+	test(t, w, c)
 }
 
 // asked is a request read by the other engine.

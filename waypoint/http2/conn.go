@@ -10,21 +10,23 @@ import (
 
 	"golang.org/x/net/http2"
 
+	"github.com/mistnet/mistnet/internal/memlimit"
 	"github.com/mistnet/mistnet/waypoint/http1"
 )
 
 // Config bounds what a peer may do. Zero fields take the value in parentheses.
 type Config struct {
-	MaxStreams    int           // at once: of a client (1024), or to an upstream, which may allow less (100)
-	IdleTimeout   time.Duration // of a server's connection without streams (1 h)
-	HeadTimeout   time.Duration // of the connection's first frames, and of a header block in several frames (10 s)
-	BodyTimeout   time.Duration // in which a request body of declared length must bring something (2 min)
-	StallTimeout  time.Duration // in which a peer must open the window of a stream (5 min)
-	WriteTimeout  time.Duration // in which a peer must take a byte of what is written (30 s)
-	PingInterval  time.Duration // of an upstream's connection that is silent while streams are open (0: never)
-	PingTimeout   time.Duration // in which the ping must be answered (20 s)
-	CloseTimeout  time.Duration // for the last word of a connection (1 s)
-	MaxRequests   int           // to an upstream over the connection's life (0: no end)
+	MaxStreams    int              // at once: of a client (1024), or to an upstream, which may allow less (100)
+	IdleTimeout   time.Duration    // of a server's connection without streams (1 h)
+	HeadTimeout   time.Duration    // of the connection's first frames, and of a header block in several frames (10 s)
+	BodyTimeout   time.Duration    // in which a request body of declared length must bring something (2 min)
+	StallTimeout  time.Duration    // in which a peer must open the window of a stream (5 min)
+	WriteTimeout  time.Duration    // in which a peer must take a byte of what is written (30 s)
+	PingInterval  time.Duration    // of an upstream's connection that is silent while streams are open (0: never)
+	PingTimeout   time.Duration    // in which the ping must be answered (20 s)
+	CloseTimeout  time.Duration    // for the last word of a connection (1 s)
+	MaxRequests   int              // to an upstream over the connection's life (0: no end)
+	Memory        *memlimit.Budget // what connections hold is charged to (nil: nothing is)
 	workersToKeep int
 }
 
@@ -129,10 +131,12 @@ type conn struct {
 	alarm   *time.Timer // client: for the deadlines of such exchanges
 	alarmAt time.Time   // zero: it is not set
 
-	recvWindow  int // what the peer may still send on the connection
-	recvUnacked int // what it sent and was not yet allowed anew
-	buffered    int // bytes received and not yet taken, all streams
-	w           writer
+	mem        *memlimit.Account // what is received and not yet taken
+	recvWindow int               // what the peer may still send on the connection
+	recvSize   int               // what it was when it was last reopened
+	buffered   int               // bytes received and not yet taken, all streams
+	fed        *stream           // the streams that have received something and are in use, by their next; nil: none, or memory is not counted
+	w          writer
 }
 
 func (c *conn) init(raw net.Conn, cfg Config) {
@@ -149,7 +153,10 @@ func (c *conn) init(raw net.Conn, cfg Config) {
 	c.budget = fullBudget
 	c.peerMaxStreams, c.peerMaxFrame, c.peerWindow = 100, 16384, defaultWindow
 	c.w.window = defaultWindow
-	c.recvWindow = recvConnWindow
+	c.cfg.Memory.Charge(connBytes)
+	c.mem = c.cfg.Memory.Open(holder{c})
+	c.recvSize = c.firstWindow()
+	c.recvWindow = c.recvSize
 	c.idleSince = time.Now()
 }
 
@@ -163,7 +170,9 @@ func (c *conn) greet(settings ...http2.Setting) {
 	c.w.staged = appendSettings(c.room(64), append(settings,
 		http2.Setting{ID: http2.SettingInitialWindowSize, Val: recvStreamWindow},
 		http2.Setting{ID: http2.SettingMaxHeaderListSize, Val: maxHeadList})...)
-	c.w.staged = appendWindowUpdate(c.room(13), 0, recvConnWindow-defaultWindow)
+	if more := c.recvSize - defaultWindow; more > 0 {
+		c.w.staged = appendWindowUpdate(c.room(13), 0, more)
+	}
 }
 
 // start sends what is staged and starts the timer.
@@ -211,6 +220,8 @@ func (c *conn) tick() {
 		c.w.staged = appendPing(c.room(17), 0, [8]byte{})
 		c.kickLocked()
 	}
+	c.reopenLocked() // others may have let go of memory
+	c.kickLocked()
 	c.ticker.Reset(c.tickEvery())
 }
 
@@ -258,7 +269,9 @@ func (c *conn) fail(err error) {
 		streams = append(streams, s)
 	}
 	clear(c.streams)
-	c.w.releaseLocked()
+	c.releaseLocked()
+	c.cfg.Memory.Release(connBytes)
+	c.mem.Close()
 	var waiting []claim
 	for _, s := range streams {
 		if x := s.claimLocked(); x != nil {

@@ -17,7 +17,7 @@
 //
 // How memory is bounded. A stream holds no more than its window, which reopens when its worker took the bytes, and what
 // may have to be sent again. The connection's window reopens on receipt, so that a stream nobody reads cannot stop its
-// neighbours, unless more than maxConnBuffered bytes wait.
+// neighbours, unless more than maxConnBuffered bytes wait, or a [memlimit.Budget] of all connections allows less.
 //
 // What a peer may waste is bounded: streams, those reset before they were answered, control frames, header blocks, the
 // time they take. Whatever another parser might read differently is refused, by the rules of both versions.

@@ -14,6 +14,7 @@ const (
 	recvStreamWindow = 256 << 10
 	recvConnWindow   = 4 << 20
 	maxConnBuffered  = 32 << 20 // beyond this the connection window stays shut until streams are read
+	leastUpdate      = 16 << 10 // of the connection's window: less is not worth a frame
 	maxKept          = 64 << 10 // of a request body, for a second try
 	recvMaxFrame     = 16384    // RFC 9113, 6.5.2: the least there is
 

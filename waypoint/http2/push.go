@@ -30,7 +30,7 @@ func (c *conn) push() {
 		c.arm()
 		n, err := c.w.socket.write(b)
 		if err != nil {
-			giveBack(b)
+			c.giveBack(b)
 			c.fail(err)
 			c.mu.Lock()
 			break
@@ -40,7 +40,7 @@ func (c *conn) push() {
 			c.waitLocked(b, n)
 			return
 		}
-		giveBack(b)
+		c.giveBack(b)
 	}
 	if c.err == nil && (len(c.w.staged) > 0 || c.w.failAfter != nil) {
 		c.waitLocked(nil, 0)
@@ -69,7 +69,7 @@ func (c *conn) waitLocked(b []byte, n int) {
 	defer c.mu.Unlock()
 	if c.err != nil {
 		c.w.busy = false
-		giveBack(b)
+		c.giveBack(b)
 		return
 	}
 	c.work.Go(func() {
@@ -77,7 +77,7 @@ func (c *conn) waitLocked(b []byte, n int) {
 		if n < len(b) {
 			err = c.write(b[n:])
 		}
-		giveBack(b)
+		c.giveBack(b)
 		if err != nil {
 			c.fail(err)
 		}

@@ -15,8 +15,8 @@ func (c *conn) readLoop() error {
 		c.preface = http2.ClientPreface
 	}
 	_ = c.raw.SetReadDeadline(time.Now().Add(c.cfg.HeadTimeout)) // until the first SETTINGS
-	buf, r, w, full := smallSlabs.Get(), 0, 0, false
-	defer func() { giveBack(buf) }()
+	buf, r, w, full := c.borrow(smallBytes), 0, 0, false
+	defer func() { c.giveBack(buf) }()
 	for {
 		if r == w {
 			r, w = 0, 0
@@ -26,9 +26,9 @@ func (c *conn) readLoop() error {
 			r = 0
 		}
 		if w == len(buf) || full && len(buf) == smallBytes { // a frame that does not fit, or more waits
-			next := largeSlabs.Get()
+			next := c.borrow(largeBytes)
 			copy(next, buf[r:w])
-			giveBack(buf)
+			c.giveBack(buf)
 			buf, r, w = next, 0, w-r
 		}
 		n, err := c.raw.Read(buf[w:])
@@ -47,8 +47,8 @@ func (c *conn) readLoop() error {
 			return err
 		}
 		if r == w && cap(buf) > smallBytes && n < smallBytes/2 { // an idle connection holds little
-			giveBack(buf)
-			buf, r, w = smallSlabs.Get(), 0, 0
+			c.giveBack(buf)
+			buf, r, w = c.borrow(smallBytes), 0, 0
 		}
 	}
 }
@@ -186,7 +186,6 @@ func (c *conn) dataFrame(h frameHeader, p []byte) error {
 		return connErrorf(http2.ErrCodeFlowControl, "%d bytes exceed the connection window", h.length)
 	}
 	c.recvWindow -= h.length
-	c.recvUnacked += h.length
 	c.reopenLocked()
 	s, err := c.streamLocked(h)
 	if err != nil {

@@ -145,7 +145,7 @@ func (c *ServerConn) headerBlock(h frameHeader, block []byte) error {
 	}
 	c.maxPeerID = h.stream
 	late := h.stream > c.lastID // the client retries elsewhere
-	full := len(c.streams) >= c.cfg.MaxStreams || c.running >= c.cfg.MaxStreams
+	full := len(c.streams) >= c.cfg.MaxStreams || c.running >= c.cfg.MaxStreams || c.cfg.Memory.Full()
 	if full && !late {
 		// A stream counts until its worker is done, whatever the client resets.
 		c.w.staged = appendRSTStream(c.room(13), h.stream, http2.ErrCodeRefusedStream)
@@ -189,6 +189,7 @@ func (c *ServerConn) request(h frameHeader, block []byte) error {
 	st.in.keep = !end && !st.tunnel
 	c.streams[h.stream] = &st.stream
 	c.running++
+	c.cfg.Memory.Charge(streamBytes)
 	c.workers.Add(1)
 	c.budget.control = min(c.budget.control+controlPerStream, 2*fullBudget.control)
 	if c.wound {
@@ -277,6 +278,7 @@ func (st *ServerStream) finishLocked() {
 		}
 	}
 	st.in.freeLocked(st.c)
+	st.unfeedLocked()
 	st.closeDoneLocked()
 }
 

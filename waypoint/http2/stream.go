@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/net/http2"
 
+	"github.com/mistnet/mistnet/internal/memlimit"
 	"github.com/mistnet/mistnet/waypoint/http1"
 )
 
@@ -33,6 +34,8 @@ type stream struct {
 	readTimer          *time.Timer
 	enc                encoder
 	trailers           http1.Fields
+	prev, next         *stream // in conn.fed
+	fed                bool    // it is there
 	ahead              http1.Flusher
 
 	hook sync.Mutex
@@ -50,6 +53,9 @@ type inbox struct {
 	got      int64
 	keep     bool // what was taken, too, up to maxKept bytes
 	kept     int
+	mem      *memlimit.Account
+	slabs    int // bytes of the slabs of parts, as charged to mem
+	age      int // of what waits, as memlimit counts: since something was taken
 }
 
 // part is a slab of which b[r:w] was not taken.
@@ -66,7 +72,7 @@ func (s *stream) begin(c *conn, id uint32) {
 	s.id = id
 	s.sendWindow = c.peerWindow
 	s.sentEnd, s.gotEnd, s.queued, s.err = false, false, false, nil
-	s.in = inbox{parts: s.in.parts[:0], window: recvStreamWindow, declared: -1}
+	s.in = inbox{parts: s.in.parts[:0], window: recvStreamWindow, declared: -1, mem: c.mem}
 	s.deadline = time.Time{}
 	s.ahead, s.halted, s.tunnel = nil, false, false
 	s.trailers.Reset()
@@ -124,6 +130,7 @@ func (s *stream) resetLocked(code http2.ErrCode, err error) {
 // received takes payload from the reader goroutine. It is called with c.mu held.
 func (s *stream) received(p []byte) {
 	in := &s.in
+	s.feedLocked()
 	in.size += len(p)
 	s.c.buffered += len(p)
 	for len(p) > 0 {
@@ -135,6 +142,8 @@ func (s *stream) received(p []byte) {
 			}
 			in.parts = append(in.parts, part{b: b()})
 			last++
+			in.slabs += cap(in.parts[last].b)
+			in.mem.Charge(cap(in.parts[last].b))
 		}
 		t := &in.parts[last]
 		n := copy(t.b[t.w:], p)
@@ -142,6 +151,34 @@ func (s *stream) received(p []byte) {
 		p = p[n:]
 	}
 	s.stirLocked()
+}
+
+// feedLocked notes that the stream may hold memory, until its use ends: it may well be over before that.
+func (s *stream) feedLocked() {
+	if s.fed || s.c.mem == nil {
+		return
+	}
+	s.fed, s.prev, s.next = true, nil, s.c.fed
+	if s.next != nil {
+		s.next.prev = s
+	}
+	s.c.fed = s
+}
+
+// unfeedLocked takes the stream off that list.
+func (s *stream) unfeedLocked() {
+	if !s.fed {
+		return
+	}
+	if s.prev == nil {
+		s.c.fed = s.next
+	} else {
+		s.prev.next = s.next
+	}
+	if s.next != nil {
+		s.next.prev = s.prev
+	}
+	s.fed, s.prev, s.next = false, nil, nil
 }
 
 // takeLocked returns the next piece.
@@ -173,11 +210,14 @@ func (in *inbox) takeLocked() []byte {
 
 // dropTakenLocked gives the slabs back that were taken whole.
 func (in *inbox) dropTakenLocked() {
-	n := 0
+	n, freed := 0, 0
 	for n < len(in.parts) && in.parts[n].r == in.parts[n].w && in.parts[n].w == len(in.parts[n].b) {
+		freed += cap(in.parts[n].b)
 		giveBack(in.parts[n].b)
 		n++
 	}
+	in.slabs -= freed
+	in.mem.Release(freed)
 	k := copy(in.parts, in.parts[n:])
 	clear(in.parts[k:])
 	in.parts, in.at = in.parts[:k], 0
@@ -186,11 +226,12 @@ func (in *inbox) dropTakenLocked() {
 // dropLocked gives everything back but what the stream's goroutine may be looking at: that is left to the collector.
 func (in *inbox) dropLocked(c *conn) {
 	c.buffered -= in.size
-	in.size = 0
+	in.mem.Release(in.slabs)
+	in.size, in.slabs = 0, 0
 	in.keep = false
 	clear(in.parts)
 	in.parts, in.at = in.parts[:0], 0
-	if c.recvUnacked >= recvConnWindow/2 && c.err == nil { // it was withheld, and nobody may be left who reads
+	if c.err == nil && c.usedLocked() { // it was withheld, and nobody may be left who reads
 		c.reopenLocked()
 		c.kickLocked()
 	}
@@ -260,6 +301,7 @@ func (s *stream) takenLocked(n int) {
 	c, in := s.c, &s.in
 	c.buffered -= n
 	in.unacked += n
+	in.age = 0
 	if in.unacked >= recvStreamWindow/2 && !s.gotEnd {
 		c.w.staged = appendWindowUpdate(c.room(13), s.id, in.unacked)
 		in.window += in.unacked
@@ -268,20 +310,34 @@ func (s *stream) takenLocked(n int) {
 		c.kickLocked()
 		return
 	}
-	if c.recvUnacked >= recvConnWindow/2 { // it was withheld
+	if c.usedLocked() { // it was withheld
 		c.reopenLocked()
 		c.kickLocked()
 	}
 }
 
-// reopenLocked returns the connection's window when half of it is used and memory allows.
+// firstWindow is the connection's window at its start. Where memory is counted it is small until it is used: it cannot be taken back.
+func (c *conn) firstWindow() int {
+	if c.mem == nil {
+		return recvConnWindow
+	}
+	return max(c.mem.Window(memlimit.FirstWindow), defaultWindow)
+}
+
+// usedLocked reports whether the connection's window is to be reopened.
+func (c *conn) usedLocked() bool { return c.recvWindow <= c.recvSize/2 }
+
+// reopenLocked makes the connection's window as large as memory allows when half of it is used.
 func (c *conn) reopenLocked() {
-	if c.recvUnacked < recvConnWindow/2 || c.buffered > maxConnBuffered {
+	if !c.usedLocked() || c.buffered > maxConnBuffered {
 		return
 	}
-	c.w.staged = appendWindowUpdate(c.room(13), 0, c.recvUnacked)
-	c.recvWindow += c.recvUnacked
-	c.recvUnacked = 0
+	size := c.mem.Window(recvConnWindow)
+	if size-c.recvWindow < leastUpdate {
+		return
+	}
+	c.w.staged = appendWindowUpdate(c.room(13), 0, size-c.recvWindow)
+	c.recvWindow, c.recvSize = size, size
 }
 
 // Buffer implements http1.Source. It waits for no more than a window, which nobody but the caller opens.

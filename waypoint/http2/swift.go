@@ -114,6 +114,7 @@ func (c *ServerConn) finish(st *ServerStream) {
 	c.mu.Lock()
 	st.finishLocked()
 	c.running--
+	c.cfg.Memory.Release(streamBytes)
 	if st.doneCh == nil && len(c.free) < c.cfg.workersToKeep { // else somebody may still hold it as a context
 		c.free = append(c.free, st)
 	}

@@ -22,6 +22,26 @@ var (
 	largeSlabs = slab.New(largeBytes, 256)
 )
 
+// borrow returns a slice of at least n bytes, which is charged to the budget until giveBack.
+func (c *conn) borrow(n int) []byte {
+	var b []byte
+	switch {
+	case n <= smallBytes:
+		b = smallSlabs.Get()
+	case n <= largeBytes:
+		b = largeSlabs.Get()
+	default:
+		b = make([]byte, n)
+	}
+	c.cfg.Memory.Charge(cap(b))
+	return b
+}
+
+func (c *conn) giveBack(b []byte) {
+	c.cfg.Memory.Release(cap(b))
+	giveBack(b)
+}
+
 func giveBack(b []byte) {
 	switch cap(b) {
 	case smallBytes:
@@ -52,24 +72,19 @@ func (c *conn) room(n int) []byte {
 	if need <= cap(w.staged) {
 		return w.staged
 	}
-	var next []byte
-	switch {
-	case need <= smallBytes:
-		next = smallSlabs.Get()
-	case need <= largeBytes:
-		next = largeSlabs.Get()
-	default:
-		next = make([]byte, 2*need)
+	if need > largeBytes {
+		need *= 2
 	}
-	next = append(next[:0], w.staged...)
-	giveBack(w.staged)
+	next := append(c.borrow(need)[:0], w.staged...)
+	c.giveBack(w.staged)
 	w.staged = next
 	return next
 }
 
 // releaseLocked gives back what is not written any more.
-func (w *writer) releaseLocked() {
-	giveBack(w.staged)
+func (c *conn) releaseLocked() {
+	w := &c.w
+	c.giveBack(w.staged)
 	w.staged = nil
 	w.wakeLocked()
 }
@@ -143,7 +158,7 @@ func (c *conn) drive(round int) {
 		w.wakeLocked()
 		c.mu.Unlock()
 		err := c.write(b)
-		giveBack(b)
+		c.giveBack(b)
 		if err != nil {
 			c.fail(err)
 		}
