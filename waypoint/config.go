@@ -39,6 +39,8 @@ type Config struct {
 	Grace        time.Duration // how long, after that, connections may take to end
 	AccessLog    bool
 
+	ConnectionMemory int // MiB that all connections together may hold; 0: half of the memory limit; negative: any
+
 	AccessLogEncoding string // TEXT or JSON
 	AccessLogFormat   string // in Envoy's language, of that encoding; "": Istio's default
 
@@ -73,6 +75,8 @@ func (c *Config) Register(fs *daemon.FlagSet) {
 	fs.DurationVar(&c.SniffTimeout, "sniff-timeout", 100*time.Millisecond, "SNIFF_TIMEOUT", "silence after which a connection to a port of unknown protocol is taken for TCP")
 	fs.DurationVar(&c.DrainDelay, "drain-delay", 5*time.Second, "DRAIN_DELAY", "how long after a stop new connections are still served")
 	fs.DurationVar(&c.Grace, "grace", 20*time.Second, "CONNECTION_TERMINATION_DEADLINE", "how long, after -drain-delay, connections may take to end")
+	fs.IntVar(&c.ConnectionMemory, "connection-memory", 0, "CONNECTION_MEMORY", "MiB that all connections together may hold; 0: half of GOMEMLIMIT, "+
+		"or 512 where there is none; negative: as much as they like")
 	fs.BoolVar(&c.AccessLog, "access-log", true, "ACCESS_LOG", "write one line per request or connection")
 	fs.StringVar(&c.AccessLogEncoding, "access-log-encoding", encodingText, "ACCESS_LOG_ENCODING", "TEXT or JSON: how those lines are written (meshConfig.accessLogEncoding)")
 	fs.StringVar(&c.AccessLogFormat, "access-log-format", "", "ACCESS_LOG_FORMAT", "what those lines say: text, or a JSON object, with Envoy's command operators "+

@@ -100,7 +100,9 @@ func (u *upstreams) streamOr(ctx context.Context, to pick, h hbone.Header, pool 
 		u.work.Go(func() {
 			defer cancel()
 			defer stop()
-			u.share(ctx, to, h, http2Config(pool), d)
+			cfg := http2Config(pool)
+			cfg.Memory = u.mem
+			u.share(ctx, to, h, cfg, d)
 		})
 	}
 	return nil, s.dial, nil

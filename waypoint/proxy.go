@@ -107,7 +107,7 @@ func (s *session) serveNext(ctx context.Context, r *resting, q *http1.Request, e
 
 // serveHTTP2 serves requests that come by HTTP/2 until the connection ends: each by a worker, whose session is used again.
 func (t *tunnel) serveHTTP2(conn net.Conn) {
-	c := http2.NewServerConn(conn, http2.Config{})
+	c := http2.NewServerConn(conn, http2.Config{Memory: t.memory})
 	t.sessions.add(c, false)
 	defer t.sessions.remove(c)
 	err := c.ServeWith(func() http2.Handler {

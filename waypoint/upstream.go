@@ -18,6 +18,7 @@ import (
 
 	"github.com/mistnet/mistnet/internal/hbone"
 	"github.com/mistnet/mistnet/internal/identity"
+	"github.com/mistnet/mistnet/internal/memlimit"
 	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/internal/relay"
 	"github.com/mistnet/mistnet/waypoint/http1"
@@ -36,6 +37,7 @@ type upstreams struct {
 	own   func(netip.AddrPort) bool // the waypoint's own, where no client has any business
 	ids   *identity.Manager
 	pool  *hbone.Pool
+	mem   *memlimit.Budget
 	names *names
 	log   *zap.Logger
 
@@ -146,8 +148,8 @@ func (p *pick) limits() *mesh.ConnectionPool {
 	return p.settings.Pool
 }
 
-func newUpstreams(cfg *Config, ids *identity.Manager, log *zap.Logger) *upstreams {
-	u := &upstreams{id: cfg.identity, own: cfg.isOwn(), ids: ids, log: log, endpoints: make(map[endpointKey]*endpoint),
+func newUpstreams(cfg *Config, ids *identity.Manager, mem *memlimit.Budget, log *zap.Logger) *upstreams {
+	u := &upstreams{id: cfg.identity, own: cfg.isOwn(), ids: ids, mem: mem, log: log, endpoints: make(map[endpointKey]*endpoint),
 		clusters: make(map[clusterKey]*cluster), vitals: make(map[vitalsKey]*vitals)}
 	u.ctx, u.cancel = context.WithCancel(context.Background())
 	u.names = newNames()
@@ -155,7 +157,7 @@ func newUpstreams(cfg *Config, ids *identity.Manager, log *zap.Logger) *upstream
 		Dial: func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
 			return (&net.Dialer{Timeout: connectTimeout}).DialContext(ctx, "tcp", addr.String())
 		},
-		TLS: u.tls, Log: log,
+		TLS: u.tls, Memory: mem, Log: log,
 	})
 	return u
 }

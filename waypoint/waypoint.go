@@ -17,6 +17,7 @@ import (
 	"github.com/mistnet/mistnet/internal/daemon"
 	"github.com/mistnet/mistnet/internal/hbone"
 	"github.com/mistnet/mistnet/internal/identity"
+	"github.com/mistnet/mistnet/internal/memlimit"
 	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/waypoint/parking"
 )
@@ -45,6 +46,7 @@ type Waypoint struct {
 	passages passages
 	normal   normalization // of paths
 	server   *hbone.Server
+	memory   *memlimit.Budget // of all connections
 	quit     context.CancelFunc
 }
 
@@ -63,15 +65,17 @@ func New(cfg *Config, env *daemon.Env) (*Waypoint, error) {
 		return nil, err
 	}
 	w.istiod, w.ids = client, client.IDs
-	w.up = newUpstreams(cfg, w.ids, env.Log.Named("upstream"))
+	w.memory = memoryOf(cfg)
+	w.up = newUpstreams(cfg, w.ids, w.memory, env.Log.Named("upstream"))
 	w.mirrors = newMirrors(w.up)
 	if w.lot, err = parking.New(); err != nil {
 		return nil, fmt.Errorf("make the lot of idle connections: %w", err)
 	}
 	w.checks = newChecker(w.up, w.state, env.Log.Named("health"))
 	w.rep = newReporter(newAccessLog(cfg, env), env.Log.Named("access"))
-	w.server = &hbone.Server{TLS: w.ids.ServerConfig(cfg.identity()), Handle: w.connect, Log: env.Log.Named("hbone")}
+	w.server = &hbone.Server{TLS: w.ids.ServerConfig(cfg.identity()), Handle: w.connect, Memory: w.memory, Log: env.Log.Named("hbone")}
 	env.Registry.MustRegister(w.rep, w.checks)
+	env.Registry.MustRegister(memoryMetrics(w.memory)...)
 	return w, nil
 }
 
@@ -97,6 +101,9 @@ func (w *Waypoint) Run(ctx context.Context) error {
 	}
 	g.Go(func() error { return w.istiod.Run(gctx) })
 	g.Go(func() error { w.up.run(gctx); return nil })
+	if w.memory != nil {
+		g.Go(func() error { w.memory.Run(gctx, w.log.Named("memory")); return nil })
+	}
 	g.Go(func() error { w.mirrors.run(gctx); return nil })
 	g.Go(func() error { w.checks.run(ctx); return nil }) // ends when draining begins
 	g.Go(func() error {
