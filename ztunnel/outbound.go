@@ -5,11 +5,14 @@ import (
 	crand "crypto/rand"
 	"crypto/tls"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/mistnet/mistnet/internal/hbone"
@@ -48,25 +51,56 @@ func (d *pod) outbound(ctx context.Context, app *net.TCPConn) {
 
 // carry decides c's next hop, connects to it and pumps.
 func (d *pod) carry(ctx context.Context, c *conn, v *view, app *net.TCPConn) error {
-	hop, err := nexthop.Outbound(v.Snapshot, c.srcWorkload, c.original, pick)
-	c.dstWorkload, c.service = hop.Workload, hop.Service
-	if err != nil {
-		return err
-	}
-	if hop.Resolve != "" {
-		if hop, err = resolve(ctx, c.srcWorkload, hop); err != nil {
-			return err
+	next, err := reach(func() (hop nexthop.Hop, err error) {
+		hop, err = nexthop.Outbound(v.Snapshot, c.srcWorkload, c.original, pick)
+		c.dstWorkload, c.service = hop.Workload, hop.Service
+		if err == nil && hop.Resolve != "" {
+			hop, err = resolve(ctx, c.srcWorkload, hop)
 		}
-	}
-	d.conns.set(func() {
-		c.dst, c.target, c.tunnel = hop.Addr, hop.Addr, hop.Authority
+		return hop, err
+	}, func(hop nexthop.Hop) (relay.Conn, error) {
+		d.conns.set(func() {
+			c.dst, c.target, c.tunnel = hop.Addr, hop.Addr, hop.Authority
+		})
+		return d.open(ctx, c, hop)
 	})
-	next, err := d.open(ctx, c, hop)
 	if err != nil {
 		return err
 	}
 	d.rep.open(c)
 	return pump(ctx, c, app, next)
+}
+
+// elsewhere is how often another waypoint is looked for: enough to find the only other one, and nothing beside a connection.
+const elsewhere = 32
+
+// reach connects to the next hop. A waypoint at which nobody listens any more, of which istiod could not tell in time, is
+// passed over for another of its replicas: nothing was sent yet.
+func reach(decide func() (nexthop.Hop, error), open func(nexthop.Hop) (relay.Conn, error)) (relay.Conn, error) {
+	hop, err := decide()
+	if err != nil {
+		return nil, err
+	}
+	next, err := open(hop)
+	var gone []netip.AddrPort
+	for range elsewhere {
+		waypoint := hop.Why == nexthop.ThroughServiceWaypoint || hop.Why == nexthop.ThroughWorkloadWaypoint
+		if !waypoint || !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, syscall.EHOSTUNREACH) {
+			break
+		}
+		if !slices.Contains(gone, hop.Addr) {
+			gone = append(gone, hop.Addr)
+		}
+		other, e := decide()
+		if e != nil {
+			return nil, e
+		}
+		if !slices.Contains(gone, other.Addr) {
+			hop = other
+			next, err = open(hop)
+		}
+	}
+	return next, err
 }
 
 // resolve finds the address of a workload that is known by hostname only, through ztunnel's own resolver.
