@@ -6,6 +6,10 @@
 //	app get URL [COUNT]           one line per request: STATUS DURATION BODY; fails at the first that fails
 //	app post URL BODY             one request
 //	app load URL RATE             requests per second, each on a new connection; "sent N failed N" in all, every second
+//	app keep URL RATE             the same on connections that are kept, as most clients do
+//	app calls HOST:PORT RATE      the same with gRPC calls on one connection
+//	app sockets URL RATE          messages per second over one WebSocket; one that ends is opened anew, and failed is how often
+//	                              that failed; "cut N after DURATION"
 //	app udp HOST:PORT TEXT        one datagram and its answer
 //	app hold HOST:PORT INTERVAL   one TCP connection over which a line is echoed every interval, "tick N"
 //	app resolve NAME              addresses, one per line
@@ -22,8 +26,6 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -64,12 +66,12 @@ func Main(ctx context.Context, args []string, out io.Writer) error {
 		return get(ctx, args[0], n, out)
 	case command == "post" && len(args) == 2:
 		return post(ctx, args[0], args[1], out)
-	case command == "load" && len(args) == 2:
+	case loads[command] != nil && len(args) == 2:
 		rate, err := strconv.Atoi(args[1])
 		if err != nil || rate < 1 {
 			return fmt.Errorf("rate %q: want requests per second", args[1])
 		}
-		return load(ctx, args[0], rate, out)
+		return loads[command](ctx, args[0], rate, out)
 	case command == "hold" && len(args) == 2:
 		every, err := time.ParseDuration(args[1])
 		if err != nil {
@@ -96,7 +98,7 @@ func Main(ctx context.Context, args []string, out io.Writer) error {
 		}
 		return nil
 	}
-	return errors.New("usage: app serve [HTTP ECHO [GRPC]] | get URL [COUNT] | post URL BODY | load URL RATE | udp HOST:PORT TEXT | hold HOST:PORT INTERVAL | resolve NAME | wait DURATION")
+	return errors.New("usage: app serve [HTTP ECHO [GRPC]] | get URL [COUNT] | post URL BODY | load URL RATE | keep URL RATE | calls HOST:PORT RATE | sockets URL RATE | udp HOST:PORT TEXT | hold HOST:PORT INTERVAL | resolve NAME | wait DURATION")
 }
 
 func datagram(ctx context.Context, addr, text string, out io.Writer) error {
@@ -159,39 +161,6 @@ func request(ctx context.Context, client *http.Client, method, url, body string)
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(resp.Body)
 	return resp.StatusCode, string(answer), err
-}
-
-// load sends requests at a rate, each on its own, so that a slow one does not hold up the next. Failures are printed as
-// they happen, totals every second and at the end. Requests are not cut off by the end of the program.
-func load(ctx context.Context, url string, rate int, out io.Writer) error {
-	client := newClient(patience)
-	tick := time.NewTicker(time.Second / time.Duration(rate))
-	defer tick.Stop()
-	var requests sync.WaitGroup
-	var sent, failed atomic.Int64
-	for n := 1; ctx.Err() == nil; n++ {
-		requests.Go(func() {
-			status, _, err := request(context.WithoutCancel(ctx), client, http.MethodGet, url, "")
-			sent.Add(1)
-			if err == nil && status != http.StatusOK {
-				err = fmt.Errorf("status %d", status)
-			}
-			if err != nil {
-				failed.Add(1)
-				fmt.Fprintln(out, time.Now().Format(time.StampMilli), err)
-			}
-		})
-		select {
-		case <-ctx.Done():
-		case <-tick.C:
-		}
-		if n%rate == 0 {
-			fmt.Fprintf(out, "sent %d failed %d\n", sent.Load(), failed.Load())
-		}
-	}
-	requests.Wait()
-	fmt.Fprintf(out, "sent %d failed %d\n", sent.Load(), failed.Load())
-	return nil
 }
 
 func hold(ctx context.Context, addr string, every time.Duration, out io.Writer) error {

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/net/websocket"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
@@ -127,6 +128,8 @@ func (s *server) pages() http.Handler {
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "%s node=%s sees=%s host=%s\n", s.name, os.Getenv("NODE"), hostOf(r.RemoteAddr), r.Host)
 	})
+	// It reads as long as its client does; the server's end does not wait for it.
+	mux.Handle("/socket", websocket.Server{Handler: func(c *websocket.Conn) { _, _ = io.Copy(c, c) }})
 	for page, service := range probes {
 		s.health.SetServingStatus(service, grpc_health_v1.HealthCheckResponse_SERVING)
 		var failing atomic.Bool

@@ -152,6 +152,9 @@ func (s *space) redirected(want bool) {
 	s.Helper()
 	s.eventually(fmt.Sprintf("pods are redirected: %t", want), func() error {
 		for _, p := range s.pods() {
+			if p.Labels[modeLabel] == "none" {
+				continue // a waypoint
+			}
 			if got := p.Annotations[redirection]; (got == "enabled") != want {
 				return fmt.Errorf("%s has %s=%q", p.Name, redirection, got)
 			}

@@ -175,7 +175,7 @@ func (s *space) tag() string {
 func retag(s *space, from, to string) {
 	s.Helper()
 	for _, n := range cluster.Nodes {
-		for _, image := range []string{"istiod", "cni", "ztunnel"} {
+		for _, image := range []string{"istiod", "cni", "ztunnel", "waypoint"} {
 			name := "localhost/mistnet/" + image + ":"
 			_, err := n.Exec(s.Context(), "ctr", "-n", "k8s.io", "images", "tag", "--force", name+from, name+to)
 			s.must(err)
