@@ -126,7 +126,13 @@ spec: {selector: {app: web}, ports: [{name: grpc, port: 90, targetPort: 9090}]}
 			}
 			return err
 		})
-		s.Cleanup(func() { _, _ = cluster.Kubectl(context.WithoutCancel(t.Context()), "uncordon", two.Name) })
+		s.Cleanup(func() { _, _ = cluster.Kubectl(context.WithoutCancel(t.Context()), "uncordon", one.Name, two.Name) })
+		// The worst case: the only istiod is there too, so that nobody tells ztunnels of the waypoint's end.
+		for _, args := range [][]string{{"cordon", one.Name}, {"-n", system, "rollout", "restart", "deployment/istiod"},
+			{"-n", system, "rollout", "status", "deployment/istiod", "--timeout=2m"}, {"uncordon", one.Name}} {
+			_, err := cluster.Kubectl(t.Context(), args...)
+			s.must(err)
+		}
 		out, err := cluster.Kubectl(t.Context(), "drain", two.Name, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=3m")
 		s.must(err)
 		t.Logf("%s", out)
