@@ -339,9 +339,11 @@ func TestMatchEqualsReadingFromTopToBottom(t *testing.T) {
 			all := candidates(routes, "ns1/h", port)
 			i := slices.IndexFunc(all, func(c candidate) bool { return c.holds(r) })
 			switch {
-			case !slices.ContainsFunc(all, func(c candidate) bool { return c.clients == "" || c.clients == r.SourceNamespace }):
+			case !slices.ContainsFunc(all, func(c candidate) bool {
+				return (c.clients == "" || c.clients == r.SourceNamespace) && (c.match.Port == 0 || c.match.Port == r.Port)
+			}):
 				if got == nil || got.Route != nil {
-					t.Fatalf("seed %d: without routes for the client Match = %v, want the default rule", seed, got)
+					t.Fatalf("seed %d: without routes for the client and port Match = %v, want the default rule", seed, got)
 				}
 			case i < 0:
 				if got != nil {

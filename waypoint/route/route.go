@@ -50,7 +50,7 @@ func (t *Table) Lookup(service string, port uint16) *Routes {
 }
 
 // Match returns the rule that decides about a request to a port of a service, and how its path matched. A nil rule means
-// that there are rules for this client and none matches: answer 404. It does not allocate.
+// that there are rules for this client on this port and none matches: answer 404. It does not allocate.
 func (t *Table) Match(service string, port uint16, r *Request) (*Rule, Matched) {
 	return t.Lookup(service, port).Match(r)
 }
@@ -91,9 +91,9 @@ func (s *Routes) Match(r *Request) (*Rule, Matched) {
 		return s.http[i].rule, s.http[i].at
 	}
 	for i := range s.http {
-		if c := s.http[i].cond.clients; c == "" || c == r.SourceNamespace {
+		if c := &s.http[i].cond; (c.clients == "" || c.clients == r.SourceNamespace) && (c.port == 0 || c.port == r.Port) {
 			return nil, Matched{}
 		}
 	}
-	return defaultRule, Matched{Kind: mesh.PathSegment} // all rules are for clients of other namespaces
+	return defaultRule, Matched{Kind: mesh.PathSegment} // all rules are for clients of other namespaces, or for other ports
 }

@@ -33,7 +33,8 @@ type streamEntry struct {
 }
 
 // MatchStream returns the rule that decides about a connection: TLS rules come before TCP rules, and are asked when there
-// is an SNI. A nil rule means that there are rules and none matches: close the connection. It does not allocate.
+// is an SNI. A nil rule means that there are rules for this client on this port and none
+// matches: close the connection. It does not allocate.
 func (s *Routes) MatchStream(c *Stream) *Rule {
 	if c.SNI != "" {
 		for i := range s.tls {
@@ -47,10 +48,20 @@ func (s *Routes) MatchStream(c *Stream) *Rule {
 			return s.tcp[i].rule
 		}
 	}
-	if len(s.tcp) == 0 && (len(s.tls) == 0 || c.SNI == "") {
-		return defaultRule
+	if concern(s.tcp, c) || c.SNI != "" && concern(s.tls, c) {
+		return nil
 	}
-	return nil
+	return defaultRule
+}
+
+// concern reports whether any match is about connections of this client's namespace to this port.
+func concern(list []streamEntry, c *Stream) bool {
+	for i := range list {
+		if e := &list[i]; (e.clients == "" || e.clients == c.SourceNamespace) && (e.port == 0 || e.port == c.Port) {
+			return true
+		}
+	}
+	return false
 }
 
 // NeedsSNI reports whether a rule asks for the server name of TLS.
