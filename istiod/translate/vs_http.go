@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -158,6 +159,7 @@ func headerOps(n *ruleNotes, at string, ops *networkingapi.Headers_HeaderOperati
 		for _, name := range slices.Sorted(maps.Keys(m)) {
 			h := mesh.Header{Name: strings.ToLower(name), Value: m[name]}
 			if settableHeader(n, at+field, h, authority) {
+				h.Value = plainValue(n, at+field, h)
 				lines = append(lines, h)
 			}
 		}
@@ -179,6 +181,18 @@ func settableHeader(n *ruleNotes, field string, h mesh.Header, authority bool) b
 		return true
 	}
 	return false
+}
+
+// operator is a command operator of Envoy, which would put what it knows of the request in its place.
+var operator = regexp.MustCompile(`%[A-Z][A-Z0-9_]*(\([^)]*\))?(:[0-9]+)?%`)
+
+// plainValue is the value of a header in which Envoy writes a percent sign twice, as it does in the formats of its logs.
+func plainValue(n *ruleNotes, field string, h mesh.Header) string {
+	text := strings.ReplaceAll(h.Value, "%%", "\x00")
+	if op := operator.FindString(text); op != "" {
+		n.note(Unsupported, field, "nothing is put in the place of %s in %q, which is sent as it is written", op, h.Name)
+	}
+	return strings.ReplaceAll(text, "\x00", "%")
 }
 
 func duration(n *ruleNotes, field string, d *durationpb.Duration) time.Duration {
