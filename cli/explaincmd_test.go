@@ -100,6 +100,12 @@ func TestAnalyzeTellsWhatDoesNotDoWhatItSays(t *testing.T) {
 		{strings.Replace(shop, "[{headers: {x-user: {exact: ann}}}]", "[]", 1),
 			"VirtualService shop/cart: hidden: http rule 1: VirtualService/shop/cart/http/0 comes first and takes all of it\n"},
 		{strings.Replace(shop, "hosts: [cart]", "host: [cart]", 1), "mesh.yaml:"},
+		{strings.Replace(shop, "directResponse: {status: 410}", "route: [{destination: {host: cart, subset: v9}}]", 1),
+			"VirtualService shop/cart: SubsetNotFound: http rule 1: no DestinationRule says what subset v9 of cart.shop.svc.cluster.local is"},
+		{shop + "---\n{apiVersion: networking.istio.io/v1alpha3, kind: EnvoyFilter, metadata: {name: limit, namespace: shop}, spec: {}}\n",
+			"mesh.yaml:17 EnvoyFilter shop/limit: Ignored: has no effect: "},
+		{shop + "---\n{apiVersion: security.istio.io/v1, kind: RequestAuthentication, metadata: {name: jwt}, spec: {}}\n",
+			" RequestAuthentication default/jwt: Ignored: has no effect: "},
 	} {
 		if code, out := offline(t, tt.yaml, "analyze", "FILE"); code != 1 || !strings.Contains(out, tt.want) {
 			t.Errorf("analyze = %d %q, want 1 and %q", code, out, tt.want)
@@ -177,6 +183,9 @@ func TestAnalyzeAndExplainACluster(t *testing.T) {
 		"metadata": object{"name": "lost", "namespace": "lab", "creationTimestamp": born},
 		"spec":     object{"hosts": []any{"nobody"}, "http": rule(410)}})
 
+	api.Put("/apis/networking.istio.io/v1alpha3/namespaces/lab/envoyfilters/limit", object{"apiVersion": "networking.istio.io/v1alpha3",
+		"kind": "EnvoyFilter", "metadata": object{"name": "limit", "namespace": "lab"}, "spec": object{}})
+
 	dir := t.TempDir()
 	later, instead := filepath.Join(dir, "later.yaml"), filepath.Join(dir, "instead.yaml")
 	const vs = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: %s, namespace: shop}\n" +
@@ -192,6 +201,7 @@ func TestAnalyzeAndExplainACluster(t *testing.T) {
 		want string
 	}{
 		{[]string{"analyze"}, 1, "VirtualService lab/lost: Ignored: "},
+		{[]string{"analyze"}, 1, "EnvoyFilter lab/limit: Ignored: has no effect: "},
 		{[]string{"analyze", "-n", "shop"}, 0, "no problem found\n"},
 		{[]string{"analyze", "--live", "-n", "shop", later}, 1, "VirtualService shop/later: hidden: http rule 0: VirtualService/shop/cart/http/0 comes first and takes all of it\n"},
 		{[]string{"explain", "GET", "cart.shop"}, 0, "rule: VirtualService/shop/cart/http/0\nanswer 410 \"\"\n"},

@@ -87,6 +87,11 @@ func read(ctx context.Context, dir string, born metav1.Time, cfg translate.Confi
 		}
 		m.problems = append(m.problems, Problem{Object: object, Reason: "Refused", What: ungathered(p.Reason)})
 	}
+	asleep, err := idle(dir)
+	if err != nil {
+		return nil, err
+	}
+	m.problems = append(m.problems, asleep...)
 	m.judge()
 	return m, nil
 }
@@ -164,6 +169,7 @@ func (m *Mesh) judge() {
 	for _, f := range faults {
 		m.problems = append(m.problems, ruleProblem(&f))
 	}
+	m.problems = append(m.problems, m.missingSubsets()...)
 	m.problems = append(m.problems, m.unseenCallers()...)
 	slices.SortFunc(m.problems, func(a, b Problem) int {
 		return cmp.Or(cmp.Compare(a.Object, b.Object), cmp.Compare(a.What, b.What))

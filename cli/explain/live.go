@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -35,6 +36,12 @@ func ReadCluster(ctx context.Context, c *cluster.Cluster, paths ...string) (*Mes
 		for _, kind := range watched() {
 			if err := save(ctx, c, kind, dir, written); err != nil {
 				return nil, cluster.Explain(fmt.Errorf("list every %s: %w", kind.Kind, err))
+			}
+		}
+		for kind := range idleKinds { // who may not see them is told nothing of them
+			group, name, _ := strings.Cut(kind, "/")
+			if err := save(ctx, c, schema.GroupKind{Group: group, Kind: name}, dir, nil); err != nil && !apierrors.IsForbidden(err) {
+				return nil, cluster.Explain(fmt.Errorf("list every %s: %w", name, err))
 			}
 		}
 		return read(ctx, dir, metav1.Now(), translate.Config{NoStatus: true, NoSecrets: true}) // which nobody shall find on this disk

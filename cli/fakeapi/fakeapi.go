@@ -34,6 +34,7 @@ var kinds = map[string]map[string]string{
 	"coordination.k8s.io/v1":          {"leases": "Lease"},
 	gatewayAPI:                        {"gateways": "Gateway", "gatewayclasses": "*GatewayClass"},
 	"networking.istio.io/v1":          {"virtualservices": "VirtualService"},
+	"networking.istio.io/v1alpha3":    {"envoyfilters": "EnvoyFilter"},
 	"apiextensions.k8s.io/v1":         {"customresourcedefinitions": "*CustomResourceDefinition"},
 	"admissionregistration.k8s.io/v1": {"validatingwebhookconfigurations": "*ValidatingWebhookConfiguration"},
 	"authorization.k8s.io/v1":         {"selfsubjectaccessreviews": "*SelfSubjectAccessReview"},
