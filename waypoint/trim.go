@@ -9,7 +9,7 @@ import (
 // Bounds of trimming.
 const (
 	trimBytes = 4 << 20 // the heap must have grown by, and by a quarter
-	trimShare = 1000    // one part in so many of the time may be spent on it
+	trimShare = 200     // one part in so many of the time may be spent on it
 )
 
 // trimmer gives the memory back that is held for nothing when there is nothing to do. The collector lets the heap grow to twice what
