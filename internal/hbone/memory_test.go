@@ -163,6 +163,7 @@ func TestEverythingIsGivenBack(t *testing.T) {
 	clients := memlimit.New(32 << 20)
 	ctx, cancel := context.WithCancel(context.Background())
 	ln := listen(t)
+	b.srv.TLS = serverTLS()
 	var served sync.WaitGroup
 	served.Go(func() {
 		for {
@@ -173,7 +174,6 @@ func TestEverythingIsGivenBack(t *testing.T) {
 			served.Go(func() { _ = b.srv.ServeConn(ctx, c) })
 		}
 	})
-	b.srv.TLS = serverTLS()
 	var pools []*hbone.Pool
 	for range 4 {
 		pools = append(pools, newPool(t, func(c *hbone.PoolConfig) { c.Memory = clients }))

@@ -294,7 +294,8 @@ func (c *conn) fail(err error) {
 	}
 }
 
-// shut sends GOAWAY and ends the connection.
+// shut sends GOAWAY and ends the connection. A client that did nothing wrong may be writing just now, and would take the failure
+// of that for the end of what it has not read yet: it is told by the end of our half, and has CloseTimeout to end its own.
 func (c *conn) shut(code http2.ErrCode, cause error) {
 	c.mu.Lock()
 	if c.err != nil || c.w.failAfter != nil {
@@ -304,21 +305,33 @@ func (c *conn) shut(code http2.ErrCode, cause error) {
 	if !c.goneAway || code != http2.ErrCodeNo { // else it was told
 		c.w.staged = appendGoAway(c.room(17), c.maxPeerID, code)
 	}
+	if c.server != nil && code == http2.ErrCodeNo {
+		c.goneAway, c.lastID, c.w.half = true, min(c.lastID, c.maxPeerID), halfOf(c.raw)
+	}
 	c.draining, c.w.failAfter = true, cause
 	_ = c.raw.SetWriteDeadline(time.Now().Add(c.cfg.CloseTimeout))
-	if c.w.busy { // who writes takes it along, and ends the connection
+	if c.w.busy { // who writes takes it along
 		c.mu.Unlock()
-		t := time.NewTimer(c.cfg.CloseTimeout)
-		defer t.Stop()
-		select {
-		case <-c.done:
-		case <-t.C:
-			c.fail(cause)
-		}
-		return
+	} else {
+		c.w.busy = true
+		c.drive(maxRounds)
 	}
-	c.w.busy = true
-	c.drive(maxRounds)
+	t := time.NewTimer(c.cfg.CloseTimeout)
+	defer t.Stop()
+	select {
+	case <-c.done:
+	case <-t.C:
+		c.fail(cause)
+	}
+}
+
+// half is a connection whose two directions end one by one.
+type half interface{ CloseWrite() error }
+
+// halfOf returns nil for a connection that ends only as a whole.
+func halfOf(conn net.Conn) half {
+	h, _ := writesTo(conn).(half)
+	return h
 }
 
 // forgetLocked removes a stream both of whose halves are over.

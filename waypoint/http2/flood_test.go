@@ -303,6 +303,28 @@ func TestDrainOfAnIdleConnection(t *testing.T) {
 	})
 }
 
+// TestAClientMayWriteBehindTheLastAnswer, which it may not have read yet: a write that fails would tell it that it is lost. It is not waited
+// for without end.
+func TestAClientMayWriteBehindTheLastAnswer(t *testing.T) {
+	toServer(t, http2.Config{}, echo, func(t *testing.T, w *wire, c *http2.ServerConn) {
+		w.get(1)
+		w.expect("HEADERS 1 200", "DATA 1 1 bytes end")
+		c.Drain()
+		w.expect("GOAWAY 1 NO_ERROR", "gone")
+		for range 2 {
+			if err := w.WritePing(false, [8]byte{}); err != nil {
+				t.Errorf("a PING behind the last answer: %v", err)
+			}
+			synctest.Wait()
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if err := w.WritePing(false, [8]byte{}); err == nil {
+			t.Error("the connection is open for longer than CloseTimeout")
+		}
+	})
+}
+
 // workers is how many goroutines serve streams, or wait to.
 func workers() int {
 	b := make([]byte, 1<<20)

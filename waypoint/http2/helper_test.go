@@ -102,6 +102,19 @@ func (c *memConn) Close() error {
 	return nil
 }
 
+// CloseWrite ends this direction, behind what was written.
+func (c *memConn) CloseWrite() error {
+	b := c.out
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return io.ErrClosedPipe
+	}
+	b.closed = true
+	b.cond.Broadcast()
+	return nil
+}
+
 func (b *memBuffer) arm(field *time.Time, timer **time.Timer, t time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -95,16 +95,20 @@ type socket struct {
 	try func(fd uintptr) bool
 }
 
-// socketOf finds the socket that a connection's writes go to as they are.
-func socketOf(conn net.Conn) *socket {
+// writesTo is the connection that another one's writes go to as they are.
+func writesTo(conn net.Conn) net.Conn {
 	for {
 		c, ok := conn.(interface{ WritesTo() net.Conn })
 		if !ok {
-			break
+			return conn
 		}
 		conn = c.WritesTo()
 	}
-	tcp, ok := conn.(*net.TCPConn)
+}
+
+// socketOf finds the socket that a connection's writes go to as they are.
+func socketOf(conn net.Conn) *socket {
+	tcp, ok := writesTo(conn).(*net.TCPConn)
 	if !ok {
 		return nil
 	}

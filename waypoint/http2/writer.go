@@ -61,6 +61,7 @@ type writer struct {
 	waiting   []*stream // for a window, or for place
 	deadline  time.Time
 	failAfter error   // end the connection after the next batch
+	half      half    // end only our half of it, and wait for the peer's; nil: end both
 	socket    *socket // for writes that do not wait; nil: there is no telling
 	driver    func()  // drives, on a goroutine of its own that work counts: made once, so that starting one allocates nothing
 }
@@ -136,10 +137,10 @@ func (c *conn) drive(round int) {
 	w := &c.w
 	for {
 		if len(w.staged) == 0 || c.err != nil {
-			w.busy = false
-			failAfter := w.failAfter
+			failAfter, half := w.failAfter, w.half
+			w.busy = failAfter != nil // nobody writes behind the last word
 			c.mu.Unlock()
-			if failAfter != nil {
+			if failAfter != nil && (half == nil || half.CloseWrite() != nil) {
 				c.fail(failAfter)
 			}
 			return
