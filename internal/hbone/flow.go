@@ -81,8 +81,7 @@ func (c *conn) windowUpdate(h frameHeader, n int) error {
 		if n == 0 {
 			code = http2.ErrCodeProtocol
 		}
-		c.in.resetLater(s, code)
-		return nil
+		return c.provokedLocked(s, code)
 	}
 	s.sendWindow += n
 	if len(s.out) > 0 && s.sendWindow > 0 {
@@ -95,6 +94,7 @@ func (c *conn) windowUpdate(h frameHeader, n int) error {
 func (c *conn) applySettings(p []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	window := c.peerWindow
 	for ; len(p) > 0; p = p[6:] {
 		id := http2.SettingID(uint16(p[0])<<8 | uint16(p[1]))
 		val := uint32(p[2])<<24 | uint32(p[3])<<16 | uint32(p[4])<<8 | uint32(p[5])
@@ -111,15 +111,17 @@ func (c *conn) applySettings(p []byte) error {
 		case http2.SettingMaxFrameSize:
 			c.peerMaxFrame = int(val)
 		case http2.SettingInitialWindowSize:
-			delta := int(val) - c.peerWindow
-			c.peerWindow = int(val)
-			for _, s := range c.streams {
-				if s.sendWindow += delta; s.sendWindow > maxWindow {
-					return connErrorf(http2.ErrCodeFlowControl, "stream window overflows")
-				}
-				if len(s.out) > 0 && s.sendWindow > 0 {
-					c.w.enqueue(s)
-				}
+			window = int(val)
+		}
+	}
+	if delta := window - c.peerWindow; delta != 0 { // the last word counts: each would visit every stream
+		c.peerWindow = window
+		for _, s := range c.streams {
+			if s.sendWindow += delta; s.sendWindow > maxWindow {
+				return connErrorf(http2.ErrCodeFlowControl, "stream window overflows")
+			}
+			if len(s.out) > 0 && s.sendWindow > 0 {
+				c.w.enqueue(s)
 			}
 		}
 	}

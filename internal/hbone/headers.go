@@ -64,9 +64,9 @@ func (c *conn) headerBlock(h frameHeader, block []byte) error {
 		return nil
 	case s != nil:
 		// A tunnel carries DATA only, no trailers (RFC 9113, 8.5).
+		err := c.provokedLocked(s, http2.ErrCodeProtocol)
 		c.mu.Unlock()
-		s.reset(http2.ErrCodeProtocol)
-		return nil
+		return err
 	case c.server == nil || h.stream <= c.maxPeerID:
 		_, err := c.streamLocked(h)
 		if err == nil {

@@ -47,9 +47,14 @@ type reader struct {
 	laterEnd   *Stream
 }
 
-// resetLater resets a stream once the current frame's locks are released.
-func (in *reader) resetLater(s *Stream, code http2.ErrCode) {
-	in.laterReset, in.laterCode = s, code
+// provokedLocked resets a stream because of what its peer sent, once the current frame's locks are released. A client that has us reset
+// what was begun for him gets no more of it than one who resets it himself (CVE-2025-8671): an error ends the connection.
+func (c *conn) provokedLocked(s *Stream, code http2.ErrCode) error {
+	c.in.laterReset, c.in.laterCode = s, code
+	if c.server == nil || s.answered {
+		return nil
+	}
+	return c.spendLocked(&c.budget.resets)
 }
 
 // settle does what handling a frame left for when no lock is held.
@@ -350,11 +355,15 @@ func (c *conn) dataFrame(h frameHeader, p []byte) (int, error) {
 		return 0, err
 	}
 	if s != nil && s.gotEnd { // RFC 9113, 5.1: half-closed (remote)
-		in.resetLater(s, http2.ErrCodeStreamClosed)
+		if err := c.provokedLocked(s, http2.ErrCodeStreamClosed); err != nil {
+			return 0, err
+		}
 		s = nil
 	}
 	if s != nil && !s.reserve(h.length, used+pad) {
-		in.resetLater(s, http2.ErrCodeFlowControl)
+		if err := c.provokedLocked(s, http2.ErrCodeFlowControl); err != nil {
+			return 0, err
+		}
 		s = nil
 	}
 	in.stream = s

@@ -440,6 +440,20 @@ func TestServerStopsFloods(t *testing.T) {
 			w.connect(uint32(2*i + 3))
 			return w.WriteRSTStream(uint32(2*i+3), http2.ErrCodeCancel)
 		}},
+		{"resets that are provoked by windows", func(w *wire, i int) error {
+			w.connect(uint32(2*i + 3))
+			return w.WriteWindowUpdate(uint32(2*i+3), 1<<31-1)
+		}},
+		{"resets that are provoked by fields", func(w *wire, i int) error {
+			w.connect(uint32(2*i + 3))
+			w.connect(uint32(2*i + 3))
+			return nil
+		}},
+		{"resets that are provoked by data", func(w *wire, i int) error {
+			w.connect(uint32(2*i + 3))
+			_ = w.WriteData(uint32(2*i+3), true, nil)
+			return w.WriteData(uint32(2*i+3), true, nil)
+		}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			hold := func(ctx context.Context, r *hbone.Request) { <-ctx.Done() }

@@ -387,7 +387,7 @@ func (c *conn) responseBlock(h frameHeader, block []byte) error {
 	case broken != nil:
 		s.resetLocked(http2.ErrCodeProtocol, broken)
 	case interim && end:
-		s.malformedLocked("an interim response at the end")
+		err = s.malformedLocked("an interim response at the end")
 	case interim:
 		if err := c.spendLocked(&c.budget.control); err != nil {
 			return err
@@ -405,7 +405,7 @@ func (c *conn) responseBlock(h frameHeader, block []byte) error {
 		}
 	}
 	s.stirLocked()
-	return nil
+	return err
 }
 
 // blame says what a failure of the upstream's side means.

@@ -76,15 +76,15 @@ func (c *conn) trailersOf(s *stream, h frameHeader, block []byte) error {
 	switch {
 	case c.streams[h.stream] != s: // it was given up meanwhile, and may be another by now
 	case s.tunnel:
-		s.malformedLocked("fields inside of a tunnel") // RFC 9113, 8.5
+		return s.malformedLocked("fields inside of a tunnel") // RFC 9113, 8.5
 	case s.gotEnd:
-		s.resetLocked(http2.ErrCodeStreamClosed, &resetError{code: http2.ErrCodeStreamClosed})
+		return s.provokedLocked(http2.ErrCodeStreamClosed)
 	case !h.flags.Has(http2.FlagHeadersEndStream):
-		s.malformedLocked("trailers that are not the end")
+		return s.malformedLocked("trailers that are not the end")
 	case why != "":
-		s.malformedLocked(why)
+		return s.malformedLocked(why)
 	case s.in.declared >= 0 && s.in.got != s.in.declared:
-		s.malformedLocked("a body of another length than declared")
+		return s.malformedLocked("a body of another length than declared")
 	default:
 		s.trailers, c.trailers = c.trailers, s.trailers
 		s.gotEndLocked()

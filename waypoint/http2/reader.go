@@ -196,20 +196,17 @@ func (c *conn) dataFrame(h frameHeader, p []byte) error {
 	}
 	switch in := &s.in; {
 	case s.gotEnd: // RFC 9113, 5.1: half-closed (remote)
-		s.resetLocked(http2.ErrCodeStreamClosed, &resetError{code: http2.ErrCodeStreamClosed})
-		c.tellLater(s)
+		return s.provokedLocked(http2.ErrCodeStreamClosed)
 	case s.cli != nil && !s.cli.responded.Load():
-		s.malformedLocked("DATA before the head")
+		return s.malformedLocked("DATA before the head")
 	case h.length > in.window:
-		s.resetLocked(http2.ErrCodeFlowControl, &resetError{code: http2.ErrCodeFlowControl})
-		c.tellLater(s)
+		return s.provokedLocked(http2.ErrCodeFlowControl)
 	default:
 		in.window -= h.length
 		in.unacked += h.length - len(p) // padding is taken at once
 		in.got += int64(len(p))
 		if in.declared >= 0 && (in.got > in.declared || end && in.got != in.declared) {
-			s.malformedLocked("a body of another length than declared") // RFC 9113, 8.1.1
-			return nil
+			return s.malformedLocked("a body of another length than declared") // RFC 9113, 8.1.1
 		}
 		if len(p) > 0 && s.wantsLocked() {
 			c.budget.control = min(c.budget.control+controlPerData, 2*fullBudget.control)
@@ -236,13 +233,29 @@ func (s *stream) gotEndLocked() {
 }
 
 // malformedLocked resets a stream whose peer does not keep to HTTP (RFC 9113, 8.1.1).
-func (s *stream) malformedLocked(why string) {
+func (s *stream) malformedLocked(why string) error {
 	err := http1.Fail(http1.UpstreamBroken, connErrorf(http2.ErrCodeProtocol, "%s", why))
 	if s.srv != nil {
 		err = http1.Fail(http1.BadFraming, err.Err)
 	}
-	s.resetLocked(http2.ErrCodeProtocol, err)
+	return s.resetForLocked(http2.ErrCodeProtocol, err)
+}
+
+// provokedLocked resets a stream whose peer does not keep to HTTP/2.
+func (s *stream) provokedLocked(code http2.ErrCode) error {
+	return s.resetForLocked(code, &resetError{code: code})
+}
+
+// resetForLocked resets a stream because of what its peer sent. What it cost us was for nothing, as if the client had reset it himself,
+// and he gets no more of it (CVE-2025-8671): an error ends the connection.
+func (s *stream) resetForLocked(code http2.ErrCode, err error) error {
+	inVain := s.srv != nil && !s.srv.answered
+	s.resetLocked(code, err)
 	s.c.tellLater(s)
+	if inVain {
+		return s.c.spendLocked(&s.c.budget.resets)
+	}
+	return nil
 }
 
 // tellLater calls a stream's hook when no lock is held, and not on the reader's time: the end of an upstream may take some.
@@ -304,6 +317,7 @@ func (c *conn) settingsFrame(h frameHeader, p []byte) error {
 func (c *conn) applySettings(p []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	window := c.peerWindow
 	for ; len(p) > 0; p = p[6:] {
 		set := http2.Setting{ID: http2.SettingID(binary.BigEndian.Uint16(p)), Val: binary.BigEndian.Uint32(p[2:])}
 		if err := set.Valid(); err != nil || set.ID == http2.SettingEnablePush && set.Val != 0 && c.server == nil {
@@ -324,14 +338,16 @@ func (c *conn) applySettings(p []byte) error {
 		case http2.SettingMaxFrameSize:
 			c.peerMaxFrame = min(int(set.Val), 16384) // larger ones gain nothing here
 		case http2.SettingInitialWindowSize:
-			delta := int(set.Val) - c.peerWindow
-			c.peerWindow = int(set.Val)
-			for _, s := range c.streams {
-				if s.sendWindow += delta; s.sendWindow > maxWindow {
-					return connErrorf(http2.ErrCodeFlowControl, "stream window overflows")
-				}
-				wake(s.writable)
+			window = int(set.Val)
+		}
+	}
+	if delta := window - c.peerWindow; delta != 0 { // the last word counts: each would visit every stream
+		c.peerWindow = window
+		for _, s := range c.streams {
+			if s.sendWindow += delta; s.sendWindow > maxWindow {
+				return connErrorf(http2.ErrCodeFlowControl, "stream window overflows")
 			}
+			wake(s.writable)
 		}
 	}
 	if c.client != nil && !c.client.told {
@@ -414,9 +430,7 @@ func (c *conn) windowUpdate(h frameHeader, n int) error {
 		if n == 0 {
 			code = http2.ErrCodeProtocol
 		}
-		s.resetLocked(code, &resetError{code: code})
-		c.tellLater(s)
-		return nil
+		return s.provokedLocked(code)
 	}
 	s.sendWindow += n
 	wake(s.writable)

@@ -123,9 +123,11 @@ func (c *ServerConn) headerBlock(h frameHeader, block []byte) error {
 		c.mu.Unlock()
 		if ended { // its goroutine may be looking at what there is
 			c.mu.Lock()
-			s.resetLocked(http2.ErrCodeStreamClosed, &resetError{code: http2.ErrCodeStreamClosed})
-			c.tellLater(s)
+			err := s.provokedLocked(http2.ErrCodeStreamClosed)
 			c.mu.Unlock()
+			if err != nil {
+				return err
+			}
 			return c.discard(block)
 		}
 		return c.trailersOf(s, h, block)
