@@ -1,5 +1,7 @@
 package http1
 
+import "strings"
+
 // name is a field name that the engine, or hop-by-hop and forwarding rules, know; other stands for all the rest.
 type name uint8
 
@@ -131,8 +133,13 @@ func forAll(n name, s string) bool {
 }
 
 // noTrailer reports whether a field makes no sense, or harm, behind the body: framing, routing, authentication, how to
-// read the content, and what proxies vouch for (RFC 9110, 6.5.1).
+// read the content, and what proxies vouch for (RFC 9110, 6.5.1). Nor do those that an application reads as such, which takes "_" for
+// "-" (RFC 3875, 4.1.18).
 func noTrailer(n name, s string) bool {
+	if strings.IndexByte(s, '_') >= 0 {
+		s = strings.ReplaceAll(s, "_", "-")
+		n = nameOf(s)
+	}
 	switch n {
 	case other:
 	case nameDate, nameServer, nameRequestID, nameTraceparent:
