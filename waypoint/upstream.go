@@ -208,7 +208,8 @@ func (u *upstreams) endpoint(key endpointKey) *endpoint {
 const freshFor = time.Second
 
 // unseenFor is how long a kept connection is taken again without a look at it, with a request that may be sent twice: looking
-// costs a system call, and no server gives up on a connection that soon, let alone says something on it.
+// costs a system call, and no server gives up on a connection that soon, let alone says something on it, unless there was a reason
+// to say more than was asked for.
 const unseenFor = 100 * time.Millisecond
 
 // kept returns a connection to an endpoint that waits to be used again, or nil. once says that the request must not be sent
@@ -223,7 +224,7 @@ func (u *upstreams) kept(e *endpoint, once bool) *upstream {
 		idle := time.Since(up.since)
 		switch {
 		case !up.Reusable() || idle >= idleFor(up.pool):
-		case !once && idle < unseenFor, !ended(up.conn) && (seen || !once || idle < freshFor):
+		case !once && idle < unseenFor && !up.Doubtful(), !ended(up.conn) && (seen || !once || idle < freshFor):
 			return up
 		}
 		up.Close()
@@ -356,6 +357,9 @@ func (u *upstreams) reach(ctx context.Context, p pick, h hbone.Header) (relay.Co
 func ended(conn net.Conn) bool {
 	if s, ok := conn.(*hbone.Stream); ok {
 		return s.Ended()
+	}
+	if t, ok := conn.(*tls.Conn); ok {
+		return ended(t.NetConn()) // of what came, what was not read yet
 	}
 	tcp, ok := conn.(*net.TCPConn)
 	if !ok {

@@ -18,6 +18,7 @@ type ClientConn struct {
 	ask    string      // the upgrade it asked for
 	busy   bool        // an exchange began that did not end
 	sent   bool        // its request was written by WriteRequest, to the end
+	body   bool        // its request has one
 	broken atomic.Bool // can carry no other exchange
 }
 
@@ -36,6 +37,13 @@ func (c *ClientConn) Reusable() bool {
 		c.End()
 	}
 	return !c.broken.Load() && !c.busy && c.in.r == c.in.w
+}
+
+// Doubtful reports whether the upstream may yet say more than its last response, which would be taken for that to the next request: it has
+// read a body in which it may have found a request of its own, or answered without a body where it would have had one to say. Who has a
+// doubt looks for what came before he asks again.
+func (c *ClientConn) Doubtful() bool {
+	return c.body || c.method == "HEAD" || c.resp.Status == 204 || c.resp.Status == 304
 }
 
 // SetDeadline bounds the exchange in progress, or the next one: the wait for the response and for its body. The zero
@@ -64,6 +72,7 @@ func (c *ClientConn) Begin(q *Request, e *Edits) error {
 		return err
 	}
 	c.method, c.ask, c.busy, c.sent = q.Method, q.Upgrade, true, false
+	c.body = !q.Body.Absent()
 	c.resp.Status = 0
 	return nil
 }
