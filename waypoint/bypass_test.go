@@ -220,3 +220,41 @@ func TestNobodyIsSentToTheWaypointItself(t *testing.T) {
 }
 
 func (a *asked) start(t *testing.T) netip.AddrPort { return app(t, a.ServeHTTP) }
+
+// TestARewriteDoesNotClimb: what a rule's rewrite makes of a path is not judged again, so a client must not bring it to where the rule
+// does not lead. A prefix without a slash at its end is enough for that.
+func TestARewriteDoesNotClimb(t *testing.T) {
+	t.Parallel()
+	for name, edit := range map[string]mesh.PathEdit{
+		"a prefix":      {Kind: mesh.ReplacePrefix, Value: "/files/"},
+		"an expression": {Kind: mesh.ReplaceRegex, Regex: "/static", Value: "/files/"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t, nil)
+			var app asked
+			l.service("cart", "10.9.0.1", mesh.AppHTTP1, app.start(t))
+			l.known("cart")
+			l.routes(mesh.KindVirtualService, mesh.HTTPRule{
+				Matches: prefix("/static"), Rewrite: &mesh.Rewrite{Path: edit}, Backends: []mesh.Backend{to("cart", 1)},
+			})
+			for path, want := range map[string]string{
+				"/static/a..b": "/files//a..b", "/static.css": "/files/.css", "/static...": "/files/...", "/static%2F..x": "/files/%2F..x",
+				"/static../secret": "", "/static..": "", "/static./x": "", "/static%2e%2e/secret": "", `/static..\secret`: "", "/static.%2e/secret?x": "",
+			} {
+				status := http.StatusOK
+				if want == "" {
+					status = http.StatusBadRequest
+				}
+				if got := l.raw("10.9.0.1:80", "GET "+path+" HTTP/1.1\r\nHost: a\r\n\r\n"); !slices.Equal(got, []int{status}) {
+					t.Errorf("GET %s: answers %d, want %d", path, got, status)
+				}
+				for _, r := range app.take() {
+					if r.RequestURI != want {
+						t.Errorf("GET %s: the application is asked for %s, want %q", path, r.RequestURI, want)
+					}
+				}
+			}
+		})
+	}
+}

@@ -165,7 +165,9 @@ func (s *session) plan(p *plan, b *route.Backend) *reply {
 	if p.try = try; whole > 0 {
 		p.whole = s.log.start.Add(whole)
 	}
-	p.path, p.host = s.rule.Rewrite(b, s.at, &s.req)
+	if p.path, p.host = s.rule.Rewrite(b, s.at, &s.req); p.path != s.req.Path && s.normal.climbs(p.path) {
+		return &replyClimbs
+	}
 	key := s.to.cluster(b.Service, &b.Ref)
 	s.log.cluster(key.service, key.subset, key.port)
 	if key.service == "" {

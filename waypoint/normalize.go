@@ -36,6 +36,17 @@ func (n normalization) normalize(path string) string {
 	if n == normalizeNone || !strings.HasPrefix(path, "/") || isNormal(path) && (n == normalizeBase || !strings.Contains(path, "//")) {
 		return path
 	}
+	path = removeDots(n.plain(path))
+	if n == normalizeMerge || n == normalizeDecode {
+		for strings.Contains(path, "//") {
+			path = strings.ReplaceAll(path, "//", "/")
+		}
+	}
+	return path
+}
+
+// plain is a path without needless escapes and backslashes.
+func (n normalization) plain(path string) string {
 	b := make([]byte, 0, len(path))
 	for i := 0; i < len(path); i++ {
 		c := path[i]
@@ -50,13 +61,17 @@ func (n normalization) normalize(path string) string {
 		}
 		b = append(b, c)
 	}
-	path = removeDots(string(b))
-	if n == normalizeMerge || n == normalizeDecode {
-		for strings.Contains(path, "//") {
-			path = strings.ReplaceAll(path, "//", "/")
-		}
+	return string(b)
+}
+
+// climbs reports whether a path that a rule has rewritten leads elsewhere than it says: /static../x is an innocent path, until the prefix
+// /static becomes /files/.
+func (n normalization) climbs(path string) bool {
+	if n == normalizeNone || !strings.HasPrefix(path, "/") || isNormal(path) {
+		return false
 	}
-	return path
+	path = n.plain(path)
+	return removeDots(path) != path
 }
 
 // isNormal reports whether a path certainly is what BASE makes of it.

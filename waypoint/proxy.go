@@ -189,6 +189,7 @@ var (
 	replyNoConnect  = reply{403, "", "-", "upgrade_failed"}
 	replyNoRoute    = reply{404, "", "NR", "route_not_found"}
 	replyNoCluster  = reply{503, "", "NC", "cluster_not_found"}
+	replyClimbs     = reply{400, "", "-", "rewritten_path_has_dot_segments"}
 	replyUnresolved = reply{503, "DNS resolution failure", "DF", "dns_resolution_failure"}
 	replyNames      = reply{503, "DNS cache overflow", "UO", "dns_cache_overflow"}
 	replyNoUpstream = reply{503, "no healthy upstream", "UH", "no_healthy_upstream"}
