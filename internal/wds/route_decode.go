@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"regexp"
 	"strings"
 	"time"
 
@@ -368,7 +367,7 @@ func (r *routeReader) streamRule(at string, m *pb.StreamRule, protocol mesh.Rout
 }
 
 func (r *routeReader) regex(at, expr string) string {
-	if _, err := regexp.Compile(expr); err != nil {
+	if err := mesh.CheckRegex(expr); err != nil {
 		r.fail(at, err)
 	}
 	return expr

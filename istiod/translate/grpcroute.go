@@ -90,7 +90,7 @@ func methodMatch(n *ruleNotes, at string, m *gatewayv1.GRPCMethodMatch) mesh.Pat
 		}
 		s, ok := part(".service", service)
 		m, both := part(".method", method)
-		if ok && both {
+		if ok && both && compiles(n, at, "/"+s+"/"+m) {
 			return mesh.PathMatch{Kind: mesh.PathRegex, Value: "/" + s + "/" + m}
 		}
 	default:

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -65,9 +64,9 @@ func uriMatch(n *ruleNotes, at string, m *networkingapi.HTTPMatchRequest) mesh.P
 	return mesh.PathMatch{}
 }
 
-// compiles reports whether an expression is one, and refuses the rule if not.
+// compiles reports whether an expression is one, and no costly one, and refuses the rule if not.
 func compiles(n *ruleNotes, field, expr string) bool {
-	if _, err := regexp.Compile(expr); err != nil {
+	if err := mesh.CheckRegex(expr); err != nil {
 		n.refuse(field, "%v", err)
 		return false
 	}

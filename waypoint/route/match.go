@@ -210,7 +210,7 @@ func (t *text) begins(s string) bool {
 
 // fullMatch compiles a RE2 expression that must match the whole string.
 func fullMatch(expr string) (*regexp.Regexp, error) {
-	if _, err := regexp.Compile(expr); err != nil { // so that the fault is the user's own, and a stray ) is one
+	if err := mesh.CheckRegex(expr); err != nil { // so that the fault is the user's own, and a stray ) is one
 		return nil, err
 	}
 	return regexp.Compile(`\A(?:` + expr + `)\z`)

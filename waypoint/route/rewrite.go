@@ -79,6 +79,9 @@ func compilePathEdit(e mesh.PathEdit, kind mesh.RouteKind) (*rewrite, error) {
 		}
 	case mesh.ReplacePrefix:
 	case mesh.ReplaceRegex:
+		if err := mesh.CheckRegex(e.Regex); err != nil {
+			return nil, fmt.Errorf("regex: %w", err)
+		}
 		re, err := regexp.Compile(e.Regex)
 		if err != nil {
 			return nil, fmt.Errorf("regex: %w", err)
