@@ -463,7 +463,7 @@ func (s *session) respond(p *plan, x exchange, up *upstream, resp *http1.Respons
 func (s *session) answered(p *plan, resp *http1.Response, took time.Duration) {
 	s.log.status, s.log.details, s.log.upstreamTime, s.log.answered = resp.Status, "via_upstream", took, true
 	s.log.responded = s.flight.sent.Sub(s.log.start) + took
-	s.responseEdits(p, took)
+	s.responseEdits(p, &resp.Fields, took)
 	s.note(accesslog.Response, &resp.Fields, &s.edits)
 	s.conclude(resp)
 	s.countResponses(resp)
@@ -523,65 +523,6 @@ func idempotent(method string) bool {
 		return true
 	}
 	return false
-}
-
-// requestEdits are the changes to the request: ours, then those of the backend, then those of the rule.
-func (s *session) requestEdits(p *plan, until time.Time) {
-	e := &s.edits
-	e.Reset()
-	e.Set("x-request-id", s.log.requestID)
-	if _, ok := s.q.Value("x-forwarded-proto"); !ok {
-		e.Set("x-forwarded-proto", "http")
-	}
-	if s.certificate != "" {
-		e.Set("x-forwarded-client-cert", s.certificate)
-	}
-	e.Set("x-envoy-attempt-count", strconv.Itoa(int(s.log.attempts)))
-	if !until.IsZero() {
-		left := time.Until(until)
-		e.Set("x-envoy-expected-rq-timeout-ms", strconv.FormatInt(max(left.Milliseconds(), 1), 10))
-		if s.req.GRPC { // also what the rule says, and what other tries have used up
-			var b [9]byte
-			e.Set("grpc-timeout", string(route.AppendGRPCTimeout(b[:0], left)))
-		}
-	}
-	if n, ok := s.hopsLeft(); ok {
-		e.Set("max-forwards", strconv.FormatUint(n-1, 10))
-	}
-	if p.path != s.q.Path {
-		if p.path != s.req.Path {
-			e.Set("x-envoy-original-path", s.q.Target)
-		}
-		target := p.path
-		if s.q.Query {
-			target += "?" + s.q.RawQuery
-		}
-		e.SetTarget(target)
-	}
-	if p.host != s.q.Authority {
-		e.Set("host", p.host)
-	}
-	p.backend.Request.Apply(editor{e})
-	s.rule.Request.Apply(editor{e})
-}
-
-// responseEdits are the changes to the response.
-func (s *session) responseEdits(p *plan, took time.Duration) {
-	e := &s.edits
-	e.Reset()
-	e.Set("server", serverName)
-	e.Set("x-envoy-upstream-service-time", strconv.FormatInt(took.Milliseconds(), 10))
-	e.Remove("x-envoy-peer-metadata")
-	e.Remove("x-envoy-peer-metadata-id")
-	if s.cookie != "" {
-		e.Add("set-cookie", s.cookie)
-	}
-	if s.stays.value != "" {
-		e.Add(cmp.Or(s.stays.of.Header, "set-cookie"), s.stays.value)
-	}
-	s.corsHeaders()
-	p.backend.Response.Apply(editor{e})
-	s.rule.Response.Apply(editor{e})
 }
 
 // http2 reports whether the request goes out by HTTP/2: as the port's protocol says, as the client came where that is not

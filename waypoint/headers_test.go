@@ -133,3 +133,54 @@ func TestContinueIsAskedOfTheApplication(t *testing.T) {
 		s.Close()
 	}
 }
+
+// TestHeadersWithOperators: what a rule wants to tell of a request stands in its headers, as Envoy would put it there.
+func TestHeadersWithOperators(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, nil)
+	seen := make(chan *http.Request, 1)
+	l.service("cart", "10.9.0.1", mesh.AppHTTP1, app(t, func(w http.ResponseWriter, r *http.Request) {
+		seen <- r
+		w.Header().Set("X-Version", "seven")
+		w.WriteHeader(http.StatusAccepted)
+	}))
+	l.known("cart")
+	format := func(name, value string) mesh.Header { return mesh.Header{Name: name, Value: value, Format: true} }
+	l.routes(mesh.KindVirtualService, mesh.HTTPRule{
+		Rewrite: &mesh.Rewrite{Path: mesh.PathEdit{Kind: mesh.ReplaceFull, Value: "/new"}, Authority: "elsewhere"},
+		Headers: mesh.HeaderEdits{
+			Request: mesh.HeaderOps{
+				Set: []mesh.Header{
+					format("x-client", "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"), format("x-to", "%DOWNSTREAM_LOCAL_ADDRESS%"),
+					format("x-who", "<%DOWNSTREAM_PEER_URI_SAN%>"), format("x-path", "%REQ(:method)% %REQ(:AUTHORITY)%%REQ(:PATH):4% %PROTOCOL%"),
+					format("x-user", "%REQ(x-nobody?X-Asked-By):3%"), format("x-absent", "%REQ(x-nobody)%%TRACE_ID%%RESPONSE_CODE_DETAILS%"),
+					format("x-kept", "%REQ(x-nobody)%"), {Name: "x-first", Value: "one"}, format("x-share", "50%% %RESP(x-version)%"),
+				},
+				Add: []mesh.Header{format("x-second", "%REQ(x-first)%, two")},
+			},
+			Response: mesh.HeaderOps{Set: []mesh.Header{
+				format("x-asked", "%REQ(x-asked-by)% %REQ_WITHOUT_QUERY(:path)%"), format("x-was", "%RESPONSE_CODE% %RESP(x-version)% at %HOSTNAME%"),
+				format("x-tries", "%UPSTREAM_REQUEST_ATTEMPT_COUNT%"), format("x-flags", "%RESPONSE_FLAGS%"),
+			}},
+		},
+		Backends: []mesh.Backend{to("cart", 1)},
+	})
+	resp, _ := l.get("http://10.9.0.1/old/way?q=1", "X-Asked-By", "somebody", "X-Kept", "mine")
+	r := <-seen
+	for name, want := range map[string]string{
+		"X-Client": "127.0.0.1", "X-To": "10.9.0.1:80", "X-Who": "<spiffe://cluster.local/ns/web/sa/front>", "X-Path": "GET 10.9.0.1/old HTTP/1.1",
+		"X-User": "som", "X-Kept": "mine", "X-Share": "50% ", "X-Second": "one, two",
+	} {
+		if got := r.Header.Get(name); got != strings.TrimSpace(want) {
+			t.Errorf("%s is %q at the application, want %q", name, got, want)
+		}
+	}
+	if _, ok := r.Header["X-Absent"]; ok || r.RequestURI != "/new?q=1" || r.Host != "elsewhere" {
+		t.Errorf("the application is asked for %s of %s with x-absent: %v, want /new?q=1 of elsewhere without", r.RequestURI, r.Host, ok)
+	}
+	for name, want := range map[string]string{"X-Asked": "somebody /old/way", "X-Was": "202 seven at gate-1", "X-Tries": "1", "X-Flags": ""} {
+		if got := resp.Header.Get(name); got != want {
+			t.Errorf("%s of the response is %q, want %q", name, got, want)
+		}
+	}
+}

@@ -134,7 +134,7 @@ const (
 )
 
 func (l *accessLog) appendPart(b []byte, p *accesslog.Part, r *record, took time.Duration) []byte {
-	v := l.valueOf(p, r, took)
+	v := valueOf(p, r, took, l.host)
 	switch {
 	case v.kind == isUnset && p.Place == accesslog.AsJSON:
 		return append(b, "null"...)
@@ -170,9 +170,12 @@ func (v *value) append(b []byte, p *accesslog.Part, r *record, took time.Duratio
 	if p.Most > 0 && len(text) > p.Most {
 		text = text[:p.Most]
 	}
-	if p.Place == accesslog.InText {
+	switch p.Place {
+	case accesslog.InText:
 		b = appendField(b, text)
-	} else {
+	case accesslog.InHeader:
+		b = append(b, printable(text)...)
+	default:
 		b = appendEscaped(b, text)
 	}
 	for i := from; v.kind == isWord && i < len(b); i++ {
@@ -207,7 +210,8 @@ func addressOf(a netip.AddrPort, k kind) value {
 	return value{kind: k, addr: a, number: int64(a.Port())}
 }
 
-func (l *accessLog) valueOf(p *accesslog.Part, r *record, took time.Duration) value {
+// valueOf is the value of a part that is not literal, at the pod of that name.
+func valueOf(p *accesslog.Part, r *record, took time.Duration, host string) value {
 	switch p.Op {
 	case accesslog.FromHeader:
 		if p.At < len(r.headers) {
@@ -249,7 +253,7 @@ func (l *accessLog) valueOf(p *accesslog.Part, r *record, took time.Duration) va
 	case accesslog.RequestedServerName:
 		return wordOf(r.sni)
 	case accesslog.Hostname:
-		return textOf(l.host)
+		return textOf(host)
 	case accesslog.DownstreamPeerURISAN:
 		id := r.client.id
 		if g := r.client.gateway; g != nil {

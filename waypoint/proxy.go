@@ -29,18 +29,20 @@ type session struct {
 	onGone func()              // hangUp
 
 	// Of the request being served.
-	view   *view
-	q      *http1.Request
-	req    route.Request
-	asked  authz.HTTP // the same, as policies see it
-	rule   *route.Rule
-	at     route.Matched
-	log    record
-	edits  http1.Edits
-	cors   route.CORSDecision
-	search search
-	held   *cluster // that counts the request; nil: none does
-	cookie string   // to set; "": none
+	view  *view
+	q     *http1.Request
+	req   route.Request
+	asked authz.HTTP // the same, as policies see it
+	rule  *route.Rule
+	at    route.Matched
+	log   record
+	edits http1.Edits
+
+	response *http1.Fields // while they are changed
+	cors     route.CORSDecision
+	search   search
+	held     *cluster // that counts the request; nil: none does
+	cookie   string   // to set; "": none
 
 	stays    persistence
 	retrying *cluster // that counts a retry; nil: none does
@@ -440,12 +442,6 @@ func (s *session) finish(now time.Time) {
 	s.log = record{}
 	s.progress, s.flight = unbegun, flight{}
 }
-
-// editor lets rules change headers.
-type editor struct{ *http1.Edits }
-
-// Del implements route.EditableHeader.
-func (e editor) Del(name string) { e.Remove(name) }
 
 // newRequestID makes a random UUID (RFC 9562, 5.4). It names a request and keeps no secret: math/rand's generator cannot be guessed
 // either, and costs a tenth of crypto/rand's.

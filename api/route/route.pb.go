@@ -1698,9 +1698,11 @@ func (x *HeaderOps) GetAdd() []*Header {
 }
 
 type Header struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Value string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	// value has command operators, in whose place what they ask of the request stands; percent signs in it are written twice.
+	Format        bool `protobuf:"varint,3,opt,name=format,proto3" json:"format,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1747,6 +1749,13 @@ func (x *Header) GetValue() string {
 		return x.Value
 	}
 	return ""
+}
+
+func (x *Header) GetFormat() bool {
+	if x != nil {
+		return x.Format
+	}
+	return false
 }
 
 type Fraction struct {
@@ -2546,10 +2555,11 @@ const file_route_route_proto_rawDesc = "" +
 	"\tHeaderOps\x12\x16\n" +
 	"\x06remove\x18\x01 \x03(\tR\x06remove\x12*\n" +
 	"\x03set\x18\x02 \x03(\v2\x18.mistnet.route.v1.HeaderR\x03set\x12*\n" +
-	"\x03add\x18\x03 \x03(\v2\x18.mistnet.route.v1.HeaderR\x03add\"2\n" +
+	"\x03add\x18\x03 \x03(\v2\x18.mistnet.route.v1.HeaderR\x03add\"J\n" +
 	"\x06Header\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value\"J\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\x12\x16\n" +
+	"\x06format\x18\x03 \x01(\bR\x06format\"J\n" +
 	"\bFraction\x12\x1c\n" +
 	"\tnumerator\x18\x01 \x01(\rR\tnumerator\x12 \n" +
 	"\vdenominator\x18\x02 \x01(\rR\vdenominator\"\xfc\x01\n" +

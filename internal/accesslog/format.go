@@ -1,6 +1,6 @@
-// Package accesslog reads the formats of access logs that people write in Envoy's language (meshConfig.accessLogFormat): text
-// with command operators, or a JSON object whose strings have them. It finds every fault when a format is read, so that nothing
-// can fail when a line is written.
+// Package accesslog reads the formats that people write in Envoy's language: those of access logs (meshConfig.accessLogFormat), text
+// with command operators, or a JSON object whose strings have them; and those of headers that a rule sets. It finds every fault when
+// a format is read, so that nothing can fail when a line is written.
 //
 // It hides the language. It does not know what an operator's value is, nor how it is escaped: who writes lines does.
 package accesslog
@@ -39,6 +39,7 @@ const (
 	InText   Place = iota // of a text format; "-" when it is not set
 	InString              // within a string of JSON; "-" when it is not set
 	AsJSON                // alone as a value of JSON: null when it is not set
+	InHeader              // in the value of a header; nothing when it is not set
 )
 
 // Header is a field of a head: of X, or else of Or, if that is not "". Names are in lower case; in a request, those of HTTP/2's
@@ -64,6 +65,7 @@ const (
 	maxFormat = 16 << 10 // bytes
 	maxParts  = 100      // operators
 	maxDepth  = 16       // of a JSON object
+	maxHeader = 4 << 10  // bytes of the value of a header
 )
 
 // ParseText reads a format of text. A line end is added where there is none at its end.
@@ -74,6 +76,16 @@ func ParseText(format string) (*Format, error) {
 	}
 	p.template(strings.TrimSuffix(format, "\n"), InText)
 	p.literal("\n")
+	return p.end()
+}
+
+// ParseHeader reads the value of a header that a rule sets or adds.
+func ParseHeader(format string) (*Format, error) {
+	p := parser{f: new(Format)}
+	if len(format) > maxHeader {
+		return nil, fmt.Errorf("%d bytes, want no more than %d", len(format), maxHeader)
+	}
+	p.template(format, InHeader)
 	return p.end()
 }
 
@@ -113,7 +125,7 @@ func (p *parser) literal(s string) {
 func (p *parser) template(s string, place Place) {
 	for s != "" {
 		plain, rest, found := strings.Cut(s, "%")
-		if place == InText {
+		if place == InText || place == InHeader {
 			p.literal(plain)
 		} else {
 			p.literal(escape(plain))

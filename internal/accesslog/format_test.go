@@ -208,3 +208,20 @@ func FuzzFormat(f *testing.F) {
 		}
 	})
 }
+
+func TestParseHeader(t *testing.T) {
+	t.Parallel()
+	got, err := accesslog.ParseHeader(`50%% "of" %REQ(X-User):8%`)
+	want := &accesslog.Format{
+		Parts:   []accesslog.Part{{Op: accesslog.Literal, Text: `50% "of" `}, {Op: accesslog.FromHeader, Place: accesslog.InHeader, Most: 8}},
+		Headers: []accesslog.Header{{Of: accesslog.Request, Name: "x-user"}},
+	}
+	if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(accesslog.Part{})); diff != "" || err != nil {
+		t.Errorf("ParseHeader: %v (-want +got):\n%s", err, diff)
+	}
+	for _, bad := range []string{"100%", "%NONSENSE%", "%REQ%", "%REQ(a b)%", strings.Repeat("a", 5000), strings.Repeat("%PROTOCOL%", 101)} {
+		if _, err := accesslog.ParseHeader(bad); err == nil {
+			t.Errorf("ParseHeader(%.40q): no error", bad)
+		}
+	}
+}

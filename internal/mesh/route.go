@@ -283,7 +283,11 @@ type HeaderOps struct {
 }
 
 // Header is one line of a header.
-type Header struct{ Name, Value string } // Name in lower case
+type Header struct {
+	Name   string // in lower case
+	Value  string
+	Format bool // Value is in the language of Envoy's command operators, of the request; set and add only
+}
 
 // Fraction is an exact part of the whole, Numerator/Denominator. The zero value is none of it.
 type Fraction struct{ Numerator, Denominator uint32 }

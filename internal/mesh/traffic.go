@@ -190,9 +190,12 @@ func IsTableSize(n uint64) bool {
 type HashCookie struct {
 	Name       string
 	Path       string
-	TTL        *time.Duration // nil: the cookie is never set by the proxy; 0: for the browser's session
-	Attributes []Header       // further attributes of the cookie, as they are to be written
+	TTL        *time.Duration    // nil: the cookie is never set by the proxy; 0: for the browser's session
+	Attributes []CookieAttribute // further ones, as they are to be written
 }
+
+// CookieAttribute is one that stands behind a cookie's value: Name, or Name=Value (RFC 6265, 4.1.1).
+type CookieAttribute struct{ Name, Value string }
 
 // LocalityBalance prefers endpoints near the client. Distribute excludes the other two.
 type LocalityBalance struct {

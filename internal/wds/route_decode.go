@@ -267,7 +267,7 @@ func (r *routeReader) header(at string, m *pb.Header) mesh.Header {
 	if !mesh.IsHeaderValue(m.GetValue()) {
 		r.fail(at+".value", errors.New("holds a control character"))
 	}
-	return mesh.Header{Name: m.GetName(), Value: m.GetValue()}
+	return mesh.Header{Name: m.GetName(), Value: m.GetValue(), Format: m.GetFormat()}
 }
 
 func (r *routeReader) fault(at string, m *pb.Fault) *mesh.Fault {

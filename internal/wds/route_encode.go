@@ -205,7 +205,9 @@ func opsToProto(o mesh.HeaderOps) *pb.HeaderOps {
 	return &pb.HeaderOps{Remove: o.Remove, Set: list(o.Set, headerToProto), Add: list(o.Add, headerToProto)}
 }
 
-func headerToProto(h mesh.Header) *pb.Header { return &pb.Header{Name: h.Name, Value: h.Value} }
+func headerToProto(h mesh.Header) *pb.Header {
+	return &pb.Header{Name: h.Name, Value: h.Value, Format: h.Format}
+}
 
 func persistenceToProto(s *mesh.SessionPersistence) *pb.SessionPersistence {
 	if s == nil {

@@ -133,8 +133,8 @@ func (r *routeReader) hash(at string, m *pb.ConsistentHash) *mesh.ConsistentHash
 		h.Cookie = &mesh.HashCookie{
 			Name: r.filled(at+".cookie.name", k.Cookie.GetName()), Path: k.Cookie.GetPath(),
 			TTL: r.optionalDuration(at+".cookie.ttl", k.Cookie.GetTtl()),
-			Attributes: each(k.Cookie.GetAttributes(), at+".cookie.attributes", func(at string, a *pb.Header) mesh.Header {
-				return mesh.Header{Name: r.filled(at+".name", a.GetName()), Value: a.GetValue()}
+			Attributes: each(k.Cookie.GetAttributes(), at+".cookie.attributes", func(at string, a *pb.Header) mesh.CookieAttribute {
+				return mesh.CookieAttribute{Name: r.filled(at+".name", a.GetName()), Value: a.GetValue()}
 			}),
 		}
 	case *pb.ConsistentHash_QueryParam:

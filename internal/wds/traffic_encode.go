@@ -89,7 +89,9 @@ func balancerToProto(b *mesh.Balancer) *pb.Balancer {
 		case h.Cookie != nil:
 			m.Hash.Key = &pb.ConsistentHash_Cookie{Cookie: &pb.HashCookie{
 				Name: h.Cookie.Name, Path: h.Cookie.Path, Ttl: optionalDuration(h.Cookie.TTL),
-				Attributes: list(h.Cookie.Attributes, headerToProto),
+				Attributes: list(h.Cookie.Attributes, func(a mesh.CookieAttribute) *pb.Header {
+					return &pb.Header{Name: a.Name, Value: a.Value}
+				}),
 			}}
 		case h.QueryParam != "":
 			m.Hash.Key = &pb.ConsistentHash_QueryParam{QueryParam: h.QueryParam}

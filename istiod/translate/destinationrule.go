@@ -183,7 +183,7 @@ func (r *ruleReader) hash(at string, h *networkingapi.LoadBalancerSettings_Consi
 				r.fault(Invalid, fmt.Sprintf("%s.httpCookie.attributes[%d].name", at, i), "is empty, the attribute is left out")
 				continue
 			}
-			out.Cookie.Attributes = append(out.Cookie.Attributes, mesh.Header{Name: a.GetName(), Value: a.GetValue()})
+			out.Cookie.Attributes = append(out.Cookie.Attributes, mesh.CookieAttribute{Name: a.GetName(), Value: a.GetValue()})
 		}
 	case *networkingapi.LoadBalancerSettings_ConsistentHashLB_UseSourceIp:
 		out.SourceIP = key.UseSourceIp

@@ -90,8 +90,9 @@ func headerFilter(n *ruleNotes, at string, in *gatewayv1.HTTPHeaderFilter, reque
 		seen := make(map[string]bool)
 		for i, line := range list {
 			h := mesh.Header{Name: strings.ToLower(string(line.Name)), Value: line.Value}
-			if !seen[h.Name] && settableHeader(n, fmt.Sprintf("%s.%s[%d]", at, field, i), h, authority) { // the first of a name counts
-				lines = append(lines, h)
+			at := fmt.Sprintf("%s.%s[%d]", at, field, i)
+			if !seen[h.Name] && settableHeader(n, at, h, authority) { // the first of a name counts
+				lines = append(lines, formatted(n, at, h, false))
 			}
 			seen[h.Name] = true
 		}

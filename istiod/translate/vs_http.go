@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	networkingapi "istio.io/api/networking/v1alpha3"
 
+	"github.com/mistnet/mistnet/internal/accesslog"
 	"github.com/mistnet/mistnet/internal/mesh"
 )
 
@@ -159,8 +160,7 @@ func headerOps(n *ruleNotes, at string, ops *networkingapi.Headers_HeaderOperati
 		for _, name := range slices.Sorted(maps.Keys(m)) {
 			h := mesh.Header{Name: strings.ToLower(name), Value: m[name]}
 			if settableHeader(n, at+field, h, authority) {
-				h.Value = plainValue(n, at+field, h)
-				lines = append(lines, h)
+				lines = append(lines, formatted(n, at+field, h, true))
 			}
 		}
 		return lines
@@ -183,16 +183,32 @@ func settableHeader(n *ruleNotes, field string, h mesh.Header, authority bool) b
 	return false
 }
 
-// operator is a command operator of Envoy, which would put what it knows of the request in its place.
+// operator is a command operator of Envoy.
 var operator = regexp.MustCompile(`%[A-Z][A-Z0-9_]*(\([^)]*\))?(:[0-9]+)?%`)
 
-// plainValue is the value of a header in which Envoy writes a percent sign twice, as it does in the formats of its logs.
-func plainValue(n *ruleNotes, field string, h mesh.Header) string {
+// formatted is a header whose value may have command operators of Envoy, as in the formats of its logs. doubled: percent signs are
+// written twice in values without operators too, as in a VirtualService; a Gateway API value without operators is what it is.
+func formatted(n *ruleNotes, field string, h mesh.Header, doubled bool) mesh.Header {
 	text := strings.ReplaceAll(h.Value, "%%", "\x00")
-	if op := operator.FindString(text); op != "" {
-		n.note(Unsupported, field, "nothing is put in the place of %s in %q, which is sent as it is written", op, h.Name)
+	plain := h
+	if doubled {
+		plain.Value = strings.ReplaceAll(text, "\x00", "%")
 	}
-	return strings.ReplaceAll(text, "\x00", "%")
+	if !operator.MatchString(text) {
+		return plain
+	}
+	f, err := accesslog.ParseHeader(h.Value)
+	switch {
+	case err != nil:
+		n.note(Unsupported, field, "the value of %q is sent as it is written: %v", h.Name, err)
+		return plain
+	case h.Name == "host" || h.Name == ":authority":
+		n.refuse(field, "%q cannot be set to a value with operators", h.Name)
+	case len(f.Never) > 0:
+		n.note(Unsupported, field, "nothing is put in the place of %s in %q", strings.Join(f.Never, ", "), h.Name)
+	}
+	h.Format = true
+	return h
 }
 
 func duration(n *ruleNotes, field string, d *durationpb.Duration) time.Duration {

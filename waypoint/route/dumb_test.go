@@ -13,12 +13,26 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mistnet/mistnet/internal/accesslog"
 	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/waypoint/route"
 )
 
 // headers is route.Header out of a map.
 type headers map[string]string
+
+// Fill knows of a request its headers only.
+func (h headers) Fill(f *accesslog.Format) string {
+	var b strings.Builder
+	for _, p := range f.Parts {
+		if p.Op == accesslog.Literal {
+			b.WriteString(p.Text)
+		} else if p.Op == accesslog.FromHeader {
+			b.WriteString(h[f.Headers[p.At].Name])
+		}
+	}
+	return b.String()
+}
 
 func (h headers) Value(name string) (string, bool) { v, ok := h[name]; return v, ok }
 

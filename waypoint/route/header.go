@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/mistnet/mistnet/internal/accesslog"
 	"github.com/mistnet/mistnet/internal/mesh"
 )
 
@@ -11,8 +12,14 @@ import (
 // are in lower case. No operation is on a host header or pseudo-header.
 type HeaderOps struct {
 	Remove []string
-	Set    []mesh.Header
-	Add    []mesh.Header
+	Set    []HeaderLine
+	Add    []HeaderLine
+}
+
+// HeaderLine is one line of a header.
+type HeaderLine struct {
+	Name, Value string
+	Format      *accesslog.Format // that Value has; nil: it stands for itself
 }
 
 // EditableHeader is headers that can be changed.
@@ -20,6 +27,9 @@ type EditableHeader interface {
 	Del(name string)        // every value
 	Set(name, value string) // instead of every value
 	Add(name, value string) // after every value
+
+	// Fill puts what operators ask for in their place. When that is nothing at all, the header stays as it is.
+	Fill(f *accesslog.Format) string
 }
 
 // IsZero reports whether there is nothing to do.
@@ -31,11 +41,22 @@ func (o *HeaderOps) Apply(h EditableHeader) {
 		h.Del(name)
 	}
 	for i := range o.Set {
-		h.Set(o.Set[i].Name, o.Set[i].Value)
+		if v := o.Set[i].value(h); v != "" || o.Set[i].Format == nil {
+			h.Set(o.Set[i].Name, v)
+		}
 	}
 	for i := range o.Add {
-		h.Add(o.Add[i].Name, o.Add[i].Value)
+		if v := o.Add[i].value(h); v != "" || o.Add[i].Format == nil {
+			h.Add(o.Add[i].Name, v)
+		}
 	}
+}
+
+func (l *HeaderLine) value(h EditableHeader) string {
+	if l.Format == nil {
+		return l.Value
+	}
+	return h.Fill(l.Format)
 }
 
 // compileHeaders also returns the authority that setting the host header of a request asks for.
@@ -50,30 +71,40 @@ func compileHeaders(ops mesh.HeaderOps, request bool) (o HeaderOps, authority st
 	for _, h := range ops.Set {
 		h.Name = strings.ToLower(h.Name)
 		if request && (h.Name == "host" || h.Name == ":authority") {
+			if h.Format {
+				return o, "", fmt.Errorf("set: %q cannot have operators", h.Name)
+			}
 			authority = h.Value
 			continue
 		}
-		if err := settable(h); err != nil {
+		line, err := compileHeader(h)
+		if err != nil {
 			return o, "", fmt.Errorf("set: %w", err)
 		}
-		o.Set = append(o.Set, h)
+		o.Set = append(o.Set, line)
 	}
 	for _, h := range ops.Add {
 		h.Name = strings.ToLower(h.Name)
-		if err := settable(h); err != nil {
+		line, err := compileHeader(h)
+		if err != nil {
 			return o, "", fmt.Errorf("add: %w", err)
 		}
-		o.Add = append(o.Add, h)
+		o.Add = append(o.Add, line)
 	}
 	return o, authority, nil
 }
 
-func settable(h mesh.Header) error {
-	if h.Name == "host" || !mesh.IsHeaderName(h.Name) {
-		return fmt.Errorf("%q cannot be set", h.Name)
+func compileHeader(h mesh.Header) (line HeaderLine, err error) {
+	line = HeaderLine{Name: h.Name, Value: h.Value}
+	switch {
+	case h.Name == "host" || !mesh.IsHeaderName(h.Name):
+		return line, fmt.Errorf("%q cannot be set", h.Name)
+	case !mesh.IsHeaderValue(h.Value):
+		return line, fmt.Errorf("value of %q holds a control character", h.Name)
+	case h.Format:
+		if line.Format, err = accesslog.ParseHeader(h.Value); err != nil {
+			return line, fmt.Errorf("value of %q: %w", h.Name, err)
+		}
 	}
-	if !mesh.IsHeaderValue(h.Value) {
-		return fmt.Errorf("value of %q holds a control character", h.Name)
-	}
-	return nil
+	return line, nil
 }
