@@ -72,6 +72,19 @@ func (s *session) responseEdits(p *plan, f *http1.Fields, took time.Duration) {
 	s.response = nil
 }
 
+// replyEdits are the changes of the rule to an answer that the waypoint gives itself; those of a rule that cannot be understood are
+// not made, nor any to the answer to a CORS preflight.
+func (s *session) replyEdits(r *reply) {
+	if s.rule == nil || s.rule.Refuse != 0 || r.details == "cors" {
+		return
+	}
+	s.log.status = r.status // which operators may ask for
+	if b := s.flight.backend; b != nil {
+		b.Response.Apply((*responseHeaders)(s))
+	}
+	s.rule.Response.Apply((*responseHeaders)(s))
+}
+
 // requestHeaders let rules change the headers of a session's request, responseHeaders those of its response: route.EditableHeader.
 type (
 	requestHeaders  session

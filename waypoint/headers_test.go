@@ -184,3 +184,53 @@ func TestHeadersWithOperators(t *testing.T) {
 		}
 	}
 }
+
+// TestHeadersOfOwnAnswers: what a rule says of its responses holds for those that the waypoint gives in its place, as with Envoy.
+func TestHeadersOfOwnAnswers(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, nil)
+	l.service("cart", "10.9.0.1", mesh.AppHTTP1, app(t, func(http.ResponseWriter, *http.Request) {}))
+	l.service("gone", "10.9.0.2", mesh.AppHTTP1)
+	l.known("cart", "gone")
+	at := func(path string, r mesh.HTTPRule) mesh.HTTPRule {
+		r.Matches = []mesh.HTTPMatch{{Path: mesh.PathMatch{Kind: mesh.PathExact, Value: path}}}
+		r.Headers.Response = mesh.HeaderOps{
+			Set:    []mesh.Header{{Name: "content-type", Value: "application/json"}, {Name: "strict-transport-security", Value: "max-age=1"}, {Name: "x-path", Value: "%REQ(:path)%", Format: true}},
+			Remove: []string{"location", "grpc-status"},
+		}
+		return r
+	}
+	backend := to("gone", 1)
+	backend.Headers.Response.Add = []mesh.Header{{Name: "x-backend", Value: "gone"}}
+	l.routes(mesh.KindVirtualService,
+		at("/direct", mesh.HTTPRule{Direct: &mesh.DirectResponse{Status: 418, Body: []byte("tea")}}),
+		at("/redirect", mesh.HTTPRule{Redirect: &mesh.Redirect{Status: 301, Authority: "other"}}),
+		at("/fault", mesh.HTTPRule{Fault: &mesh.Fault{Abort: mesh.Abort{Percent: mesh.Fraction{Numerator: 1, Denominator: 1}, HTTPStatus: 500}}, Backends: []mesh.Backend{to("cart", 1)}}),
+		at("/grpc", mesh.HTTPRule{Fault: &mesh.Fault{Abort: mesh.Abort{Percent: mesh.Fraction{Numerator: 1, Denominator: 1}, GRPCStatus: 10}}, Backends: []mesh.Backend{to("cart", 1)}}),
+		at("/gone", mesh.HTTPRule{Backends: []mesh.Backend{backend}}),
+	)
+	for path, status := range map[string]int{"/direct": 418, "/redirect": 301, "/fault": 500, "/grpc": 200, "/gone": 503, "/none": 404} {
+		var headers []string
+		if path == "/grpc" {
+			headers = []string{"Content-Type", "application/grpc"}
+		}
+		want := map[string]string{"Strict-Transport-Security": "max-age=1", "X-Path": path, "Server": "istio-envoy", "Location": "", "X-Backend": "", "Grpc-Status": "", "Content-Type": "application/json"}
+		switch path {
+		case "/none":
+			want["Strict-Transport-Security"], want["X-Path"], want["Content-Type"] = "", "", ""
+		case "/grpc":
+			want["Grpc-Status"], want["Content-Type"] = "10", "application/grpc" // what says that the call failed cannot be taken away
+		case "/gone":
+			want["X-Backend"] = "gone"
+		}
+		resp, _ := l.get("http://10.9.0.1"+path, headers...)
+		if resp.StatusCode != status {
+			t.Errorf("%s: %d, want %d", path, resp.StatusCode, status)
+		}
+		for name, want := range want {
+			if got := resp.Header.Get(name); got != want {
+				t.Errorf("%s: %s of the response is %q, want %q", path, name, got, want)
+			}
+		}
+	}
+}

@@ -346,6 +346,7 @@ func (s *session) fault(ctx context.Context, f route.Fault) bool {
 	r := reply{int(f.HTTPStatus), "fault filter abort", flags, "fault_filter_abort"}
 	if f.GRPC {
 		s.edits.Reset()
+		s.replyEdits(&r)
 		s.sendGRPC(r, f.GRPCStatus)
 		return true
 	}
@@ -381,6 +382,7 @@ func (s *session) answer(r reply) *upstream {
 
 // send replies with the edits made so far.
 func (s *session) send(r reply) {
+	s.replyEdits(&r)
 	if s.req.GRPC && r.status != 0 {
 		s.sendGRPC(r, grpcStatus(r.status))
 		return
