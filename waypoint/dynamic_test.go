@@ -153,6 +153,8 @@ func TestDynamicHosts(t *testing.T) {
 	named53("virtual.one.test", "10.9.0.1")
 	named53("own-virtual.one.test", "10.9.0.2")
 	named53("link.one.test", "169.254.169.254", "fe80::1")
+	named53("translated.one.test", "64:ff9b::a9fe:a9fe", "64:ff9b::7f00:1", "64:ff9b::"+inside)
+	named53("cloud.one.test", "fd00:ec2::254", "fd20:ce::254")
 	named53("many.one.test", "224.0.0.1", "255.255.255.255")
 	named53("any.one.test", "0.0.0.0", "::")
 	named53("gate.one.test", l.ip)
@@ -180,6 +182,8 @@ func TestDynamicHosts(t *testing.T) {
 		{"virtual.one.test", 503, "DNS resolution failure", "DF"},
 		{"own-virtual.one.test", 503, "DNS resolution failure", "DF"},
 		{"link.one.test", 503, "DNS resolution failure", "DF"},
+		{"translated.one.test", 503, "DNS resolution failure", "DF"},
+		{"cloud.one.test", 503, "DNS resolution failure", "DF"},
 		{"many.one.test", 503, "DNS resolution failure", "DF"},
 		{"any.one.test", 503, "DNS resolution failure", "DF"},
 		{"gate.one.test", 503, "DNS resolution failure", "DF"},

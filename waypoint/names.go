@@ -175,9 +175,25 @@ func (t *target) locate(ctx context.Context, u *upstreams, name string) (located
 	return l, nil
 }
 
+// translated is the prefix by which a NAT64 reaches addresses of IPv4 (RFC 6052, 2.1): it is those that are meant.
+var translated = netip.MustParsePrefix("64:ff9b::/96")
+
+// metadata are the addresses at which clouds tell a machine its secrets, beside the link-local ones: of AWS and Google by IPv6, of
+// Alibaba, and of Azure.
+var metadata = []netip.Addr{
+	netip.MustParseAddr("fd00:ec2::254"), netip.MustParseAddr("fd20:ce::254"), netip.MustParseAddr("100.100.100.200"), netip.MustParseAddr("168.63.129.16"),
+}
+
 // mayReach reports whether clients may be sent to an address that a name they chose stands for: none of the mesh's own, which would be
 // reached past the rules there are for it, of this machine's or its link's, and none that means many.
 func (t *target) mayReach(u *upstreams, addr netip.Addr) bool {
+	if translated.Contains(addr) {
+		b := addr.As16()
+		addr = netip.AddrFrom4([4]byte(b[12:]))
+	}
+	if slices.Contains(metadata, addr) {
+		return false
+	}
 	if u.own(netip.AddrPortFrom(addr, t.endPort())) || t.self.HasAddr(addr) {
 		return false
 	}
