@@ -163,9 +163,9 @@ func (s *session) mirrorTo(m *route.Mirror) (mirrored, bool) {
 	return mirrored{to: to, http2: s.http2(t.app, t.settings.Pool), pool: t.settings.Pool}, ok
 }
 
-// copied is the request as it will go out, or nil.
+// copied is the request as it will go out, or nil: its body is still coming, or longer than what can be read twice.
 func (s *session) copied(p *plan) []byte {
-	if whole, err := s.q.Body.Buffered(); err != nil || !whole || s.q.Upgrade != "" || s.q.Continue {
+	if kept, err := s.q.Body.Keeps(); err != nil || !kept || s.q.Upgrade != "" || s.q.Continue {
 		return nil
 	}
 	s.log.attempts = 1

@@ -228,6 +228,12 @@ func chunkSize(line []byte) (n int64, digits int, ok bool) {
 // returns the error it finds.
 func (b *Body) Buffered() (bool, error) { return b.Buffer(0) }
 
+// Keeps reports whether the whole body is in the buffer, and stays there when it is read: Rewind will succeed. It does not wait.
+func (b *Body) Keeps() (bool, error) {
+	whole, err := b.Buffered()
+	return whole && (b.src == nil || b.kind == bodyNone || b.src.Keeps()), err
+}
+
 // Buffer waits until the whole body is in the buffer, or n bytes as they are on the wire (a buffer holds little more than
 // 60 KiB), and reports whether it is the whole. The body is then read from where it was, and rewound if it was not read
 // yet: for filters that look at it, and for second tries. A client that waits for it must be told to Continue before.

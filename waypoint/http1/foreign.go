@@ -11,6 +11,8 @@ type Source interface {
 	Next() (p []byte, last bool, err error)
 	// Buffer waits until the whole body is here, or n bytes of it, and reports whether it is the whole.
 	Buffer(n int) (bool, error)
+	// Keeps reports whether what is here can be read to its end, and Rewind can still go back.
+	Keeps() bool
 	// Rewind goes back to the beginning; false once that is gone.
 	Rewind() bool
 	// Ahead says what to flush before Next waits; nil: nothing.

@@ -365,6 +365,13 @@ func (s *stream) Buffer(n int) (bool, error) {
 	}
 }
 
+// Keeps implements http1.Source.
+func (s *stream) Keeps() bool {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	return s.err == nil && (s.in.keep && s.in.kept+s.in.size <= maxKept || s.gotEnd && s.in.got == 0)
+}
+
 // Rewind implements http1.Source.
 func (s *stream) Rewind() bool {
 	c := s.c
