@@ -221,6 +221,25 @@ func TestNobodyIsSentToTheWaypointItself(t *testing.T) {
 
 func (a *asked) start(t *testing.T) netip.AddrPort { return app(t, a.ServeHTTP) }
 
+// TestNoPathHasAnEnd: what follows an escaped NUL, policies would see and an application that keeps text as C does would not. As Envoy
+// does where it normalises paths, the waypoint refuses it.
+func TestNoPathHasAnEnd(t *testing.T) {
+	t.Parallel()
+	for how, status := range map[string]int{"BASE": 400, "MERGE_SLASHES": 400, "DECODE_AND_MERGE_SLASHES": 400, "NONE": 200} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t, func(c *waypoint.Config) { c.PathNormalization = how })
+			l.service("cart", "10.9.0.1", mesh.AppHTTP1, named(t, "cart"))
+			l.known("cart")
+			for path, want := range map[string]int{"/admin%00": status, "/a/%00/b": status, "/%00../a": status, "/a%2500": 200, "/a?b=%00": 200} {
+				if got := l.raw("10.9.0.1:80", "GET "+path+" HTTP/1.1\r\nHost: a\r\n\r\n"); !slices.Equal(got, []int{want}) {
+					t.Errorf("GET %s: answers %d, want %d", path, got, want)
+				}
+			}
+		})
+	}
+}
+
 // TestARewriteDoesNotClimb: what a rule's rewrite makes of a path is not judged again, so a client must not bring it to where the rule
 // does not lead. A prefix without a slash at its end is enough for that.
 func TestARewriteDoesNotClimb(t *testing.T) {

@@ -45,6 +45,11 @@ func (n normalization) normalize(path string) string {
 	return path
 }
 
+// refuses reports whether a path has an escaped NUL, as which nothing can be normalised: text ends there, to some.
+func (n normalization) refuses(path string) bool {
+	return n != normalizeNone && strings.Contains(path, "%00")
+}
+
 // plain is a path without needless escapes and backslashes.
 func (n normalization) plain(path string) string {
 	b := make([]byte, 0, len(path))

@@ -191,6 +191,7 @@ var (
 	replyNoConnect  = reply{403, "", "-", "upgrade_failed"}
 	replyNoRoute    = reply{404, "", "NR", "route_not_found"}
 	replyNoCluster  = reply{503, "", "NC", "cluster_not_found"}
+	replyNUL        = reply{400, "", "-", "path_normalization_failed"}
 	replyClimbs     = reply{400, "", "-", "rewritten_path_has_dot_segments"}
 	replyUnresolved = reply{503, "DNS resolution failure", "DF", "dns_resolution_failure"}
 	replyNames      = reply{503, "DNS cache overflow", "UO", "dns_cache_overflow"}
@@ -268,6 +269,9 @@ func (s *session) judge() *reply {
 	s.describe()
 	if s.q.Method == "CONNECT" {
 		return s.refuseConnect()
+	}
+	if s.normal.refuses(s.q.Path) {
+		return &replyNUL
 	}
 	s.asked = authz.HTTP{Method: s.req.Method, Host: s.req.Authority, Path: s.req.Path, Header: s.q}
 	if d := s.authorize(s.view, &s.asked); !d.ok {
