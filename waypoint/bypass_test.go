@@ -240,6 +240,27 @@ func TestNoPathHasAnEnd(t *testing.T) {
 	}
 }
 
+// TestARedirectLeadsToTheWeb, whatever scheme somebody before the waypoint says that the client used.
+func TestARedirectLeadsToTheWeb(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, nil)
+	l.service("cart", "10.9.0.1", mesh.AppHTTP1, named(t, "cart"))
+	l.known("cart")
+	l.routes(mesh.KindVirtualService, mesh.HTTPRule{Redirect: &mesh.Redirect{Status: 302, Path: mesh.PathEdit{Kind: mesh.ReplaceFull, Value: "/new"}}})
+	for said, want := range map[string]string{
+		"": "http", "http": "http", "https": "https", "HTTPS": "https", "javascript": "http", "https,http": "http", "https://evil/?": "http", "data": "http",
+	} {
+		fields := []string{}
+		if said != "" {
+			fields = append(fields, "x-forwarded-proto", said)
+		}
+		resp, _ := l.get("http://10.9.0.1/", fields...)
+		if got := resp.Header.Get("Location"); got != want+"://10.9.0.1/new" {
+			t.Errorf("x-forwarded-proto: %s: sent to %s, want %s://…", said, got, want)
+		}
+	}
+}
+
 // TestARewriteDoesNotClimb: what a rule's rewrite makes of a path is not judged again, so a client must not bring it to where the rule
 // does not lead. A prefix without a slash at its end is enough for that.
 func TestARewriteDoesNotClimb(t *testing.T) {

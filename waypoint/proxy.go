@@ -307,9 +307,9 @@ func (s *session) refuseConnect() *reply {
 func (s *session) describe() {
 	q := s.q
 	q.Withhold(vouched)
-	scheme, ok := q.Value("x-forwarded-proto")
-	if !ok {
-		scheme = "http"
+	scheme := "http" // a redirect begins with it
+	if v, _ := q.Value("x-forwarded-proto"); strings.EqualFold(v, "https") {
+		scheme = "https"
 	}
 	contentType, _ := q.Value("content-type")
 	s.req = route.Request{
@@ -320,6 +320,7 @@ func (s *session) describe() {
 	s.log.userAgent, _ = q.Value("user-agent")
 	s.log.forwardedFor, _ = q.Value("x-forwarded-for")
 	s.log.grpc = s.req.GRPC
+	var ok bool
 	if s.log.requestID, ok = q.Value("x-request-id"); !ok {
 		s.log.requestID = newRequestID()
 	}
