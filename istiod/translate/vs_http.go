@@ -44,7 +44,9 @@ func (v *vsTranslator) httpRule(n *ruleNotes, h vsHTTP) (*mesh.HTTPRule, bool) {
 	case len(in.GetRoute()) == 0:
 		n.refuse("", "neither route nor redirect nor directResponse says what is to happen")
 	default:
-		out.Backends = v.backends(n, h.namespace, in.GetRoute())
+		if out.Backends = v.backends(n, h.namespace, in.GetRoute()); len(out.Backends) == 1 {
+			ofOneDestination(&out.Headers, &out.Backends[0].Headers)
+		}
 		out.Rewrite = rewrite(n, in.GetRewrite())
 		out.Retry, out.TryTimeout = v.cfg.Retry, v.cfg.TryTimeout
 		if in.GetRetries() != nil {
@@ -64,6 +66,21 @@ func (v *vsTranslator) backends(n *ruleNotes, namespace string, list []*networki
 	}
 	checkWeights(n, backends)
 	return backends
+}
+
+// ofOneDestination makes the changes of a rule's only destination the rule's own, the last: with several, each has its own, and the
+// rule's come last.
+func ofOneDestination(rule, destination *mesh.HeaderEdits) {
+	authority := slices.ContainsFunc(rule.Request.Set, isAuthority)
+	for _, h := range destination.Request.Set {
+		if !authority || !isAuthority(h) { // the rule's word on the host is the stronger one
+			rule.Request.Set = append(rule.Request.Set, h)
+		}
+	}
+	destination.Request.Set = nil
+	appendOps(&rule.Request, destination.Request)
+	appendOps(&rule.Response, destination.Response)
+	*destination = mesh.HeaderEdits{}
 }
 
 func weight(n *ruleNotes, at string, w int32) uint32 {
@@ -150,30 +167,43 @@ func headerEdits(n *ruleNotes, at string, h *networkingapi.Headers) mesh.HeaderE
 
 func headerOps(n *ruleNotes, at string, ops *networkingapi.Headers_HeaderOperations, request bool) (out mesh.HeaderOps) {
 	for _, name := range ops.GetRemove() {
-		if name = strings.ToLower(name); name == "host" || !mesh.IsHeaderName(name) {
+		switch name = strings.ToLower(name); {
+		case name == "host" && request:
+			n.note(Ignored, at+".remove", "the host of a request cannot be removed")
+		case name == "host", !mesh.IsHeaderName(name):
 			n.refuse(at+".remove", "%q cannot be removed", name)
-			continue
+		default:
+			out.Remove = append(out.Remove, name)
 		}
-		out.Remove = append(out.Remove, name)
 	}
-	lines := func(field string, m map[string]string, authority bool) (lines []mesh.Header) {
+	lines := func(field string, m map[string]string) (lines []mesh.Header) {
 		for _, name := range slices.Sorted(maps.Keys(m)) {
 			h := mesh.Header{Name: strings.ToLower(name), Value: m[name]}
-			if settableHeader(n, at+field, h, authority) {
+			if settableHeader(n, at+field, h, request) {
 				lines = append(lines, formatted(n, at+field, h, true))
 			}
 		}
 		return lines
 	}
-	out.Set, out.Add = lines(".set", ops.GetSet(), request), lines(".add", ops.GetAdd(), false)
+	out.Set = lines(".set", ops.GetSet())
+	set := slices.ContainsFunc(out.Set, isAuthority)
+	for _, h := range lines(".add", ops.GetAdd()) {
+		switch {
+		case !isAuthority(h):
+			out.Add = append(out.Add, h)
+		case !set: // a request has one host: to add it is to set it, unless that is done already
+			out.Set = append(out.Set, h)
+		}
+	}
 	return out
 }
 
+func isAuthority(h mesh.Header) bool { return h.Name == "host" || h.Name == ":authority" }
+
 // settableHeader refuses the rule for what cannot be a line of a header. authority: host and :authority may be set.
 func settableHeader(n *ruleNotes, field string, h mesh.Header, authority bool) bool {
-	isAuthority := h.Name == "host" || h.Name == ":authority"
 	switch {
-	case isAuthority && !authority, !isAuthority && !mesh.IsHeaderName(h.Name):
+	case isAuthority(h) && !authority, !isAuthority(h) && !mesh.IsHeaderName(h.Name):
 		n.refuse(field, "%q cannot be set", h.Name)
 	case !mesh.IsHeaderValue(h.Value):
 		n.refuse(field, "the value of %q holds a control character", h.Name)
@@ -202,7 +232,7 @@ func formatted(n *ruleNotes, field string, h mesh.Header, doubled bool) mesh.Hea
 	case err != nil:
 		n.note(Unsupported, field, "the value of %q is sent as it is written: %v", h.Name, err)
 		return plain
-	case h.Name == "host" || h.Name == ":authority":
+	case isAuthority(h):
 		n.refuse(field, "%q cannot be set to a value with operators", h.Name)
 	case len(f.Never) > 0:
 		n.note(Unsupported, field, "nothing is put in the place of %s in %q", strings.Join(f.Never, ", "), h.Name)
