@@ -15,8 +15,32 @@ import (
 
 // shared are the HTTP/2 connections to an endpoint, each of which carries many requests. mu of upstreams guards it.
 type shared struct {
-	conns []*http2.ClientConn
+	conns []sharedConn
 	dial  *dialing // nil: nobody is dialling
+}
+
+// sharedConn is one of them.
+type sharedConn struct {
+	*http2.ClientConn
+	tunnel *hbone.Stream // that carries it; nil: none does
+}
+
+// draining reports whether it is inside of a tunnel that is about to end.
+func (c *sharedConn) draining() bool { return c.tunnel != nil && c.tunnel.Draining() }
+
+// open opens a stream on a connection that has room, or returns nil. One whose tunnel drains ends with the streams it has.
+func (s *shared) open() *http2.ClientStream {
+	for i := range s.conns {
+		c := &s.conns[i]
+		if c.draining() {
+			c.Retire()
+			continue
+		}
+		if st := c.Open(); st != nil {
+			return st
+		}
+	}
+	return nil
 }
 
 // dialing is one attempt to connect, which everybody who needs the endpoint waits for.
@@ -65,12 +89,11 @@ func (u *upstreams) streamNow(e *endpoint) *upstream {
 	if there == nil {
 		return nil
 	}
-	for _, c := range there.shared.conns {
-		if st := c.Open(); st != nil {
-			return &upstream{stream: st, use: st.Use(), to: e, reused: true}
-		}
+	st := there.shared.open()
+	if st == nil {
+		return nil
 	}
-	return nil
+	return &upstream{stream: st, use: st.Use(), to: e, reused: true}
 }
 
 // streamOr opens a stream on a connection that is there, or returns the attempt to wait for.
@@ -83,10 +106,8 @@ func (u *upstreams) streamOr(ctx context.Context, to pick, h hbone.Header, pool 
 		u.endpoints[to.endpoint.key] = to.endpoint // it was forgotten meanwhile
 	}
 	s := &to.endpoint.shared
-	for _, c := range s.conns {
-		if st := c.Open(); st != nil {
-			return st, nil, nil
-		}
+	if st := s.open(); st != nil {
+		return st, nil, nil
 	}
 	if u.closed {
 		return nil, nil, net.ErrClosed
@@ -117,7 +138,7 @@ func (u *upstreams) share(ctx context.Context, to pick, h hbone.Header, cfg http
 	s.dial, d.err = nil, err
 	if err == nil {
 		c = http2.NewClientConn(conn, cfg)
-		s.conns = append(s.conns, c)
+		s.conns = append(s.conns, sharedConn{c, tunnelOf(conn)})
 	}
 	closed := u.closed
 	u.mu.Unlock()
@@ -133,15 +154,15 @@ func (u *upstreams) share(ctx context.Context, to pick, h hbone.Header, cfg http
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if i := slices.Index(s.conns, c); i >= 0 {
+	if i := slices.IndexFunc(s.conns, func(there sharedConn) bool { return there.ClientConn == c }); i >= 0 {
 		s.conns = slices.Delete(s.conns, i, i+1)
 	}
 }
 
-// unused are the connections without a stream since before then. mu of upstreams is held.
-func (s *shared) unused(then time.Time) (old []*http2.ClientConn) {
+// unused are the connections without a stream since before then, and those that may carry no other. mu of upstreams is held.
+func (s *shared) unused(then time.Time) (old []sharedConn) {
 	for _, c := range s.conns {
-		if since, idle := c.Idle(); idle && since.Before(then) {
+		if since, idle := c.Idle(); idle && since.Before(then) || c.draining() {
 			old = append(old, c)
 		}
 	}
@@ -150,7 +171,7 @@ func (s *shared) unused(then time.Time) (old []*http2.ClientConn) {
 
 // closeShared closes every shared connection, busy or not.
 func (u *upstreams) closeShared() {
-	var all []*http2.ClientConn
+	var all []sharedConn
 	u.mu.Lock()
 	for _, e := range u.endpoints {
 		all = append(all, e.shared.conns...)

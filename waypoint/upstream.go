@@ -223,7 +223,7 @@ func (u *upstreams) kept(e *endpoint, once bool) *upstream {
 		seen := isSeen(up.conn)
 		idle := time.Since(up.since)
 		switch {
-		case !up.Reusable() || idle >= idleFor(up.pool):
+		case !up.Reusable() || idle >= idleFor(up.pool) || draining(up.conn):
 		case !once && idle < unseenFor && !up.Doubtful(), !ended(up.conn) && (seen || !once || idle < freshFor):
 			return up
 		}
@@ -259,7 +259,7 @@ func (u *upstreams) take(e *endpoint) *upstream {
 // put keeps a connection for the next request, if it can carry one.
 func (u *upstreams) put(up *upstream) {
 	up.served++
-	if up.stream != nil || !up.Reusable() || up.pool != nil && up.pool.MaxPerConnection > 0 && up.served >= up.pool.MaxPerConnection {
+	if up.stream != nil || !up.Reusable() || draining(up.conn) || up.pool != nil && up.pool.MaxPerConnection > 0 && up.served >= up.pool.MaxPerConnection {
 		up.Close()
 		return
 	}
@@ -379,6 +379,21 @@ func ended(conn net.Conn) bool {
 	return over || err != nil
 }
 
+// tunnelOf is the tunnel that carries a connection, if one does.
+func tunnelOf(conn net.Conn) *hbone.Stream {
+	if t, ok := conn.(*tls.Conn); ok {
+		conn = t.NetConn()
+	}
+	s, _ := conn.(*hbone.Stream)
+	return s
+}
+
+// draining reports whether a connection is inside of a tunnel that is about to end: nothing new is begun there.
+func draining(conn net.Conn) bool {
+	s := tunnelOf(conn)
+	return s != nil && s.Draining()
+}
+
 // isSeen reports whether ended sees the end of a connection: not inside of TLS.
 func isSeen(conn net.Conn) bool {
 	switch conn.(type) {
@@ -413,12 +428,12 @@ func (u *upstreams) run(ctx context.Context) {
 // sweep closes what has been idle for too long, and forgets endpoints and clusters that nothing is left of.
 func (u *upstreams) sweep(now time.Time) {
 	var old []*upstream
-	var unused []*http2.ClientConn
+	var unused []sharedConn
 	u.mu.Lock()
 	for key, e := range u.endpoints {
 		var kept []*upstream
 		for _, up := range e.idle {
-			if up.until.Before(now) {
+			if up.until.Before(now) || draining(up.conn) {
 				old = append(old, up)
 				continue
 			}

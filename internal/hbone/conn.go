@@ -53,7 +53,7 @@ type conn struct {
 	nextID    uint32               // client: of the next stream
 	maxPeerID uint32               // server: the highest stream the peer opened
 	running   int                  // server: handlers that have not returned
-	draining  bool                 // no new streams; ends with the last stream
+	draining  atomic.Bool          // no new streams; ends with the last stream. Read without mu only by Stream.Draining
 	lastID    uint32               // server: streams above it are ignored, once the second GOAWAY went out
 	goneAway  bool                 // server: that GOAWAY went out
 	idleSince time.Time
@@ -186,9 +186,9 @@ func (c *conn) tick() {
 		return
 	}
 	if c.idleTimeout > 0 && len(c.streams) == 0 && now.Sub(c.idleSince) >= c.idleTimeout {
-		c.draining = true
+		c.draining.Store(true)
 	}
-	if c.draining && len(c.streams) == 0 && c.server == nil {
+	if c.draining.Load() && len(c.streams) == 0 && c.server == nil {
 		c.mu.Unlock()
 		c.shut(http2.ErrCodeNo, ErrClosed)
 		return
@@ -255,7 +255,7 @@ func (c *conn) shut(code http2.ErrCode, cause error) {
 // leaveLocked sends what is staged and an alert, and ends the connection. It is called with c.mu held and the connection
 // alive, and releases c.mu. It returns when all is done; a peer that does not take the alert gets little time to.
 func (c *conn) leaveLocked(last record.Alert, cause error) {
-	c.draining = true
+	c.draining.Store(true)
 	if c.w.failAfter == nil { // else somebody is leaving already, and the first cause stays
 		c.w.failAfter, c.w.lastWord = cause, last
 		c.raw.SetWriteDeadline(time.Now().Add(closeTimeout))
@@ -292,11 +292,11 @@ func (c *conn) leave(last record.Alert, cause error) {
 // stream is named (RFC 9113, 6.8), and the connection ends with its last stream.
 func (c *conn) drain() {
 	c.mu.Lock()
-	if c.err != nil || c.draining {
+	if c.err != nil || c.draining.Load() {
 		c.mu.Unlock()
 		return
 	}
-	c.draining = true
+	c.draining.Store(true)
 	if c.server != nil {
 		c.drainPing = true
 		c.w.staged = appendGoAway(c.w.staged, maxStreamID, http2.ErrCodeNo)
@@ -333,7 +333,7 @@ func (c *conn) forgetLocked(s *Stream) {
 		return
 	}
 	c.idleSince = time.Now()
-	if c.draining && (c.server == nil || c.goneAway) && c.err == nil {
+	if c.draining.Load() && (c.server == nil || c.goneAway) && c.err == nil {
 		// Not under the lock, and not on the caller's time.
 		c.handlers.Go(func() { c.shut(http2.ErrCodeNo, ErrClosed) })
 	}
@@ -342,7 +342,7 @@ func (c *conn) forgetLocked(s *Stream) {
 // usableLocked reports whether a client connection can take one more stream. Certificates that have expired before the first
 // are the peer's to judge: another dial would not mend them.
 func (c *conn) usableLocked() bool {
-	return c.err == nil && !c.draining && c.nextID <= maxStreamID &&
+	return c.err == nil && !c.draining.Load() && c.nextID <= maxStreamID &&
 		len(c.streams) < c.maxStreams && len(c.streams) < int(c.peerMaxStreams) &&
 		(c.expires.IsZero() || c.nextID == 1 || time.Now().Before(c.expires))
 }

@@ -493,7 +493,7 @@ func (c *conn) pingFrame(h frameHeader, data [8]byte) error {
 // goAwayFrame is RFC 9113, 6.8: no new streams, and those the peer did not process may be retried elsewhere.
 func (c *conn) goAwayFrame(last uint32, code http2.ErrCode) error {
 	c.mu.Lock()
-	c.draining = true
+	c.draining.Store(true)
 	var refused []*Stream
 	if c.server == nil {
 		for id, s := range c.streams {

@@ -210,6 +210,10 @@ func (s *Stream) Ended() bool {
 	return s.in.end || s.in.size > 0
 }
 
+// Draining reports whether the stream's connection ends with the streams it has: either side has said so (GOAWAY, RFC 9113, 6.8). What
+// is under way goes on; what is to be asked next is better asked on a tunnel of another connection.
+func (s *Stream) Draining() bool { return s.c.draining.Load() }
+
 // CloseWrite ends our half of the stream.
 func (s *Stream) CloseWrite() error {
 	s.writing.Lock()
