@@ -170,6 +170,9 @@ func (s *session) plan(p *plan, b *route.Backend) *reply {
 	}
 	key := s.to.cluster(b.Service, &b.Ref)
 	s.log.cluster(key.service, key.subset, key.port)
+	if r := s.trespasses(p, key); r != nil {
+		return r
+	}
 	if key.service == "" {
 		if p.direct, p.self = v.Workload(s.to.uid), v.self; p.direct == nil {
 			return &replyNoUpstream

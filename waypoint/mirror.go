@@ -133,7 +133,7 @@ func (s *session) mirror(p *plan) {
 			if !list[i].Hit(rand.Uint32()) {
 				continue
 			}
-			c, ok := s.mirrorTo(&list[i])
+			c, ok := s.mirrorTo(p, &list[i])
 			if !ok {
 				continue
 			}
@@ -152,8 +152,12 @@ func (s *session) mirror(p *plan) {
 }
 
 // mirrorTo picks who gets a copy.
-func (s *session) mirrorTo(m *route.Mirror) (mirrored, bool) {
-	t := s.view.target(s.up, s.cfg.Namespace, s.to.cluster(m.Service, &m.Ref))
+func (s *session) mirrorTo(p *plan, m *route.Mirror) (mirrored, bool) {
+	key := s.to.cluster(m.Service, &m.Ref)
+	if s.trespasses(p, key) != nil {
+		return mirrored{}, false
+	}
+	t := s.view.target(s.up, s.cfg.Namespace, key)
 	if t == nil {
 		return mirrored{}, false
 	}

@@ -294,6 +294,22 @@ func (s *session) judge() *reply {
 	return nil
 }
 
+// trespasses refuses what a rule leads to another service whose policies do not let it in, as it would arrive there.
+func (s *session) trespasses(p *plan, to clusterKey) *reply {
+	if s.rule.Route == nil || to.service == s.to.service {
+		return nil
+	}
+	asked := s.asked
+	asked.Path, asked.Host = p.path, p.host
+	d := s.authorizeLead(s.view, s.rule, to, &asked)
+	if d.ok {
+		return nil
+	}
+	denied := replyDenied
+	denied.details = d.details
+	return &denied
+}
+
 // refuseConnect refuses a tunnel through the application, as Envoy does that was not told otherwise. Nobody would look at the
 // requests in it, and many an application answers CONNECT with 200 like any other request, and then reads the next.
 func (s *session) refuseConnect() *reply {

@@ -108,6 +108,10 @@ func (t *tunnel) courseTCP(ctx context.Context, r *record) *course {
 func (t *tunnel) pickTCP(ctx context.Context, v *view, b *route.Backend, r *record) *course {
 	key := t.to.cluster(b.Service, &b.Ref)
 	r.cluster(key.service, key.subset, key.port)
+	if d := t.authorizeLead(v, r.route, key, nil); !d.ok {
+		r.fail("-", d.details)
+		return nil
+	}
 	r.service = v.Service(key.service)
 	c := course{target: v.target(t.up, t.cfg.Namespace, key)}
 	if c.target == nil {
