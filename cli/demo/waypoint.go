@@ -23,20 +23,22 @@ const (
 // The manifest that the part of the demo under way is about goes by this name: two of them never hold at a time.
 const ruleFile = "rule.yaml"
 
-// startWaypoint runs the waypoint's program in its pod, with more flags, and waits until it is ready.
+// startWaypoint runs the waypoint's program in its pod, which is named as its Gateway and account, with more flags, and waits
+// until it is ready.
 func (w *world) startWaypoint(ctx context.Context, p *netlab.Pod, node string, more ...string) error {
-	token := w.path("tokens", "waypoint")
-	if err := w.istiodTool(ctx, "token", "-service-account=shop/waypoint", "-pod="+p.Spec.Name, "-node="+node, "-out="+token); err != nil {
+	name := p.Spec.Name
+	token := w.path("tokens", name)
+	if err := w.istiodTool(ctx, "token", "-service-account=shop/"+name, "-pod="+name, "-node="+node, "-out="+token); err != nil {
 		return err
 	}
-	args := append([]string{"-gateway=waypoint", "-namespace=shop", "-pod-name=" + p.Spec.Name,
+	args := append([]string{"-gateway=" + name, "-namespace=shop", "-pod-name=" + p.Spec.Name,
 		"-instance-ip=" + p.IPs[0].String(), "-xds-root-ca=" + w.path("tokens", "root-cert.pem"), "-auth-token=" + token,
 		"-xds-address=https://" + netip.AddrPortFrom(w.lab.ControlPlane.IPs[0], mesh.PortXDS).String(), "-drain-delay=0s"}, more...)
-	_, err := w.start("waypoint", p.Namespace, "waypoint", args...)
+	_, err := w.start(name, p.Namespace, "waypoint", args...)
 	if err != nil {
 		return err
 	}
-	return w.ready(ctx, "waypoint", p.Namespace, mesh.PortReadiness, "/healthz/ready")
+	return w.ready(ctx, name, p.Namespace, mesh.PortReadiness, "/healthz/ready")
 }
 
 // rule makes one manifest the only one about service api.
