@@ -113,6 +113,44 @@ func TestAnalyzeTellsWhatDoesNotDoWhatItSays(t *testing.T) {
 	}
 }
 
+// What Istio's ingress would serve is named, and what is for other controllers is not.
+func TestAnalyzeTellsOfTheEdge(t *testing.T) {
+	const edge = shop + `---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: front, namespace: shop}
+spec: {gatewayClassName: CLASS, listeners: [{name: http, port: 80, protocol: HTTP}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: cart, namespace: shop}
+spec: {parentRefs: [{name: PARENT}], rules: [{backendRefs: [{name: cart, port: 80}]}]}
+`
+	for _, tt := range []struct {
+		class, parent string
+		code          int
+		want          string
+	}{
+		{"istio", "front", 1, "Gateway shop/front: Ignored: has no effect: Gateways of class istio are not served yet, only waypoints are; " +
+			"leave it to another controller\nHTTPRoute shop/cart: Ignored: parentRefs[0]: has no effect: Gateway shop/front is of class istio, " +
+			"which is not served yet; rules of the mesh have a Service as parent\nmistctl: 2 problems\n"},
+		{"nginx", "front", 0, "no problem found\n"},
+		{"nginx", "back", 1, "HTTPRoute shop/cart: ParentNotFound: parentRefs[0]: there is no Gateway shop/back; " +
+			"rules of the mesh have a Service as parent\nmistctl: 1 problem\n"},
+	} {
+		code, out := offline(t, strings.NewReplacer("CLASS", tt.class, "PARENT", tt.parent).Replace(edge), "analyze", "FILE")
+		if code != tt.code || out != tt.want {
+			t.Errorf("analyze of a Gateway of class %s = %d\n%s\nwant %d\n%s", tt.class, code, out, tt.code, tt.want)
+		}
+	}
+	// A wildcard that everybody else has taken is told apart from one that stands for nothing.
+	star := shop + "---\n{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {name: star, namespace: shop}, " +
+		"spec: {hosts: ['*'], http: [{directResponse: {status: 200}}]}}\n"
+	if _, out := offline(t, star, "analyze", "FILE"); !strings.Contains(out, "hosts[0]: of the services that * covers none is left") {
+		t.Errorf("analyze of a wildcard with nothing left = %q", out)
+	}
+}
+
 // A policy for pods that are behind a waypoint never sees who calls them.
 func TestAnalyzeTellsOfCallersThatAreNotSeen(t *testing.T) {
 	const mesh = `

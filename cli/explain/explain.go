@@ -64,6 +64,7 @@ func gathered(paths []string, do func(dir string) (*Mesh, error)) (*Mesh, error)
 func read(ctx context.Context, dir string, born metav1.Time, cfg translate.Config) (*Mesh, error) {
 	cfg = cfg.WithDefaults()
 	x := index.New(cfg)
+	var edge []Problem
 	source := files.New(files.Config{Dir: dir})
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -73,6 +74,7 @@ func read(ctx context.Context, dir string, born metav1.Time, cfg translate.Confi
 				o.SetCreationTimestamp(born)
 			}
 		}
+		edge = atTheEdge(events)
 		x.Apply(append(events, waypointServices(events)...)...)
 		cancel() // the first call carries everything
 	})
@@ -91,7 +93,7 @@ func read(ctx context.Context, dir string, born metav1.Time, cfg translate.Confi
 	if err != nil {
 		return nil, err
 	}
-	m.problems = append(m.problems, asleep...)
+	m.problems = append(append(m.problems, asleep...), edge...)
 	m.judge()
 	return m, nil
 }
@@ -107,7 +109,7 @@ func waypointServices(events []index.Event) (made []index.Event) {
 	}
 	for _, e := range events {
 		g, ok := e.Object.(*gatewayv1.Gateway)
-		if !ok {
+		if !ok || slices.Contains(ingressClasses, g.Spec.GatewayClassName) {
 			continue
 		}
 		name := translate.ServiceOfGateway(g)

@@ -86,6 +86,7 @@ func (v *vsTranslator) parents() []mesh.RouteParent {
 		}
 	}
 	if !forMesh(spec.Gateways) {
+		v.add(Ignored, "none of its gateways is mesh: its rules have no effect, and ingress is not served yet; add mesh to have them at waypoints")
 		return nil
 	}
 	clients := exportedTo(v.cfg, v.vs)
@@ -95,13 +96,25 @@ func (v *vsTranslator) parents() []mesh.RouteParent {
 	}
 	var parents []mesh.RouteParent
 	for i, host := range spec.Hosts {
-		found := v.servicesOf(fullHost(v.cfg, v.vs.Namespace, host), clients)
-		if len(found) == 0 {
+		full := fullHost(v.cfg, v.vs.Namespace, host)
+		found := v.servicesOf(full, clients)
+		switch {
+		case len(found) > 0:
+		case v.covers(full):
+			v.add(Ignored, "hosts[%d]: of the services that %s covers none is left: other VirtualServices name each more closely, or it is "+
+				"not seen from the namespaces of exportTo", i, host)
+		default:
 			v.add(Ignored, "hosts[%d]: no service %s is known to the mesh", i, host)
 		}
 		parents = append(parents, found...)
 	}
 	return sortedParents(parents)
+}
+
+// covers reports whether a wildcard stands for any service, be it one that others name more closely.
+func (v *vsTranslator) covers(host string) bool {
+	suffix, wild := strings.CutPrefix(host, "*")
+	return wild && (suffix == "" || suffix[0] == '.') && len(v.c.ServicesBelow(suffix)) > 0
 }
 
 // servicesOf are the parents that a host stands for.
