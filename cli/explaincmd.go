@@ -91,7 +91,12 @@ for a connection; the URL's host is a service: NAME, NAME.NAMESPACE or its full 
 		Example: "  mistctl explain GET http://reviews.shop/v2\n" +
 			"  mistctl explain GET http://reviews.shop/v2 -H 'x-user: tester' -f manifests/\n" +
 			"  mistctl explain TLS db.shop:443 --sni db.example -f manifests/",
-		Args: cobra.ExactArgs(2),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 2 {
+				return errors.New("want METHOD and URL, as in mistctl explain GET http://cart.shop/v2")
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			q.Method, q.URL, q.Headers = args[0], args[1], make(map[string]string, len(headers))
 			for _, h := range headers {

@@ -53,6 +53,7 @@ func TestExplainNamesTheRuleAndWhatFollows(t *testing.T) {
 		{[]string{"GET", "http://cart.shop/x", "-H", "X-User: ann"}, 0, "rule: VirtualService/shop/cart/http/0\nanswer 200 \"hello\"\n"},
 		{[]string{"GET", "cart"}, 0, "rule: VirtualService/shop/cart/http/1\nanswer 410 \"\"\n"},
 		{[]string{"GET", "cart:81"}, 1, "mistctl: service shop/cart.shop.svc.cluster.local has no port 81\n"},
+		{[]string{"cart"}, 1, "mistctl: want METHOD and URL, as in mistctl explain GET http://cart.shop/v2\n"},
 		{[]string{"GET", "card"}, 1, "mistctl: no service is called card\n"},
 		{[]string{"GET", "cart", "-H", "x-user"}, 1, "mistctl: -H \"x-user\": want NAME: VALUE\n"},
 	} {
