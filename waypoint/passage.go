@@ -5,6 +5,7 @@ import (
 	"sync"
 
 	"github.com/mistnet/mistnet/internal/authz"
+	"github.com/mistnet/mistnet/waypoint/route"
 )
 
 // passage is what was let through once and lasts: a connection that is not HTTP, or one that no longer is.
@@ -12,6 +13,11 @@ type passage struct {
 	tunnel *tunnel
 	http   *authz.HTTP // the request it began with; nil: none
 	end    context.CancelCauseFunc
+
+	// Where a rule led it.
+	rule *route.Rule
+	to   clusterKey
+	led  *authz.HTTP // the request as it arrived there; nil: none
 }
 
 // passages are those under way. One is registered before it is authorized, so that a change of policies cannot slip between
@@ -34,6 +40,13 @@ func (ps *passages) enter(ctx context.Context, t *tunnel, http *authz.HTTP) (con
 	return ctx, p
 }
 
+// lead notes where a rule led p. The caller looks whether it may still go there.
+func (ps *passages) lead(p *passage, rule *route.Rule, to clusterKey, led *authz.HTTP) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	p.rule, p.to, p.led = rule, to, led
+}
+
 // leave forgets p. It returns when nobody looks at the passage's request any more.
 func (ps *passages) leave(p *passage) {
 	ps.mu.Lock()
@@ -52,7 +65,11 @@ func (ps *passages) recheck(v *view) {
 }
 
 func (p *passage) recheck(v *view) {
-	if d := p.tunnel.authorize(v, p.http); !d.ok && !d.unknown {
+	d := p.tunnel.authorize(v, p.http)
+	if d.ok && p.rule != nil {
+		d = p.tunnel.authorizeLead(v, p.rule, p.to, p.led)
+	}
+	if !d.ok && !d.unknown {
 		p.end(&policyChangedError{d.details})
 	}
 }

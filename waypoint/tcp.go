@@ -14,6 +14,7 @@ type course struct {
 	pick
 	target *target // nil when a workload was asked for
 	search search
+	key    clusterKey // of the target
 }
 
 // serveTCP carries a connection that is not HTTP. accept gives the client's end once the other is there; refuse is called
@@ -30,6 +31,8 @@ func (t *tunnel) serveTCP(ctx context.Context, accept func() (relay.Conn, error)
 	}
 	within := connectTimeout
 	if c.target != nil {
+		t.passages.lead(p, r.route, c.key, nil)
+		p.recheck(t.state.load()) // they may have changed meanwhile
 		within = c.target.connect
 	}
 	dialling, cancel := context.WithTimeout(ctx, within)
@@ -113,7 +116,7 @@ func (t *tunnel) pickTCP(ctx context.Context, v *view, b *route.Backend, r *reco
 		return nil
 	}
 	r.service = v.Service(key.service)
-	c := course{target: v.target(t.up, t.cfg.Namespace, key)}
+	c := course{target: v.target(t.up, t.cfg.Namespace, key), key: key}
 	if c.target == nil {
 		r.fail("NC", "cluster_not_found")
 		return nil

@@ -1,7 +1,11 @@
 package waypoint_test
 
 import (
+	"errors"
+	"io"
 	"net/http"
+	"os"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -66,6 +70,7 @@ func TestRulesOfStrangersLeadPastNoPolicy(t *testing.T) {
 				l.client = l.client2()
 			}
 			l.becomes("ruled", "http://10.9.0.1/other", http.StatusNotFound)
+			l.eventually("both rules known", func() bool { return strings.Count(l.page(":15000/config_dump"), `"RuleName"`) >= 2 })
 			for range 3 { // the first opens a connection
 				if resp, body := l.get("http://10.9.0.1/taken"); resp.StatusCode != c.want {
 					t.Errorf("a request that is led to the bank: %d %q, want %d", resp.StatusCode, body, c.want)
@@ -105,6 +110,33 @@ func TestARuleOfStrangersIsJudgedByWhatItAsksFor(t *testing.T) {
 	}
 }
 
+// TestAStreamThatWasLedEnds when the policies of where it was led no longer let it in.
+func TestAStreamThatWasLedEnds(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, nil)
+	l.service("cart", "10.9.0.1", mesh.AppTCP, named(t, "cart"))
+	bank := l.service("bank", "10.9.0.2", mesh.AppTCP, named(t, "bank"))
+	l.known("cart", "bank")
+	l.policy("closed", mesh.Deny, mesh.StringMatch{Kind: mesh.MatchPrefix, Value: "/"})
+	l.rule(&mesh.Route{Kind: mesh.KindVirtualService, Namespace: "evil", Name: "way", Protocol: mesh.RouteTCP,
+		Stream: &mesh.StreamRule{Backends: []mesh.Backend{to("bank", 1)}}})
+	l.eventually("led", func() bool {
+		_, got := l.get("http://10.9.0.1/")
+		l.client.CloseIdleConnections()
+		return got == "bank /"
+	})
+	s, err := l.open(t.Context(), "10.9.0.1:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	l.guarded(bank, "shop/closed")
+	_ = s.SetReadDeadline(time.Now().Add(20 * time.Second))
+	if _, err := s.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the connection goes on: %v", err)
+	}
+}
+
 // TestStreamsOfStrangersLeadPastNoPolicy: the same of connections that are not HTTP.
 func TestStreamsOfStrangersLeadPastNoPolicy(t *testing.T) {
 	t.Parallel()
@@ -133,9 +165,11 @@ func TestStreamsOfStrangersLeadPastNoPolicy(t *testing.T) {
 					got = "refused"
 					return true
 				}
-				s.Close()
-				_, got = l.get("http://10.9.0.1/")
-				l.client.CloseIdleConnections()
+				defer s.Close()
+				_ = s.SetDeadline(time.Now().Add(10 * time.Second))
+				_, _ = io.WriteString(s, "GET / HTTP/1.0\r\n\r\n")
+				all, _ := io.ReadAll(s)
+				_, got, _ = strings.Cut(string(all), "\r\n\r\n")
 				return got != "cart /"
 			})
 			if want := map[bool]string{true: "bank /", false: "refused"}[open]; got != want {
