@@ -13,6 +13,7 @@ import (
 	"github.com/mistnet/mistnet/internal/accesslog"
 	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/waypoint/http1"
+	"github.com/mistnet/mistnet/waypoint/http2"
 	"github.com/mistnet/mistnet/waypoint/route"
 )
 
@@ -273,16 +274,36 @@ func (s *session) avoids() bool {
 	return s.search.way.Key == ""
 }
 
-// exchange carries the request to an endpoint, and the response back unless it is one to try again. When a kept
-// connection turns out to be closed, the request goes out once more on a new one, if it may be sent twice.
+// maxResends bounds how often a request is sent once more within a try, which no retry policy is asked about: each is on another
+// connection.
+const maxResends = 4
+
+// resends reports whether a failed exchange is made once more within the same try, n times having been made before. It is where nobody
+// has looked at the request, and where a connection that was there ended before it said anything, if the request may be sent twice. An
+// application that refuses a stream has said how it fares: it is asked once more, as by gRPC (proposal A6), and then as retries are.
+func (s *session) resends(up *upstream, e *http1.Error, n int) bool {
+	switch {
+	case n >= maxResends:
+		return false
+	case e.Reason == http1.UpstreamClosed:
+		return up.reused && idempotent(s.q.Method)
+	case e.Reason == http1.UpstreamRefused && errors.Is(e, http2.ErrUnseen):
+		return true
+	}
+	return e.Reason == http1.UpstreamRefused && up.reused && n == 0
+}
+
+// exchange carries the request to an endpoint, and the response back unless it is one to try again.
 func (s *session) exchange(ctx context.Context, p *plan, to pick) (*upstream, route.Outcome, *reply) {
 	f := &s.flight
-	for fresh := false; ; fresh = true {
+	for n := 0; ; n++ {
 		var err error
 		if s.progress < launched {
 			if s.progress < connected {
-				f.until, f.untilWhole = p.deadline(time.Now())
-				if f.up, err = s.connect(ctx, p, to, fresh, f.until); err != nil {
+				if n == 0 { // else the time of the try goes on
+					f.until, f.untilWhole = p.deadline(time.Now())
+				}
+				if f.up, err = s.connect(ctx, p, to, n > 0, f.until); err != nil {
 					return s.unconnected(err, f.until, f.untilWhole)
 				}
 			}
@@ -299,8 +320,7 @@ func (s *session) exchange(ctx context.Context, p *plan, to pick) (*upstream, ro
 			s.busy.Store(nil)
 			up.Close()
 			e := asError(err)
-			stale := up.reused && e.Reason == http1.UpstreamClosed && idempotent(s.q.Method) || up.reused && !fresh && e.Reason == http1.UpstreamRefused
-			if stale && ctx.Err() == nil && s.q.Body.Rewind() {
+			if s.resends(up, e, n) && ctx.Err() == nil && s.q.Body.Rewind() {
 				continue
 			}
 			if e.Reason == http1.UpstreamReset && !f.until.IsZero() && !time.Now().Before(f.until) {

@@ -199,7 +199,7 @@ func (st *ClientStream) mayBeginLocked() error {
 	case st.err != nil:
 		return st.err
 	case c.err != nil, c.draining, c.nextID > maxStreamID:
-		return errRefused
+		return ErrUnseen
 	}
 	return nil
 }
@@ -423,7 +423,7 @@ func (st *ClientStream) blame(err error) *http1.Error {
 		reason = http1.UpstreamBroken
 	case st.responded.Load():
 		reason = http1.UpstreamCut
-	case err == errRefused, isReset && reset.remote && reset.code == http2.ErrCodeRefusedStream:
+	case err == ErrUnseen, isReset && reset.remote && reset.code == http2.ErrCodeRefusedStream:
 		reason = http1.UpstreamRefused
 	case isReset && reset.remote:
 		reason = http1.UpstreamReset

@@ -56,8 +56,11 @@ var (
 	errPeerClosed  = errors.New("http2: connection closed by peer")
 	errPingTimeout = errors.New("http2: peer did not answer a ping in time")
 	errIdle        = errors.New("http2: nothing was asked for long")
-	errRefused     = errors.New("http2: the peer did not look at the stream")
 )
+
+// ErrUnseen is what a request ended of that the peer did not look at: it was not sent yet when its connection ended or drained, or the
+// peer's GOAWAY left it out (RFC 9113, 6.8). It may be sent again, whatever it asks for.
+var ErrUnseen = errors.New("http2: the peer did not look at the stream")
 
 // tickInterval is how often budgets are refilled.
 const tickInterval = 10 * time.Second

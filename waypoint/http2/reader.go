@@ -390,7 +390,7 @@ func (c *conn) goAwayFrame(last uint32) {
 	c.lastID = min(c.lastID, last)
 	for id, s := range c.streams {
 		if id > last {
-			s.endLocked(errRefused)
+			s.endLocked(ErrUnseen)
 			c.forgetLocked(s)
 		}
 	}
