@@ -234,7 +234,6 @@ func (s *soak) judge(service, method string, m mood, resp *http.Response, text s
 		s.count("well: " + m.what)
 		return
 	case strings.HasSuffix(text, "overflow"), resp.Header.Get("X-Envoy-Overloaded") != "":
-	case service == "two" && (method == "HEAD" || strings.HasSuffix(text, "remote refused stream reset")): // and so did the next one
 	case method == "POST" && service != "two" && strings.Contains(text, "connection termination"): // net/http's HTTP/1.1 servers do so, too
 	case strict:
 		s.t.Errorf("%s: %s %q, %v", what, resp.Status, text, err)
