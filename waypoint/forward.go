@@ -275,7 +275,7 @@ func (s *session) avoids() bool {
 }
 
 // maxResends bounds how often a request is sent once more within a try, which no retry policy is asked about: each is on another
-// connection.
+// connection, the last on one of its own.
 const maxResends = 4
 
 // resends reports whether a failed exchange is made once more within the same try, n times having been made before. It is where nobody
@@ -303,7 +303,7 @@ func (s *session) exchange(ctx context.Context, p *plan, to pick) (*upstream, ro
 				if n == 0 { // else the time of the try goes on
 					f.until, f.untilWhole = p.deadline(time.Now())
 				}
-				if f.up, err = s.connect(ctx, p, to, n > 0, f.until); err != nil {
+				if f.up, err = s.connect(ctx, p, to, n, f.until); err != nil {
 					return s.unconnected(err, f.until, f.untilWhole)
 				}
 			}
@@ -357,13 +357,15 @@ func (s *session) address(ctx context.Context, p *plan, now time.Time) {
 	s.shake(f.up)
 }
 
-func (s *session) connect(ctx context.Context, p *plan, to pick, fresh bool, until time.Time) (*upstream, error) {
+// connect returns what the request is sent on, n times having been sent before.
+func (s *session) connect(ctx context.Context, p *plan, to pick, n int, until time.Time) (*upstream, error) {
+	last := n == maxResends && s.q.Upgrade == ""
 	switch {
-	case p.http2 && s.q.Upgrade == "":
+	case p.http2 && s.q.Upgrade == "" && !last:
 		if up := s.up.streamNow(to.endpoint); up != nil {
 			return up, nil
 		}
-	case !p.http2 && !fresh:
+	case !p.http2 && n == 0:
 		if up := s.up.kept(to.endpoint, !idempotent(s.q.Method)); up != nil {
 			return up, nil
 		}
@@ -378,6 +380,9 @@ func (s *session) connect(ctx context.Context, p *plan, to pick, fresh bool, unt
 	}
 	ctx, cancel := context.WithDeadline(ctx, limit)
 	defer cancel()
+	if p.http2 && last {
+		return s.up.alone(ctx, to, s.header(), pool)
+	}
 	if p.http2 {
 		up, err := s.up.stream(ctx, to, s.header(), pool, within)
 		if s.q.Upgrade == "" || err == nil && extended(ctx, up) {

@@ -100,11 +100,7 @@ func (u *upstreams) streamNow(e *endpoint) *upstream {
 func (u *upstreams) streamOr(ctx context.Context, to pick, h hbone.Header, pool *mesh.ConnectionPool, within time.Duration) (*http2.ClientStream, *dialing, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if there := u.endpoints[to.endpoint.key]; there != nil {
-		to.endpoint = there
-	} else {
-		u.endpoints[to.endpoint.key] = to.endpoint // it was forgotten meanwhile
-	}
+	u.registered(&to)
 	s := &to.endpoint.shared
 	if st := s.open(); st != nil {
 		return st, nil, nil
@@ -149,14 +145,53 @@ func (u *upstreams) share(ctx context.Context, to pick, h hbone.Header, cfg http
 	if closed {
 		c.Close()
 	}
+	u.carry(to.endpoint, c)
+}
+
+// carry serves a connection of an endpoint until it ends.
+func (u *upstreams) carry(e *endpoint, c *http2.ClientConn) {
 	if err := c.Run(); err != nil {
-		u.log.Debug("connection ended", zap.Stringer("dst.addr", to.endpoint.key.addr), zap.Error(err))
+		u.log.Debug("connection ended", zap.Stringer("dst.addr", e.key.addr), zap.Error(err))
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	s := &e.shared
 	if i := slices.IndexFunc(s.conns, func(there sharedConn) bool { return there.ClientConn == c }); i >= 0 {
 		s.conns = slices.Delete(s.conns, i, i+1)
 	}
+}
+
+// alone opens a stream on a connection that is made for it and carries no other, so that nobody else's requests can end it.
+func (u *upstreams) alone(ctx context.Context, to pick, h hbone.Header, pool *mesh.ConnectionPool) (*upstream, error) {
+	conn, err := u.dial(ctx, to, h, "h2")
+	if err != nil {
+		return nil, err
+	}
+	cfg := http2Config(pool)
+	cfg.Memory, cfg.MaxRequests = u.mem, 1
+	c := http2.NewClientConn(conn, cfg)
+	st := c.Open()
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if st == nil || u.closed {
+		c.Close()
+		return nil, net.ErrClosed
+	}
+	up := &upstream{stream: st, use: st.Use(), to: to.endpoint}
+	u.registered(&to)
+	e := to.endpoint
+	e.shared.conns = append(e.shared.conns, sharedConn{c, tunnelOf(conn)}) // closeShared is to find it
+	u.work.Go(func() { u.carry(e, c) })
+	return up, nil
+}
+
+// registered makes the endpoint of a pick the one that others find. mu of upstreams is held.
+func (u *upstreams) registered(to *pick) {
+	if there := u.endpoints[to.endpoint.key]; there != nil {
+		to.endpoint = there
+		return
+	}
+	u.endpoints[to.endpoint.key] = to.endpoint // it was forgotten meanwhile
 }
 
 // unused are the connections without a stream since before then, and those that may carry no other. mu of upstreams is held.

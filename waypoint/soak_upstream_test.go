@@ -110,9 +110,15 @@ func (a *soakApps) pause(m mood) {
 // silent takes all and says nothing.
 func (a *soakApps) silent(conn *net.TCPConn) { _, _ = io.Copy(io.Discard, conn) }
 
+// sendBack sends what comes back, but not by splice(2), for which package net keeps pipes until the collector takes them: they would be
+// counted as left.
+func sendBack(conn io.Writer, r io.Reader) {
+	_, _ = io.Copy(struct{ io.Writer }{conn}, struct{ io.Reader }{r})
+}
+
 // echo is no HTTP.
 func (a *soakApps) echo(conn *net.TCPConn) {
-	_, _ = io.Copy(conn, conn)
+	sendBack(conn, conn)
 	_ = conn.CloseWrite()
 }
 
@@ -138,7 +144,7 @@ func (a *soakApps) one(conn *net.TCPConn) {
 			if q.Header.Get("Upgrade") == "websocket" {
 				fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nX-Id: %s\r\nSec-WebSocket-Accept: %s\r\n\r\n",
 					m.id, acceptKey(q.Header.Get("Sec-WebSocket-Key")))
-				_, _ = io.Copy(conn, r)
+				sendBack(conn, r)
 				_ = conn.CloseWrite()
 				return
 			}
