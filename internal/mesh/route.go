@@ -347,7 +347,7 @@ type RetryOn uint32
 // The conditions, with Envoy's names beside them.
 const (
 	RetryOn5xx               RetryOn = 1 << iota // 5xx: also when no response came
-	RetryOnGatewayError                          // gateway-error: 502, 503 and 504
+	RetryOnGatewayError                          // gateway-error: 502, 503 and 504, also when no response came
 	RetryOnReset                                 // reset: no response, for whatever reason
 	RetryOnResetBefore                           // reset-before-request: nothing of the request was sent
 	RetryOnConnectFailure                        // connect-failure

@@ -94,7 +94,7 @@ func optionalText(n *ruleNotes, field string, m *networkingapi.StringMatch) *mes
 }
 
 // namedTexts are the tests on headers or query parameters, by name. One that says nothing asks for presence, as does the
-// expression * of a header.
+// expression *.
 func namedTexts(n *ruleNotes, field string, m map[string]*networkingapi.StringMatch, headers bool) (out []mesh.NamedMatch) {
 	for _, name := range slices.Sorted(maps.Keys(m)) {
 		at := fmt.Sprintf("%s[%s]", field, name)
@@ -113,7 +113,7 @@ func namedTexts(n *ruleNotes, field string, m map[string]*networkingapi.StringMa
 			n.refuse(field, "a parameter without a name")
 			continue
 		}
-		if m[name].GetMatchType() != nil && !(headers && m[name].GetRegex() == "*") {
+		if m[name].GetMatchType() != nil && m[name].GetRegex() != "*" {
 			var ok bool
 			if named.Match, ok = text(n, at, m[name]); !ok {
 				continue

@@ -150,17 +150,28 @@ func (c candidate) holds(r *route.Request) bool {
 		}
 	}
 	for _, n := range m.WithoutHeaders {
-		if v, ok := h[n.Name]; (ok || n.Match.Kind == mesh.MatchRegex) && dumbText(n.Match, v) {
+		if v, ok := h[n.Name]; (ok || n.Match.Kind != mesh.MatchPresence) && dumbText(n.Match, v) {
 			return false
 		}
 	}
 	query, _ := url.ParseQuery(r.RawQuery)
 	for _, n := range m.QueryParams {
-		if !query.Has(n.Name) || !dumbText(n.Match, query.Get(n.Name)) {
+		if !query.Has(n.Name) || !dumbText(n.Match, query.Get(n.Name)) && !dumbText(n.Match, asWritten(r.RawQuery, n.Name)) {
 			return false
 		}
 	}
 	return true
+}
+
+// asWritten is the first value of a parameter, with its escapes.
+func asWritten(query, name string) string {
+	for pair := range strings.SplitSeq(query, "&") {
+		key, value, _ := strings.Cut(pair, "=")
+		if plain, _ := url.QueryUnescape(key); plain == name {
+			return value
+		}
+	}
+	return ""
 }
 
 func lowered(m *mesh.StringMatch) *mesh.StringMatch {

@@ -55,14 +55,14 @@ func (c *conditions) match(r *Request) bool {
 	}
 	for i := range c.without {
 		f := &c.without[i]
-		// A regex reads a missing header as "", so that .* excludes even requests without it.
-		if v, ok := r.header(f.name); (ok || f.text.kind == mesh.MatchRegex) && f.text.match(v) {
+		// A missing header reads as "" unless presence is asked for: .* excludes even requests without it.
+		if v, ok := r.header(f.name); (ok || f.text.kind != mesh.MatchPresence) && f.text.match(v) {
 			return false
 		}
 	}
 	for i := range c.query {
 		f := &c.query[i]
-		if v, ok := queryParam(r.RawQuery, f.name); !ok || !f.text.match(unescape(v)) {
+		if v, ok := queryParam(r.RawQuery, f.name); !ok || !f.text.match(unescape(v)) && !f.text.match(v) {
 			return false
 		}
 	}

@@ -133,7 +133,7 @@ func (r *Retry) Retriable(o Outcome) bool {
 }
 
 func resetConditions(o Outcome) mesh.RetryOn {
-	c := mesh.RetryOn5xx | mesh.RetryOnReset
+	c := mesh.RetryOn5xx | mesh.RetryOnGatewayError | mesh.RetryOnReset // the client would be told 503 or 504
 	if !o.Sent {
 		c |= mesh.RetryOnResetBefore
 	}

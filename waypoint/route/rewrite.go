@@ -130,6 +130,7 @@ func template(s string, groups int) (string, error) {
 type Redirect struct {
 	Status uint16
 
+	kind      mesh.RouteKind
 	scheme    string
 	authority string
 	portFrom  mesh.RedirectPort
@@ -142,7 +143,7 @@ func compileRedirect(m *mesh.Redirect, kind mesh.RouteKind) (*Redirect, error) {
 		return nil, nil
 	}
 	r := &Redirect{
-		Status: m.Status, scheme: strings.ToLower(m.Scheme), authority: m.Authority, portFrom: m.PortFrom, port: m.Port,
+		kind: kind, Status: m.Status, scheme: strings.ToLower(m.Scheme), authority: m.Authority, portFrom: m.PortFrom, port: m.Port,
 	}
 	switch m.Status {
 	case 301, 302, 303, 307, 308:
@@ -178,7 +179,11 @@ func (d *Redirect) Location(at Matched, req *Request) string {
 	case mesh.RedirectPortRequest:
 		port = strconv.Itoa(int(req.Port))
 	case mesh.RedirectPortDefault:
-		if d.authority == "" && d.scheme != "" {
+		switch {
+		case d.authority != "" || d.scheme == "":
+		case d.kind != mesh.KindVirtualService:
+			port = ""
+		case req.Scheme != d.scheme && port == schemePort(req.Scheme): // any other port stays, as with Envoy
 			port = ""
 		}
 	}
@@ -201,6 +206,14 @@ func (d *Redirect) Location(at Matched, req *Request) string {
 		loc += "?" + req.RawQuery
 	}
 	return loc
+}
+
+// schemePort is the port that an authority need not name.
+func schemePort(scheme string) string {
+	if strings.EqualFold(scheme, "https") {
+		return "443"
+	}
+	return "80"
 }
 
 // splitPort splits an authority into host (an IPv6 address keeps its brackets) and port, "" when it has none.

@@ -47,7 +47,7 @@ func TestEachRetryCondition(t *testing.T) {
 	resets = append(resets, "unsent")
 	want := map[mesh.RetryOn][]string{
 		mesh.RetryOn5xx:               append([]string{"500", "502", "504", "505"}, resets...),
-		mesh.RetryOnGatewayError:      {"502", "504"},
+		mesh.RetryOnGatewayError:      append([]string{"502", "504"}, resets...),
 		mesh.RetryOnReset:             resets,
 		mesh.RetryOnResetBefore:       {"unsent"},
 		mesh.RetryOnConnectFailure:    {"connect failure"},
