@@ -39,6 +39,17 @@ func Main(ctx context.Context, args []string, out, errOut io.Writer) int {
 	return 0
 }
 
+// istioctls are commands of istioctl that have another name here, or no meaning.
+var istioctls = map[string]string{
+	"proxy-config": noSidecars, "pc": noSidecars,
+	"kube-inject": "nothing is injected: label the namespace istio.io/dataplane-mode=ambient",
+	"validate":    "see mistctl analyze", "x": "see mistctl --help", "experimental": "see mistctl --help",
+	"describe": "see mistctl explain, which tells what becomes of a request",
+	"tag":      "a revision's tags are istiod's chart value revisionTags",
+}
+
+const noSidecars = "there are no sidecars; see mistctl ztunnel-config for node proxies, mistctl waypoint and explain for waypoints"
+
 // beHelpful has every command refuse a wrong word or flag by name, with the nearest that there is.
 func beHelpful(cmd *cobra.Command) {
 	cmd.DisableSuggestions = true // these are ours
@@ -64,6 +75,9 @@ func beHelpful(cmd *cobra.Command) {
 		var commands []string
 		for _, c := range cmd.Commands() {
 			commands = append(commands, c.Name())
+		}
+		if instead, ok := istioctls[args[0]]; ok && !cmd.HasParent() {
+			return fmt.Errorf("unknown command %q for %q: %s", args[0], cmd.CommandPath(), instead)
 		}
 		return fmt.Errorf("unknown command %q for %q%s", args[0], cmd.CommandPath(), install.DidYouMean(args[0], commands))
 	}

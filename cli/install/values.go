@@ -213,7 +213,11 @@ func (c *Charts) known(user map[string]any) error {
 				return err
 			}
 		default:
-			return fmt.Errorf("unknown value %q%s", key, DidYouMean(key, top))
+			near := DidYouMean(key, top)
+			if near == "" {
+				near = fmt.Sprintf(": want one of %s", strings.Join(top, ", "))
+			}
+			return fmt.Errorf("unknown value %q%s", key, near)
 		}
 	}
 	return nil
