@@ -5,14 +5,11 @@ import (
 	crand "crypto/rand"
 	"crypto/tls"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/netip"
-	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/mistnet/mistnet/internal/hbone"
@@ -51,56 +48,25 @@ func (d *pod) outbound(ctx context.Context, app *net.TCPConn) {
 
 // carry decides c's next hop, connects to it and pumps.
 func (d *pod) carry(ctx context.Context, c *conn, v *view, app *net.TCPConn) error {
-	next, err := reach(func() (hop nexthop.Hop, err error) {
+	next, err := d.absent.reach(func() (hop nexthop.Hop, err error) {
 		hop, err = nexthop.Outbound(v.Snapshot, c.srcWorkload, c.original, pick)
 		c.dstWorkload, c.service = hop.Workload, hop.Service
 		if err == nil && hop.Resolve != "" {
 			hop, err = resolve(ctx, c.srcWorkload, hop)
 		}
 		return hop, err
-	}, func(hop nexthop.Hop) (relay.Conn, error) {
+	}, func(hop nexthop.Hop, wait time.Duration) (relay.Conn, error) {
+		c.dstWorkload, c.service = hop.Workload, hop.Service
 		d.conns.set(func() {
 			c.dst, c.target, c.tunnel = hop.Addr, hop.Addr, hop.Authority
 		})
-		return d.open(ctx, c, hop)
+		return d.open(ctx, c, hop, wait)
 	})
 	if err != nil {
 		return err
 	}
 	d.rep.open(c)
 	return pump(ctx, c, app, next)
-}
-
-// elsewhere is how often another waypoint is looked for: enough to find the only other one, and nothing beside a connection.
-const elsewhere = 32
-
-// reach connects to the next hop. A waypoint at which nobody listens any more, of which istiod could not tell in time, is
-// passed over for another of its replicas: nothing was sent yet.
-func reach(decide func() (nexthop.Hop, error), open func(nexthop.Hop) (relay.Conn, error)) (relay.Conn, error) {
-	hop, err := decide()
-	if err != nil {
-		return nil, err
-	}
-	next, err := open(hop)
-	var gone []netip.AddrPort
-	for range elsewhere {
-		waypoint := hop.Why == nexthop.ThroughServiceWaypoint || hop.Why == nexthop.ThroughWorkloadWaypoint
-		if !waypoint || !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, syscall.EHOSTUNREACH) {
-			break
-		}
-		if !slices.Contains(gone, hop.Addr) {
-			gone = append(gone, hop.Addr)
-		}
-		other, e := decide()
-		if e != nil {
-			return nil, e
-		}
-		if !slices.Contains(gone, other.Addr) {
-			hop = other
-			next, err = open(hop)
-		}
-	}
-	return next, err
 }
 
 // resolve finds the address of a workload that is known by hostname only, through ztunnel's own resolver.
@@ -115,15 +81,15 @@ func resolve(ctx context.Context, from *mesh.Workload, hop nexthop.Hop) (nexthop
 	return hop.Resolved(addrs[rand.IntN(len(addrs))]), nil
 }
 
-// open connects to the next hop.
-func (d *pod) open(ctx context.Context, c *conn, hop nexthop.Hop) (relay.Conn, error) {
+// open connects to the next hop; wait bounds the making of a tunnel's connection, for a caller who can go elsewhere.
+func (d *pod) open(ctx context.Context, c *conn, hop nexthop.Hop, wait time.Duration) (relay.Conn, error) {
 	switch hop.Protocol {
 	case nexthop.TCP:
 		c.srcID = mesh.Identity{}
 		return d.dial(ctx, hop.Addr, netip.Addr{})
 	case nexthop.HBONE:
 		target := hbone.Target{Local: d.id, LocalAddr: c.src.Addr(), Addr: hop.Addr, Expect: hop.Expect}
-		s, err := d.tunnels.Open(ctx, target, hop.Authority, hbone.Header{
+		s, err := d.tunnels.OpenWithin(ctx, wait, target, hop.Authority, hbone.Header{
 			Baggage: baggage(c.srcWorkload), Forwarded: forwarded(c.src, hop.ForwardedHost), Traceparent: newTraceparent(),
 		})
 		if err != nil {

@@ -54,6 +54,8 @@ type proxy struct {
 	conns *conns
 	rep   *reporter
 
+	absent absentees
+
 	sharing sync.Once // tells once that listeners do not take over
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"runtime"
 	"slices"
 	"sync"
@@ -416,4 +417,31 @@ func TestEndedSeesWhatThePeerDid(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestOpenWithin: who has another target to try does not wait for a dial that hangs, which the next one to ask makes use of.
+func TestOpenWithin(t *testing.T) {
+	dials := 0
+	slow := func(cfg *hbone.PoolConfig) {
+		dial := cfg.Dial
+		cfg.Dial = func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
+			dials++
+			time.Sleep(3 * time.Second) // of the bubble
+			return dial(ctx, addr)
+		}
+	}
+	fromClient(t, slow, func(t *testing.T, p *peers) {
+		start := time.Now()
+		_, err := p.pool.OpenWithin(t.Context(), 2*time.Second, target(netip.MustParseAddrPort("10.0.0.2:15008")), "10.0.0.1:80", hbone.Header{})
+		var stage *hbone.StageError
+		if !errors.As(err, &stage) || stage.Stage != hbone.StageDial || !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(start) != 2*time.Second {
+			t.Errorf("OpenWithin = %v after %v, want the end of its 2 s", err, time.Since(start))
+		}
+		r := p.open()
+		p.next().headers(1, false, ":status", "200")
+		p.must(r).Close()
+		if took := time.Since(start); took != 3*time.Second || dials != 1 {
+			t.Errorf("the next one has a tunnel after %v and %d dials, want the one that was under way, 3 s", took, dials)
+		}
+	})
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -107,12 +108,18 @@ func NewPool(cfg PoolConfig) *Pool {
 // peer has accepted: a *StatusError says that it did not, a *StageError that it could not be asked. A request that was
 // refused unprocessed, or whose connection ended before the answer, is tried once more on a new connection.
 func (p *Pool) Open(ctx context.Context, to Target, authority string, h Header) (*Stream, error) {
+	return p.OpenWithin(ctx, 0, to, authority, h)
+}
+
+// OpenWithin is Open for a caller who has another target to try: where a connection has to be made first, it waits no longer than
+// that for it, and returns a *StageError that wraps os.ErrDeadlineExceeded. The dial goes on, for the next one to ask. Zero: Open.
+func (p *Pool) OpenWithin(ctx context.Context, wait time.Duration, to Target, authority string, h Header) (*Stream, error) {
 	if len(to.Expect) == 0 {
 		return nil, &StageError{StageTLS, errExpect}
 	}
-	s, err := p.open(ctx, &to, authority, &h, false)
+	s, err := p.open(ctx, wait, &to, authority, &h, false)
 	if err != nil && retryable(err) && ctx.Err() == nil {
-		s, err = p.open(ctx, &to, authority, &h, true)
+		s, err = p.open(ctx, wait, &to, authority, &h, true)
 	}
 	if err != nil {
 		return nil, err
@@ -136,7 +143,8 @@ func retryable(err error) bool {
 }
 
 // open makes one attempt; a fresh one on a connection made for it.
-func (p *Pool) open(ctx context.Context, to *Target, authority string, h *Header, fresh bool) (*Stream, error) {
+func (p *Pool) open(ctx context.Context, wait time.Duration, to *Target, authority string, h *Header, fresh bool) (*Stream, error) {
+	var late <-chan time.Time // none as long as there is a connection
 	for first := true; ; first = false {
 		s, d, err := p.stream(ctx, to, authority, h, first && fresh)
 		if err != nil {
@@ -146,11 +154,16 @@ func (p *Pool) open(ctx context.Context, to *Target, authority string, h *Header
 			s.c.flushStaged()
 			return s, s.await(ctx)
 		}
+		if wait > 0 && late == nil {
+			late = time.After(wait)
+		}
 		select {
 		case <-d.done:
 			if d.err != nil {
 				return nil, d.err
 			}
+		case <-late:
+			return nil, &StageError{StageDial, os.ErrDeadlineExceeded}
 		case <-ctx.Done():
 			return nil, &StageError{StageDial, context.Cause(ctx)}
 		}
