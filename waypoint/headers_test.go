@@ -154,7 +154,7 @@ func TestHeadersWithOperators(t *testing.T) {
 					format("x-client", "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"), format("x-to", "%DOWNSTREAM_LOCAL_ADDRESS%"),
 					format("x-who", "<%DOWNSTREAM_PEER_URI_SAN%>"), format("x-path", "%REQ(:method)% %REQ(:AUTHORITY)%%REQ(:PATH):4% %PROTOCOL%"),
 					format("x-user", "%REQ(x-nobody?X-Asked-By):3%"), format("x-absent", "%REQ(x-nobody)%%TRACE_ID%%RESPONSE_CODE_DETAILS%"),
-					format("x-kept", "%REQ(x-nobody)%"), {Name: "x-first", Value: "one"}, format("x-share", "50%% %RESP(x-version)%"),
+					format("x-kept", "%REQ(x-nobody)%"), {Name: "x-first", Value: "one"}, {Name: "x-own"}, format("x-share", "50%% %RESP(x-version)%"),
 				},
 				Add: []mesh.Header{format("x-second", "%REQ(x-first)%, two")},
 			},
@@ -165,11 +165,11 @@ func TestHeadersWithOperators(t *testing.T) {
 		},
 		Backends: []mesh.Backend{to("cart", 1)},
 	})
-	resp, _ := l.get("http://10.9.0.1/old/way?q=1", "X-Asked-By", "somebody", "X-Kept", "mine")
+	resp, _ := l.get("http://10.9.0.1/old/way?q=1", "X-Asked-By", "somebody", "X-Kept", "mine", "X-Own", "mine")
 	r := <-seen
 	for name, want := range map[string]string{
 		"X-Client": "127.0.0.1", "X-To": "10.9.0.1:80", "X-Who": "<spiffe://cluster.local/ns/web/sa/front>", "X-Path": "GET 10.9.0.1/old HTTP/1.1",
-		"X-User": "som", "X-Kept": "mine", "X-Share": "50% ", "X-Second": "one, two",
+		"X-User": "som", "X-Kept": "mine", "X-Own": "mine", "X-Share": "50% ", "X-Second": "one, two",
 	} {
 		if got := r.Header.Get(name); got != strings.TrimSpace(want) {
 			t.Errorf("%s is %q at the application, want %q", name, got, want)

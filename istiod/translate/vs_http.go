@@ -179,6 +179,9 @@ func headerOps(n *ruleNotes, at string, ops *networkingapi.Headers_HeaderOperati
 	lines := func(field string, m map[string]string) (lines []mesh.Header) {
 		for _, name := range slices.Sorted(maps.Keys(m)) {
 			h := mesh.Header{Name: strings.ToLower(name), Value: m[name]}
+			if h.Value == "" {
+				n.note(Ignored, at+field, "%q stays as it is: there is no value", h.Name)
+			}
 			if settableHeader(n, at+field, h, request) {
 				lines = append(lines, formatted(n, at+field, h, true))
 			}

@@ -35,18 +35,18 @@ type EditableHeader interface {
 // IsZero reports whether there is nothing to do.
 func (o *HeaderOps) IsZero() bool { return len(o.Remove) == 0 && len(o.Set) == 0 && len(o.Add) == 0 }
 
-// Apply carries the operations out.
+// Apply carries the operations out. What is to be set to nothing stays as it is, as with Envoy.
 func (o *HeaderOps) Apply(h EditableHeader) {
 	for _, name := range o.Remove {
 		h.Del(name)
 	}
 	for i := range o.Set {
-		if v := o.Set[i].value(h); v != "" || o.Set[i].Format == nil {
+		if v := o.Set[i].value(h); v != "" {
 			h.Set(o.Set[i].Name, v)
 		}
 	}
 	for i := range o.Add {
-		if v := o.Add[i].value(h); v != "" || o.Add[i].Format == nil {
+		if v := o.Add[i].value(h); v != "" {
 			h.Add(o.Add[i].Name, v)
 		}
 	}
