@@ -37,7 +37,7 @@ func (w *waypoints) deploy(ctx context.Context, gw *gatewayv1.Gateway) (gateway.
 		err = w.carryOut(ctx, gw, plan)
 		// What the API server refuses for what it is, is the fault of who wrote the overlay.
 		if apierrors.IsInvalid(err) || apierrors.IsBadRequest(err) {
-			if name, err := gateway.Parameters(gw); err == nil && name != "" {
+			if name, bad := gateway.Parameters(gw); bad == nil && name != "" {
 				o.Parameters, err = err, nil
 			}
 		}

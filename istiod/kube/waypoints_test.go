@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/mistnet/mistnet/istiod/gateway"
@@ -245,6 +246,36 @@ func TestParametersOfAGateway(t *testing.T) {
 	if c.get(deployments, "shop", "waypoint") == nil {
 		t.Error("the Deployment went too")
 	}
+}
+
+// TestParametersThatTheAPIServerRefuses: they are the fault of who wrote them, and said to be; what ran goes on.
+func TestParametersThatTheAPIServerRefuses(t *testing.T) {
+	t.Parallel()
+	options := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "options"}}
+	c := newCluster(t, namespace("shop", nil), options, waypointGateway("shop", "waypoint", func(spec map[string]any) {
+		spec["infrastructure"] = map[string]any{"parametersRef": map[string]any{"group": "", "kind": "ConfigMap", "name": "options"}}
+	}))
+	c.appliers()
+	c.dynamic.PrependReactor("patch", "deployments", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		if strings.Contains(string(a.(clienttesting.PatchActionImpl).Patch), `"image":""`) {
+			return true, nil, apierrors.NewInvalid(schema.GroupKind{Group: "apps", Kind: "Deployment"}, "waypoint",
+				field.ErrorList{field.Required(field.NewPath("spec"), "image")})
+		}
+		return false, nil, nil
+	})
+	c.startWaypoints(gateway.Config{Image: "waypoint:1"})
+	c.available("shop", "waypoint", 1)
+	c.untilCondition("shop", "waypoint", "Programmed", "True Programmed")
+	gw := c.get(gateways, "shop", "waypoint")
+	options.Data = map[string]string{"deployment": `spec: {template: {spec: {containers: [{name: istio-proxy, image: ""}]}}}`}
+	c.change(options, gw)
+	c.untilCondition("shop", "waypoint", "Accepted", "False InvalidParameters")
+	if got := c.condition("shop", "waypoint", "Programmed"); got != "True Programmed" {
+		t.Errorf("Programmed is %s, though a waypoint runs", got)
+	}
+	options.Data = nil
+	c.change(options, gw)
+	c.untilCondition("shop", "waypoint", "Accepted", "True Accepted")
 }
 
 // change changes a ConfigMap and has a Gateway looked at, which otherwise takes ten seconds.
