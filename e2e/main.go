@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -57,16 +58,19 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	} else if err != nil {
 		return err
 	}
-	if err := build(ctx, *within, out); err != nil {
+	bins, err := build(ctx, *within, out)
+	if err != nil {
 		return err
 	}
 	packages := []string{"./e2e/suite"}
 	if *name == "" {
-		packages = append([]string{"./e2e/lab"}, packages...) // the ground they stand on
+		// The ground they stand on, and istiod against nothing but an API server: `make test` has none, and skips those.
+		packages = append([]string{"./istiod/kube", "./e2e/lab"}, packages...)
 	}
 	// One after the other: each has a cluster of its own.
 	cmd := exec.CommandContext(ctx, "go", append([]string{"test", "-json", "-count=1", "-p=1", "-timeout=80m", "-run=" + *only}, packages...)...)
-	cmd.Env = append(os.Environ(), "MISTNET_E2E=1", "MISTNET_E2E_NODES="+strconv.Itoa(*nodes), "MISTNET_E2E_PROXY="+*proxy, "MISTNET_E2E_LAB="+*name)
+	cmd.Env = append(os.Environ(), "MISTNET_E2E=1", "MISTNET_E2E_NODES="+strconv.Itoa(*nodes), "MISTNET_E2E_PROXY="+*proxy, "MISTNET_E2E_LAB="+*name,
+		"KUBE_APISERVER_BIN="+filepath.Join(bins.Kube, "kube-apiserver"), "ETCD_BIN="+filepath.Join(bins.Etcd, "etcd"))
 	for variable, set := range map[string]bool{"MISTNET_E2E_DUAL": *dual, "MISTNET_E2E_INSTALLED": *installed} {
 		if set {
 			cmd.Env = append(cmd.Env, variable+"=1")
@@ -93,17 +97,17 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	return err
 }
 
-func build(ctx context.Context, within time.Duration, out io.Writer) error {
+func build(ctx context.Context, within time.Duration, out io.Writer) (lab.Binaries, error) {
 	if within > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, within, errNoTime)
 		defer cancel()
 	}
-	_, err := lab.Build(ctx, "", out)
+	bins, err := lab.Build(ctx, "", out)
 	if err != nil && errors.Is(context.Cause(ctx), errNoTime) {
-		return errNoTime
+		return bins, errNoTime
 	}
-	return err
+	return bins, err
 }
 
 // count is of tests that have none below them: those with subtests would count twice.
