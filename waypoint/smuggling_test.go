@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -20,17 +21,8 @@ func TestNothingIsSmuggled(t *testing.T) {
 	l := newLab(t, nil)
 	var mu sync.Mutex
 	var sent bytes.Buffer
-	ln := listen(t, loopback()+":0")
-	go func() { // ends with the listener
-		for {
-			conn, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go answerAll(conn, &mu, &sent)
-		}
-	}()
-	cart := l.service("cart", "10.9.0.1", mesh.AppHTTP1, addrPort(ln.Addr()))
+	at := recorder(t, &mu, &sent)
+	cart := l.service("cart", "10.9.0.1", mesh.AppHTTP1, at)
 	l.known("cart")
 	l.policy("no-admin", mesh.Deny, mesh.StringMatch{Kind: mesh.MatchPrefix, Value: "/admin"}, mesh.StringMatch{Kind: mesh.MatchExact, Value: "*"})
 	l.guarded(cart, "shop/no-admin")
@@ -143,6 +135,22 @@ func TestNothingIsSmuggled(t *testing.T) {
 			t.Errorf("%s: the application is sent %d requests, and answers %d: %q", name, whole, passed, got)
 		}
 	}
+}
+
+// recorder is an application that answers every request it is asked, and keeps what it is sent.
+func recorder(t *testing.T, mu *sync.Mutex, sent *bytes.Buffer) netip.AddrPort {
+	t.Helper()
+	ln := listen(t, loopback()+":0")
+	go func() { // ends with the listener
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go answerAll(conn, mu, sent)
+		}
+	}()
+	return addrPort(ln.Addr())
 }
 
 // answerAll answers every request that it is asked, and keeps what it is sent.

@@ -260,18 +260,9 @@ func TestNothingIsSmuggledByHTTP2(t *testing.T) {
 	l := newLab(t, nil)
 	var mu sync.Mutex
 	var sent bytes.Buffer
-	ln := listen(t, loopback()+":0")
-	go func() { // ends with the listener
-		for {
-			conn, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go answerAll(conn, &mu, &sent)
-		}
-	}()
+	at := recorder(t, &mu, &sent)
 	var two []string // what the application of HTTP/2 is asked
-	old := l.service("old", "10.9.0.1", mesh.AppHTTP1, addrPort(ln.Addr()))
+	old := l.service("old", "10.9.0.1", mesh.AppHTTP1, at)
 	new := l.service("new", "10.9.0.2", mesh.AppHTTP2, app2(t, false, func(w http.ResponseWriter, r *http.Request) {
 		_, err := io.Copy(io.Discard, r.Body)
 		mu.Lock()
