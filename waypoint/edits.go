@@ -3,7 +3,6 @@ package waypoint
 import (
 	"cmp"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/mistnet/mistnet/internal/accesslog"
@@ -98,16 +97,16 @@ func (s *requestHeaders) Add(name, value string) { s.edits.Add(name, value) }
 // Fill knows the request as it came, but for the headers that were changed before: as Envoy does, which rewrites path and authority
 // later.
 func (s *requestHeaders) Fill(f *accesslog.Format) string {
-	return (*session)(s).fill(f, func(h *accesslog.Header, name string) string {
+	return (*session)(s).fill(f, func(of accesslog.Section, name string) string {
 		switch {
-		case h.Of != accesslog.Request:
+		case of != accesslog.Request:
 			return ""
 		case name == ":path":
 			return s.q.Target
 		case name == ":authority", name == "host":
 			return s.q.Authority
 		}
-		return (*session)(s).headerValue(name, h.Of, &s.q.Fields, &s.edits)
+		return (*session)(s).headerValue(name, of, &s.q.Fields, &s.edits)
 	})
 }
 
@@ -117,19 +116,19 @@ func (s *responseHeaders) Add(name, value string) { s.edits.Add(name, value) }
 
 // Fill knows the request as it came.
 func (s *responseHeaders) Fill(f *accesslog.Format) string {
-	return (*session)(s).fill(f, func(h *accesslog.Header, name string) string {
-		switch h.Of {
+	return (*session)(s).fill(f, func(of accesslog.Section, name string) string {
+		switch of {
 		case accesslog.Request:
-			return (*session)(s).headerValue(name, h.Of, &s.q.Fields, nil)
+			return (*session)(s).headerValue(name, of, &s.q.Fields, nil)
 		case accesslog.Response:
-			return (*session)(s).headerValue(name, h.Of, s.response, &s.edits)
+			return (*session)(s).headerValue(name, of, s.response, &s.edits)
 		}
 		return ""
 	})
 }
 
 // fill puts what operators ask for in their place. What clients wrote cannot end a line: it is of headers, which were read.
-func (s *session) fill(f *accesslog.Format, header func(h *accesslog.Header, name string) string) string {
+func (s *session) fill(f *accesslog.Format, header func(of accesslog.Section, name string) string) string {
 	var b []byte
 	took := time.Since(s.log.start)
 	for i := range f.Parts {
@@ -140,13 +139,7 @@ func (s *session) fill(f *accesslog.Format, header func(h *accesslog.Header, nam
 			continue
 		case accesslog.FromHeader:
 			h := &f.Headers[p.At]
-			v := header(h, h.Name)
-			if v == "" && h.Or != "" {
-				v = header(h, h.Or)
-			}
-			if h.WithoutQuery {
-				v, _, _ = strings.Cut(v, "?")
-			}
+			v := h.Pick(func(name string) string { return header(h.Of, name) })
 			if p.Most > 0 && len(v) > p.Most {
 				v = v[:p.Most]
 			}

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"net/netip"
 	"strconv"
-	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -62,18 +61,11 @@ func (s *session) note(of accesslog.Section, f *http1.Fields, e *http1.Edits) {
 	if s.log.headers == nil {
 		return
 	}
-	for i, h := range s.rep.headers() {
-		if h.Of != of {
-			continue
+	wanted := s.rep.headers()
+	for i := range wanted {
+		if h := &wanted[i]; h.Of == of {
+			s.log.headers[i] = h.Pick(func(name string) string { return s.headerValue(name, of, f, e) })
 		}
-		v := s.headerValue(h.Name, of, f, e)
-		if v == "" && h.Or != "" {
-			v = s.headerValue(h.Or, of, f, e)
-		}
-		if h.WithoutQuery {
-			v, _, _ = strings.Cut(v, "?")
-		}
-		s.log.headers[i] = v
 	}
 }
 

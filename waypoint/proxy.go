@@ -187,7 +187,6 @@ type reply struct {
 
 // The replies that carry nothing of the request.
 var (
-	replyDenied     = reply{403, "RBAC: access denied", "-", ""}
 	replyNoConnect  = reply{403, "", "-", "upgrade_failed"}
 	replyNoRoute    = reply{404, "", "NR", "route_not_found"}
 	replyNoCluster  = reply{503, "", "NC", "cluster_not_found"}
@@ -209,6 +208,8 @@ var (
 )
 
 const resetPrefix = "upstream connect error or disconnect/reset before headers. reset reason: "
+
+func replyDenied(d verdict) *reply { return &reply{403, "RBAC: access denied", "-", d.details} }
 
 func replyConnect(err error) reply {
 	return reply{503, resetPrefix + "remote connection failure, transport failure reason: " + printable(err.Error()), "UF",
@@ -275,9 +276,7 @@ func (s *session) judge() *reply {
 	}
 	s.asked = authz.HTTP{Method: s.req.Method, Host: s.req.Authority, Path: s.req.Path, Header: s.q}
 	if d := s.authorize(s.view, &s.asked); !d.ok {
-		denied := replyDenied
-		denied.details = d.details
-		return &denied
+		return replyDenied(d)
 	}
 	if svc := s.view.Service(s.to.service); svc != nil && svc.Dynamic && !svc.Covers(askedHost(s.req.Authority)) {
 		return &replyNoRoute
@@ -299,15 +298,17 @@ func (s *session) trespasses(p *plan, to clusterKey) *reply {
 	if s.rule.Route == nil || to.service == s.to.service {
 		return nil
 	}
+	if d := s.authorizeLead(s.view, s.rule, to, s.led(p)); !d.ok {
+		return replyDenied(d)
+	}
+	return nil
+}
+
+// led is the request as policies see it where a rule leads it.
+func (s *session) led(p *plan) *authz.HTTP {
 	asked := s.asked
 	asked.Path, asked.Host = p.path, p.host
-	d := s.authorizeLead(s.view, s.rule, to, &asked)
-	if d.ok {
-		return nil
-	}
-	denied := replyDenied
-	denied.details = d.details
-	return &denied
+	return &asked
 }
 
 // refuseConnect refuses a tunnel through the application, as Envoy does that was not told otherwise. Nobody would look at the

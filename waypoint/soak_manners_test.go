@@ -32,13 +32,11 @@ func (s *soak) heardBack(what, id string, in io.Reader, out io.Writer, end func(
 }
 
 func (s *soak) tcp() {
-	conn, err := s.open(context.Background(), "10.9.0.4:80")
-	if err != nil {
-		s.t.Error(err)
+	conn := s.tunnel("10.9.0.4:80", 20*time.Second)
+	if conn == nil {
 		return
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
 	if rand.IntN(3) == 0 {
 		_, _ = io.WriteString(conn, "and then nothing")
 		_ = conn.Reset()
@@ -49,13 +47,11 @@ func (s *soak) tcp() {
 
 func (s *soak) socket1() {
 	m := mood{s.id(), "ws", 0}
-	conn, err := s.open(context.Background(), "10.9.0.1:80")
-	if err != nil {
-		s.t.Error(err)
+	conn := s.tunnel("10.9.0.1:80", 20*time.Second)
+	if conn == nil {
 		return
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
 	_, _ = io.WriteString(conn, "GET "+m.target()+" HTTP/1.1\r\nHost: cart\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "+exampleKey+"\r\n\r\n")
 	r := bufio.NewReader(conn)
 	resp, err := http.ReadResponse(r, nil)
@@ -102,13 +98,11 @@ func (s *soak) socket2(tr http.RoundTripper) {
 
 // vandal1 begins a request in HTTP/1.1 and does something else.
 func (s *soak) vandal1() {
-	conn, err := s.open(context.Background(), vips[[]string{"one", "two", "unknown"}[rand.IntN(3)]]+":80")
-	if err != nil {
-		s.t.Error(err)
+	conn := s.tunnel(vips[[]string{"one", "two", "unknown"}[rand.IntN(3)]]+":80", 300*time.Millisecond)
+	if conn == nil {
 		return
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(300 * time.Millisecond))
 	m := mood{s.id(), []string{"ok", "slow", "never", "cut"}[rand.IntN(4)], rand.IntN(60)}
 	text := fmt.Sprintf("POST %s HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s", m.target(), len(m.text()), m.text())
 	switch rand.IntN(5) {
@@ -135,13 +129,11 @@ func (s *soak) vandal1() {
 // vandal2 speaks HTTP/2 by the rules, more or less, and leaves in the middle of it.
 func (s *soak) vandal2() {
 	service := []string{"one", "two", "unknown", "wild"}[rand.IntN(4)]
-	conn, err := s.open(context.Background(), vips[service]+":80")
-	if err != nil {
-		s.t.Error(err)
+	conn := s.tunnel(vips[service]+":80", 300*time.Millisecond)
+	if conn == nil {
 		return
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(300 * time.Millisecond))
 	var block strings.Builder
 	enc := hpack.NewEncoder(&block)
 	var all strings.Builder
@@ -216,13 +208,11 @@ func (s *soak) vanishing() {
 
 // slowly sends a byte at a time.
 func (s *soak) slowly() {
-	conn, err := s.open(context.Background(), "10.9.0.1:80")
-	if err != nil {
-		s.t.Error(err)
+	conn := s.tunnel("10.9.0.1:80", 20*time.Second)
+	if conn == nil {
 		return
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
 	m := mood{s.id(), "ok", 3}
 	for _, b := range []byte(fmt.Sprintf("PUT %s HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s", m.target(), len(m.text()), m.text())) {
 		_, _ = conn.Write([]byte{b})
@@ -235,4 +225,15 @@ func (s *soak) slowly() {
 	}
 	body, err := io.ReadAll(resp.Body)
 	s.judge("one", "PUT", m, resp, string(body), err, true)
+}
+
+// tunnel is one to addr, of which nothing is waited for longer; nil: there is none, which is told.
+func (s *soak) tunnel(addr string, within time.Duration) *hbone.Stream {
+	conn, err := s.open(context.Background(), addr)
+	if err != nil {
+		s.t.Error(err)
+		return nil
+	}
+	_ = conn.SetDeadline(time.Now().Add(within))
+	return conn
 }

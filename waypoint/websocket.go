@@ -99,9 +99,7 @@ func (s *session) join(ctx context.Context, up *upstream) {
 	ctx, p := s.passages.enter(ctx, s.tunnel, &s.asked)
 	defer s.passages.leave(p)
 	if way := &s.flight.plan; way.target != nil {
-		asked := s.asked
-		asked.Path, asked.Host = way.path, way.host
-		s.passages.lead(p, s.rule, s.to.cluster(way.backend.Service, &way.backend.Ref), &asked)
+		s.passages.lead(p, s.rule, s.to.cluster(way.backend.Service, &way.backend.Ref), s.led(way))
 	}
 	p.recheck(s.state.load()) // they may have changed before it was registered
 	var down, far relay.Conn

@@ -50,6 +50,18 @@ type Header struct {
 	WithoutQuery bool // what follows "?" is left out
 }
 
+// Pick is what h asks for, out of what value says of a header by its name: "" when there is none.
+func (h *Header) Pick(value func(name string) string) string {
+	v := value(h.Name)
+	if v == "" && h.Or != "" {
+		v = value(h.Or)
+	}
+	if h.WithoutQuery {
+		v, _, _ = strings.Cut(v, "?")
+	}
+	return v
+}
+
 // Section is what has headers.
 type Section uint8
 

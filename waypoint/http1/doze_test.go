@@ -156,19 +156,7 @@ func TestRenewForgets(t *testing.T) {
 func TestDozeHurtsNoRequest(t *testing.T) {
 	t.Parallel()
 	const requests = 2000
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	client, err := net.Dial("tcp", ln.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn, err := ln.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
+	client, conn := tcpPair(t)
 	var mu sync.Mutex
 	s := http1.NewServerConn(conn, http1.Config{})
 	done := make(chan struct{})

@@ -45,20 +45,7 @@ func TestWaitingOnTCP(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			ln, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer ln.Close()
-			client, err := net.Dial("tcp", ln.Addr().String())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer client.Close()
-			conn, err := ln.Accept()
-			if err != nil {
-				t.Fatal(err)
-			}
+			client, conn := tcpPair(t)
 			cfg := http1.Config{}
 			if c.reason == http1.IdleTimeout {
 				cfg.IdleTimeout = 200 * time.Millisecond
@@ -75,7 +62,7 @@ func TestWaitingOnTCP(t *testing.T) {
 				t.Fatal(err)
 			}
 			ended := make(chan error, 1)
-			go func() { ended <- c.end(client.(*net.TCPConn), s) }()
+			go func() { ended <- c.end(client, s) }()
 			q, err := s.ReadRequest()
 			if err := <-ended; err != nil {
 				t.Fatal(err)
@@ -119,20 +106,7 @@ func TestWritingOnTCP(t *testing.T) {
 	for name, reads := range map[string]bool{"who reads": true, "who does not": false} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			ln, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer ln.Close()
-			client, err := net.Dial("tcp", ln.Addr().String())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer client.Close()
-			conn, err := ln.Accept()
-			if err != nil {
-				t.Fatal(err)
-			}
+			client, conn := tcpPair(t)
 			cfg := http1.Config{WriteTimeout: time.Minute}
 			if !reads {
 				cfg.WriteTimeout = 100 * time.Millisecond
@@ -172,4 +146,23 @@ func TestWritingOnTCP(t *testing.T) {
 			}
 		})
 	}
+}
+
+// tcpPair is both ends of a connection; the first is closed with the test.
+func tcpPair(t *testing.T) (client *net.TCPConn, conn net.Conn) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	dialled, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { dialled.Close() })
+	if conn, err = ln.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	return dialled.(*net.TCPConn), conn
 }
