@@ -49,13 +49,13 @@ type dialing struct {
 	err  error
 }
 
-// http2Config is what a pool's settings say of HTTP/2.
-func http2Config(p *mesh.ConnectionPool) http2.Config {
+// http2Config bounds a connection, by what a pool's settings say of HTTP/2 and the memory of all.
+func (u *upstreams) http2Config(p *mesh.ConnectionPool) http2.Config {
 	if p == nil {
-		return http2.Config{}
+		return http2.Config{Memory: u.mem}
 	}
 	return http2.Config{
-		MaxStreams: int(p.MaxStreams), MaxRequests: int(p.MaxPerConnection),
+		Memory: u.mem, MaxStreams: int(p.MaxStreams), MaxRequests: int(p.MaxPerConnection),
 		PingInterval: p.HTTP2PingInterval, PingTimeout: p.HTTP2PingTimeout,
 	}
 }
@@ -117,9 +117,7 @@ func (u *upstreams) streamOr(ctx context.Context, to pick, h hbone.Header, pool 
 		u.work.Go(func() {
 			defer cancel()
 			defer stop()
-			cfg := http2Config(pool)
-			cfg.Memory = u.mem
-			u.share(ctx, to, h, cfg, d)
+			u.share(ctx, to, h, u.http2Config(pool), d)
 		})
 	}
 	return nil, s.dial, nil
@@ -167,8 +165,8 @@ func (u *upstreams) alone(ctx context.Context, to pick, h hbone.Header, pool *me
 	if err != nil {
 		return nil, err
 	}
-	cfg := http2Config(pool)
-	cfg.Memory, cfg.MaxRequests = u.mem, 1
+	cfg := u.http2Config(pool)
+	cfg.MaxRequests = 1
 	c := http2.NewClientConn(conn, cfg)
 	st := c.Open()
 	u.mu.Lock()
