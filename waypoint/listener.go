@@ -290,7 +290,8 @@ type sessions struct {
 	clock   *time.Timer // runs doze
 	dozing  bool        // it will
 
-	tidying sync.Mutex // held while memory is given back
+	tidier  *time.Timer // runs tidy, some time after the last of them has gone
+	tidying sync.Mutex  // held while memory is given back
 	trimmer trimmer
 }
 
@@ -326,6 +327,13 @@ func (ss *sessions) remove(c endable) {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
 	delete(ss.all, c)
+	switch {
+	case len(ss.all) > 0:
+	case ss.tidier == nil:
+		ss.tidier = time.AfterFunc(dozeInterval, ss.tidy)
+	default:
+		ss.tidier.Reset(dozeInterval)
+	}
 }
 
 func (ss *sessions) count() int {

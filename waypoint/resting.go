@@ -186,18 +186,8 @@ const dozeInterval = 50 * time.Millisecond
 // dozeEach bounds what that costs with very many: a look at one takes some 50 ns.
 const dozeEach = 25 * time.Microsecond
 
-// doze looks at all that can be parked, and again while there is one. When nobody at all is served, it is the time to tidy up.
+// doze looks at all that can be parked, and again while there is one.
 func (ss *sessions) doze() {
-	if ss.dozeAll() > 0 {
-		return
-	}
-	ss.tidying.Lock()
-	defer ss.tidying.Unlock()
-	ss.trimmer.trim(time.Now())
-}
-
-// dozeAll returns how many are served, of whatever kind.
-func (ss *sessions) dozeAll() int {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
 	n := 0
@@ -210,5 +200,16 @@ func (ss *sessions) dozeAll() int {
 	if ss.dozing = n > 0; ss.dozing {
 		ss.clock.Reset(max(dozeInterval, time.Duration(n)*dozeEach))
 	}
-	return len(ss.all)
+}
+
+// tidy gives memory back when still nobody is served.
+func (ss *sessions) tidy() {
+	if ss.count() > 0 {
+		return // whoever leaves last has it called again
+	}
+	ss.tidying.Lock()
+	defer ss.tidying.Unlock()
+	if again := ss.trimmer.trim(time.Now()); again > 0 {
+		ss.tidier.Reset(again)
+	}
 }

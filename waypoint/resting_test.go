@@ -183,35 +183,62 @@ func TestWakingCostsLittle(t *testing.T) {
 	}
 }
 
-// TestMemoryIsGivenBack when all connections are parked.
+// TestMemoryIsGivenBack when all connections are parked, or gone.
 func TestMemoryIsGivenBack(t *testing.T) {
-	const grown = 64 << 20
-	l, ways := idleLab(t)
-	held := func() uint64 {
-		s := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/unused:bytes"}, {Name: "/memory/classes/heap/free:bytes"}}
-		metrics.Read(s)
-		return s[0].Value.Uint64() + s[1].Value.Uint64() + s[2].Value.Uint64()
+	for way, ask := range map[string]func(*testing.T, *lab, net.Conn){
+		"HTTP/1.1, parked": func(t *testing.T, l *lab, conn net.Conn) {
+			if _, _, err := ask(conn, "/"); err != nil {
+				t.Fatal(err)
+			}
+			l.allParked(1)
+		},
+		"HTTP/2, gone": func(t *testing.T, l *lab, conn net.Conn) {
+			client := http2Over(conn)
+			resp, err := client.Get("http://cart/")
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = resp.Body.Close()
+			client.CloseIdleConnections()
+			l.allParked(0)
+		},
+	} {
+		t.Run(way, func(t *testing.T) {
+			const grown = 64 << 20
+			held := func() uint64 {
+				s := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/unused:bytes"}, {Name: "/memory/classes/heap/free:bytes"}}
+				metrics.Read(s)
+				return s[0].Value.Uint64() + s[1].Value.Uint64() + s[2].Value.Uint64()
+			}
+			debug.FreeOSMemory()
+			l, ways := idleLab(t)
+			before := held()
+			conn, err := ways["announced"]()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			big := make([]byte, grown)
+			for i := 0; i < len(big); i += 4096 {
+				big[i] = 1
+			}
+			runtime.KeepAlive(big)
+			if n := held(); n < before+grown/2 {
+				t.Fatalf("the heap holds %d bytes, %d before: it has not grown", n, before)
+			}
+			ask(t, l, conn)
+			l.eventually("memory given back", func() bool { return held() < before+grown/2 })
+		})
 	}
-	debug.FreeOSMemory()
-	before := held()
-	conn, err := ways["announced"]()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	big := make([]byte, grown)
-	for i := 0; i < len(big); i += 4096 {
-		big[i] = 1
-	}
-	runtime.KeepAlive(big)
-	if n := held(); n < before+grown/2 {
-		t.Fatalf("the heap holds %d bytes, %d before: it has not grown", n, before)
-	}
-	if _, _, err := ask(conn, "/"); err != nil {
-		t.Fatal(err)
-	}
-	l.allParked(1)
-	l.eventually("memory given back", func() bool { return held() < before+grown/2 })
+}
+
+// http2Over is a client that speaks HTTP/2 on a connection.
+func http2Over(conn net.Conn) *http.Client {
+	protocols := new(http.Protocols)
+	protocols.SetUnencryptedHTTP2(true)
+	return &http.Client{Transport: &http.Transport{
+		Protocols: protocols, DialContext: func(context.Context, string, string) (net.Conn, error) { return conn, nil },
+	}}
 }
 
 // TestHowIdleConnectionsGoOn: each is parked, asked on again, and parked again; and then ends by its client, or by drain.
@@ -275,11 +302,7 @@ func TestIdleConnectionsTakeHTTP2(t *testing.T) {
 			t.Fatal(err)
 		}
 		l.allParked(1)
-		protocols := new(http.Protocols)
-		protocols.SetUnencryptedHTTP2(true)
-		client := &http.Client{Transport: &http.Transport{
-			Protocols: protocols, DialContext: func(context.Context, string, string) (net.Conn, error) { return conn, nil },
-		}}
+		client := http2Over(conn)
 		resp, err := client.Get("http://cart/")
 		if err != nil {
 			t.Fatalf("%s: %v", way, err)

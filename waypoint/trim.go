@@ -14,7 +14,7 @@ const (
 
 // trimmer gives the memory back that is held for nothing when there is nothing to do. The collector lets the heap grow to twice what
 // is in use and works when that is reached: after thousands of connections have come and been parked, it is not, and what they
-// took meanwhile would stay for minutes. Who is busy is not held up: it is called when nobody is served.
+// took meanwhile would stay for minutes. Who is busy is not held up: it is called when nobody is served, by one at a time.
 type trimmer struct {
 	left uint64    // bytes that the heap held after the last time, or at the beginning
 	next time.Time // not before
@@ -23,16 +23,21 @@ type trimmer struct {
 // begin notes how much there is before anybody was served.
 func (t *trimmer) begin() { t.left = held() }
 
-// trim gives memory back if that is worth while, and reports whether it did. It takes some 20 ms for 20 MiB.
-func (t *trimmer) trim(now time.Time) bool {
+// trim gives memory back if that is worth while; when it is too early for that, it returns after how long to ask again. It takes some
+// 20 ms for 20 MiB.
+func (t *trimmer) trim(now time.Time) (again time.Duration) {
 	grown := held()
-	if grown < t.left+max(trimBytes, t.left/4) || now.Before(t.next) {
-		return false
+	t.left = min(t.left, grown) // the collector may have given some back itself
+	switch {
+	case grown < t.left+max(trimBytes, t.left/4):
+		return 0
+	case now.Before(t.next):
+		return t.next.Sub(now)
 	}
 	debug.FreeOSMemory()
 	t.left = held()
 	t.next = now.Add(trimShare * time.Since(now))
-	return true
+	return 0
 }
 
 // held is how many bytes the heap has from the system and keeps, used or not.

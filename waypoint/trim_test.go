@@ -2,6 +2,7 @@ package waypoint
 
 import (
 	"runtime"
+	"runtime/debug"
 	"testing"
 	"time"
 )
@@ -15,29 +16,59 @@ func waste(n int) {
 	runtime.KeepAlive(b)
 }
 
-// TestTrimGivesMemoryBack when the heap has grown, and then not for a thousand times as long as that took, nor when it has not.
+// TestTrimGivesMemoryBack when the heap has grown, but not when it has not, nor so soon after the last time that much of the time went
+// into it: then it says when to ask again.
 func TestTrimGivesMemoryBack(t *testing.T) {
 	const grown = 64 << 20
-	runtime.GC()
+	waste(grown) // what was there in the beginning, and is not for long
 	var m trimmer
 	m.begin()
-	now := time.Now()
-	if m.trim(now) {
-		t.Error("trim() of a heap that has not grown = true")
+	debug.FreeOSMemory()
+	now, least := time.Now(), held()
+	trims := func(now time.Time) bool {
+		t.Helper()
+		before := held()
+		if again := m.trim(now); again != 0 {
+			t.Errorf("trim() = %v, want it now or never", again)
+		}
+		return held()+grown/4 < before
 	}
+	if trims(now) {
+		t.Error("a heap that has not grown is trimmed")
+	}
+	waste(grown)
+	if !trims(now) {
+		t.Errorf("the heap holds %d bytes, %d at least before: not trimmed", held(), least)
+	}
+	waste(grown)
+	soon := now.Add(time.Microsecond)
+	if again := m.trim(soon); again != m.next.Sub(soon) {
+		t.Errorf("trim() right after the last = %v, want %v", again, m.next.Sub(soon))
+	}
+	if !trims(m.next) {
+		t.Error("not trimmed when its time has come")
+	}
+	if again := m.trim(m.next.Add(-1)); again != 0 {
+		t.Errorf("trim() of what has been trimmed = %v, want nothing to ask again for", again)
+	}
+}
+
+// guest is a connection that nothing is done with.
+type guest struct{ endable }
+
+// TestTidyAsksAgain when it was too early, though nobody comes meanwhile who would make it.
+func TestTidyAsksAgain(t *testing.T) {
+	const grown = 64 << 20
+	var ss sessions
+	ss.trimmer.begin()
+	ss.trimmer.next = time.Now().Add(10 * dozeInterval)
 	waste(grown)
 	before := held()
-	if !m.trim(now) {
-		t.Errorf("trim() of a heap that has grown from %d to %d bytes = false", m.left, before)
-	}
-	if after := held(); after+grown/4 > before {
-		t.Errorf("the heap holds %d bytes of %d after trim(), want %d less", after, before, grown/4)
-	}
-	waste(grown)
-	if m.trim(now.Add(time.Microsecond)) {
-		t.Error("trim() right after the last = true")
-	}
-	if !m.trim(m.next) {
-		t.Error("trim() when its time has come = false")
+	ss.add(guest{}, false)
+	ss.remove(guest{})
+	for end := time.Now().Add(time.Minute); held()+grown/4 > before; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("the heap still holds %d bytes of %d", held(), before)
+		}
 	}
 }
