@@ -77,7 +77,7 @@ func (r *record) appendText(b []byte, took time.Duration) []byte {
 	b = appendAddr(append(b, ` "`...), r.upstream)
 	b = r.appendCluster(append(b, `" `...))
 	b = appendAddr(append(b, " - "...), r.to.addr) // the address of this end of the upstream's connection is not told
-	b = appendAddr(append(b, ' '), r.client.addr)
+	b = appendAddr(append(b, ' '), r.client.Addr)
 	b = appendWord(append(b, ' '), r.sni)
 	b = append(b, ' ')
 	if r.route == nil {
@@ -133,17 +133,17 @@ func (r *record) appendJSON(b []byte, took time.Duration) []byte {
 		b = append(r.appendCluster(append(b, `,"upstream_cluster":"`...)), '"')
 	}
 	addr("downstream_local_address", r.to.addr)
-	addr("downstream_remote_address", r.client.addr)
+	addr("downstream_remote_address", r.client.Addr)
 	str("requested_server_name", r.sni)
 	if r.route != nil {
 		str("route_name", r.route.Name())
 	}
-	str("src.identity", r.client.id.String())
-	if w := r.client.workload; w != nil {
+	str("src.identity", r.client.ID.String())
+	if w := r.client.Workload; w != nil {
 		str("src.workload", w.Name)
 	}
-	if g := r.client.gateway; g != nil {
-		str("src.gateway", g.id.String())
+	if g := r.client.Gateway; g != nil {
+		str("src.gateway", g.ID.String())
 	}
 	if w := r.workload; w != nil {
 		str("dst.workload", w.Name)

@@ -13,6 +13,7 @@ import (
 	"github.com/mistnet/mistnet/internal/daemon"
 	"github.com/mistnet/mistnet/internal/hbone"
 	"github.com/mistnet/mistnet/internal/proxyproto"
+	"github.com/mistnet/mistnet/waypoint/peer"
 )
 
 // serveAnnounced serves the connections that a ztunnel has taken out of their tunnels already: a waypoint in a pod that is
@@ -66,7 +67,7 @@ func (w *Waypoint) announced(ctx context.Context, raw *net.TCPConn) (parked bool
 		return false, errors.New("PROXY header without the client's identity") // it did not come through a tunnel
 	}
 	_ = raw.SetReadDeadline(time.Time{})
-	t, err := w.between(client{id: h.Identity, addr: h.From}, hbone.Header{}, h.To.String(), h.To)
+	t, err := w.between(peer.Client{ID: h.Identity, Addr: h.From}, hbone.Header{}, h.To.String(), h.To)
 	if err != nil {
 		return false, err
 	}

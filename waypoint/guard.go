@@ -3,6 +3,7 @@ package waypoint
 import (
 	"cmp"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -11,6 +12,7 @@ import (
 	"github.com/mistnet/mistnet/internal/authz"
 	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/internal/xds"
+	"github.com/mistnet/mistnet/waypoint/route"
 )
 
 // guard is the policies that govern what goes to one service: the waypoint's own, which name its Gateway or its class, and
@@ -159,4 +161,37 @@ func (v *view) authorize(service string, r *authz.Request) verdict {
 	}
 	namespace, name, _ := strings.Cut(d.Policy, "/")
 	return verdict{denied: true, details: "rbac_access_denied_matched_policy[ns[" + namespace + "]-policy[" + name + "]]"}
+}
+
+// authorize decides whether a connection, or a request if there is one, may go through by what v knows. Where a gateway speaks for
+// the client, neither may be denied, and one of them must be let in: policies may mean either.
+func (t *tunnel) authorize(v *view, http *authz.HTTP) verdict {
+	return t.authorizeTo(v, t.to.service, t.to.port, http)
+}
+
+// authorizeTo is authorize for a port of another service.
+func (t *tunnel) authorizeTo(v *view, service string, port uint16, http *authz.HTTP) verdict {
+	r := authz.Request{Peer: t.client.ID, Src: t.client.Addr, Dst: netip.AddrPortFrom(t.to.addr.Addr(), port), HTTP: http}
+	d := v.authorize(service, &r)
+	if t.client.Gateway == nil || d.denied {
+		return d
+	}
+	r.Peer, r.Src = t.client.Gateway.ID, t.client.Gateway.Addr
+	if other := v.authorize(service, &r); other.denied || !d.ok {
+		return other
+	}
+	return d
+}
+
+// authorizeLead decides whether a rule may lead to another service what it was asked for. Who writes rules in the namespace of that service
+// may. Those of others are not to bring anybody past its policies: its pods let this waypoint in, which stands before them.
+func (t *tunnel) authorizeLead(v *view, rule *route.Rule, to clusterKey, http *authz.HTTP) verdict {
+	if rule.Route == nil || to.service == t.to.service {
+		return verdict{ok: true}
+	}
+	svc := v.Service(to.service)
+	if svc == nil || svc.Namespace == rule.Route.Namespace || !t.state.serves(v, svc) {
+		return verdict{ok: true}
+	}
+	return t.authorizeTo(v, to.service, to.port, http)
 }

@@ -33,7 +33,7 @@ func hashOf(b *mesh.Balancer) *mesh.ConsistentHash {
 func (s *session) hashKey(h *mesh.ConsistentHash) string {
 	switch {
 	case h.SourceIP:
-		return s.client.addr.Addr().String()
+		return s.client.Addr.Addr().String()
 	case h.Header != "":
 		v, _ := s.q.Value(h.Header)
 		return v

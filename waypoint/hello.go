@@ -3,6 +3,8 @@ package waypoint
 import (
 	"encoding/binary"
 	"strings"
+
+	"github.com/mistnet/mistnet/internal/mesh"
 )
 
 // maxHello is how much of a TLS connection is looked at for the name of the server that is asked for: enough for a hello with
@@ -81,7 +83,7 @@ func parseHello(b []byte) (h hello) {
 // serverNameOf is a name as rules compare it; "" when it is no name of a host.
 func serverNameOf(name string, ok bool) string {
 	name = strings.ToLower(strings.TrimSuffix(name, "."))
-	if !ok || !isName(name) {
+	if !ok || !mesh.IsName(name) {
 		return ""
 	}
 	return name

@@ -8,6 +8,8 @@ import (
 	"net"
 	"strings"
 	"testing"
+
+	"github.com/mistnet/mistnet/internal/mesh"
 )
 
 // helloOf is what crypto/tls begins a connection with.
@@ -87,7 +89,7 @@ func FuzzHello(f *testing.F) {
 	f.Add([]byte("GET / HTTP/1.1"), uint(1))
 	f.Fuzz(func(t *testing.T, b []byte, n uint) {
 		whole := readHello(b)
-		if whole.name != "" && (!isName(whole.name) || strings.ToLower(whole.name) != whole.name) {
+		if whole.name != "" && (!mesh.IsName(whole.name) || strings.ToLower(whole.name) != whole.name) {
 			t.Errorf("the name is %q", whole.name)
 		}
 		if part := readHello(b[:n%(uint(len(b))+1)]); part.certain && part.name != whole.name {

@@ -19,6 +19,7 @@ import (
 	"github.com/mistnet/mistnet/internal/identity"
 	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/internal/relay"
+	"github.com/mistnet/mistnet/waypoint/peer"
 )
 
 // serve accepts tunnels until ctx is done, then drains; running ends what is still there.
@@ -107,7 +108,7 @@ func wait(a, b context.Context, d time.Duration) {
 // tunnel is one CONNECT: a connection of a client to a destination.
 type tunnel struct {
 	*Waypoint
-	client client
+	client peer.Client
 	to     destination
 	local  netip.AddrPort
 
@@ -184,30 +185,30 @@ func (w *Waypoint) admit(r *hbone.Request) (*tunnel, error) {
 	if err != nil {
 		return nil, &refusedError{http.StatusUnauthorized, err.Error()}
 	}
-	return w.between(client{id: id, addr: mesh.Unmap(r.RemoteAddr)}, r.Header, r.Authority, mesh.Unmap(r.LocalAddr))
+	return w.between(peer.Client{ID: id, Addr: mesh.Unmap(r.RemoteAddr)}, r.Header, r.Authority, mesh.Unmap(r.LocalAddr))
 }
 
 // between finds out for whom a client speaks, and what it means by authority, which came to the address local.
-func (w *Waypoint) between(c client, h hbone.Header, authority string, local netip.AddrPort) (*tunnel, error) {
+func (w *Waypoint) between(c peer.Client, h hbone.Header, authority string, local netip.AddrPort) (*tunnel, error) {
 	v := w.state.load()
 	if v.self == nil {
 		return nil, errUnknownSelf
 	}
-	w.state.identify(v, &c, h)
-	to, err := w.state.find(v, authority, c.namespace())
+	w.state.peers.Identify(v.Snapshot, &c, h)
+	to, err := w.state.find(v, authority, c.Namespace())
 	if err != nil {
 		return nil, err
 	}
 	t := &tunnel{Waypoint: w, client: c, to: to, local: local}
 	if w.cfg.ClientCert {
-		t.certificate = "By=" + w.cfg.identity().String() + ";URI=" + c.id.String()
+		t.certificate = "By=" + w.cfg.identity().String() + ";URI=" + c.ID.String()
 	}
 	return t, nil
 }
 
 // header describes the client to the next hop.
 func (t *tunnel) header() hbone.Header {
-	f := `for="` + t.client.addr.String() + `"`
+	f := `for="` + t.client.Addr.String() + `"`
 	if t.to.hostname != "" {
 		f += ";host=" + t.to.hostname
 	}

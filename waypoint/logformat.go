@@ -247,9 +247,9 @@ func valueOf(p *accesslog.Part, r *record, took time.Duration, host string) valu
 	case accesslog.Hostname:
 		return textOf(host)
 	case accesslog.DownstreamPeerURISAN:
-		id := r.client.id
-		if g := r.client.gateway; g != nil {
-			id = g.id // whose certificate was shown
+		id := r.client.ID
+		if g := r.client.Gateway; g != nil {
+			id = g.ID // whose certificate was shown
 		}
 		if !id.IsZero() {
 			return value{kind: isIdentity, id: id}
@@ -297,11 +297,11 @@ func placeOf(op accesslog.Operator, r *record) value {
 	case accesslog.UpstreamPort:
 		return addressOf(r.upstream, isNumber)
 	case accesslog.DownstreamRemoteAddress:
-		return addressOf(r.client.addr, isAddress)
+		return addressOf(r.client.Addr, isAddress)
 	case accesslog.DownstreamRemoteAddressWithoutPort:
-		return addressOf(r.client.addr, isHost)
+		return addressOf(r.client.Addr, isHost)
 	case accesslog.DownstreamRemotePort:
-		return addressOf(r.client.addr, isNumber)
+		return addressOf(r.client.Addr, isNumber)
 	case accesslog.DownstreamLocalAddress:
 		return addressOf(r.to.addr, isAddress)
 	case accesslog.DownstreamLocalAddressWithoutPort:

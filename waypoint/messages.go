@@ -101,7 +101,7 @@ func (m *metrics) callsOf(r *record, c *callCache) *callSeries {
 	defer m.mu.Unlock()
 	s := m.calls.resolved[key]
 	if s == nil {
-		l := labelsOf(r, m.believed(r.client.told))
+		l := labelsOf(r, m.believed(r.client.Told))
 		clear(l[countMessageLabels:])
 		if s = m.calls.all[l]; s == nil {
 			s = new(callSeries)

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/mistnet/mistnet/internal/mesh"
+	"github.com/mistnet/mistnet/waypoint/peer"
 )
 
 // labelNames are Istio's labels; those of istio_tcp_* leave out response_code and grpc_response_status, which come last.
@@ -36,10 +37,10 @@ const unknown = "unknown"
 func or(s string) string { return cmp.Or(s, unknown) }
 
 // labelsOf are the labels of a record; told is what its client says of itself, if that is to count.
-func labelsOf(r *record, told *source) labels {
-	s, d := workloadLabels(r.client.workload), workloadLabels(r.workload)
+func labelsOf(r *record, told *peer.Description) labels {
+	s, d := workloadLabels(r.client.Workload), workloadLabels(r.workload)
 	if told != nil {
-		s = workloadLabelSet{or(told.workload), or(told.service), cmp.Or(told.revision, "latest"), or(told.namespace), or(told.cluster)}
+		s = workloadLabelSet{or(told.Workload), or(told.Service), cmp.Or(told.Revision, "latest"), or(told.Namespace), or(told.Cluster)}
 	}
 	service, serviceNamespace, serviceName := or(r.to.hostname), unknown, unknown
 	if v := r.service; v != nil {
@@ -57,7 +58,7 @@ func labelsOf(r *record, told *source) labels {
 		}
 	}
 	return labels{
-		"waypoint", s.workload, s.service, s.revision, s.namespace, or(r.client.id.String()), s.service, s.revision, s.cluster,
+		"waypoint", s.workload, s.service, s.revision, s.namespace, or(r.client.ID.String()), s.service, s.revision, s.cluster,
 		d.workload, d.namespace, principal, d.service, d.revision, service, d.service, d.revision, serviceName, serviceNamespace,
 		d.cluster, protocol, r.flags, "mutual_tls", code, r.grpcStatus,
 	}
@@ -120,7 +121,7 @@ type series struct {
 type seriesKey struct {
 	from     *mesh.Workload
 	id       mesh.Identity
-	told     *source
+	told     *peer.Description
 	hostname string // that was asked for
 	service  *mesh.Service
 	workload *mesh.Workload
@@ -131,7 +132,7 @@ type seriesKey struct {
 }
 
 func keyOf(r *record) seriesKey {
-	return seriesKey{r.client.workload, r.client.id, r.client.told, r.to.hostname, r.service, r.workload, r.status, r.grpc, r.grpcStatus, r.flags}
+	return seriesKey{r.client.Workload, r.client.ID, r.client.Told, r.to.hostname, r.service, r.workload, r.status, r.grpc, r.grpcStatus, r.flags}
 }
 
 // seriesCache is the series a session used last: most of its requests end alike.
@@ -153,7 +154,7 @@ type metrics struct {
 	live     map[*record]struct{}  // connections
 	resolved map[seriesKey]*series // begun anew when it is full
 	calls    callMetrics
-	told     map[source]struct{} // descriptions that clients gave of themselves: each makes series, so only so many do
+	told     map[peer.Description]struct{} // descriptions that clients gave of themselves: each makes series, so only so many do
 
 	requests, duration, reqSize, repSize   *prometheus.Desc
 	opened, closedTotal, received, sentAll *prometheus.Desc
@@ -167,7 +168,7 @@ func newMetrics() *metrics {
 		return prometheus.NewDesc("istio_tcp_"+name, help, labelNames[:countTCPLabels], nil)
 	}
 	return &metrics{
-		all: make(map[labels]*series), live: make(map[*record]struct{}), resolved: make(map[seriesKey]*series), told: make(map[source]struct{}),
+		all: make(map[labels]*series), live: make(map[*record]struct{}), resolved: make(map[seriesKey]*series), told: make(map[peer.Description]struct{}),
 		calls:       newCallMetrics(),
 		requests:    http("requests_total", "Requests."),
 		duration:    http("request_duration_milliseconds", "From the request's head to the end of its response."),
@@ -186,7 +187,7 @@ func (m *metrics) resolve(key seriesKey, r *record) *series {
 	defer m.mu.Unlock()
 	s := m.resolved[key]
 	if s == nil {
-		s = m.seriesLocked(labelsOf(r, m.believed(r.client.told)), true)
+		s = m.seriesLocked(labelsOf(r, m.believed(r.client.Told)), true)
 		if len(m.resolved) >= maxResolved {
 			clear(m.resolved)
 		}
@@ -196,7 +197,7 @@ func (m *metrics) resolve(key seriesKey, r *record) *series {
 }
 
 // believed is what a client says of itself, unless too many others said something else before. The caller holds mu.
-func (m *metrics) believed(s *source) *source {
+func (m *metrics) believed(s *peer.Description) *peer.Description {
 	if s == nil {
 		return nil
 	}
@@ -234,7 +235,7 @@ func (m *metrics) request(r *record, c *seriesCache, took time.Duration) {
 func (m *metrics) open(r *record) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	r.series = m.seriesLocked(labelsOf(r, m.believed(r.client.told)), false)
+	r.series = m.seriesLocked(labelsOf(r, m.believed(r.client.Told)), false)
 	r.series.opened++
 	m.live[r] = struct{}{}
 }
@@ -246,7 +247,7 @@ func (m *metrics) close(r *record) {
 	delete(m.live, r)
 	s := r.series
 	if s == nil { // it was never opened: count both, with what ended it
-		s = m.seriesLocked(labelsOf(r, m.believed(r.client.told)), false)
+		s = m.seriesLocked(labelsOf(r, m.believed(r.client.Told)), false)
 		s.opened++
 	}
 	s.closed++

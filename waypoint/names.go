@@ -128,7 +128,7 @@ func askedHost(authority string) string {
 		host = h
 	}
 	host = strings.ToLower(strings.TrimSuffix(host, "."))
-	if len(host) > maxHostname || !isName(host) {
+	if len(host) > maxHostname || !mesh.IsName(host) {
 		return ""
 	}
 	for label := range strings.SplitSeq(host, ".") {

@@ -118,7 +118,7 @@ func (t *tunnel) serveHTTP2(conn net.Conn) {
 		return s
 	})
 	if err != nil {
-		t.Waypoint.log.Debug("connection ended", zap.Stringer("src.addr", t.client.addr), zap.Stringer("dst.addr", t.to.addr), zap.Error(err))
+		t.Waypoint.log.Debug("connection ended", zap.Stringer("src.addr", t.client.Addr), zap.Stringer("dst.addr", t.to.addr), zap.Error(err))
 	}
 }
 
@@ -331,7 +331,7 @@ func (s *session) describe() {
 	contentType, _ := q.Value("content-type")
 	s.req = route.Request{
 		Method: q.Method, Scheme: scheme, Authority: q.Authority, Path: s.normal.normalize(q.Path), RawQuery: q.RawQuery, Header: q,
-		Port: s.to.port, SourceNamespace: s.client.namespace(), SourceLabels: s.client.labels(), GRPC: isGRPC(contentType),
+		Port: s.to.port, SourceNamespace: s.client.Namespace(), SourceLabels: s.client.Labels(), GRPC: isGRPC(contentType),
 	}
 	s.log.method, s.log.target, s.log.authority = q.Method, q.Target, q.Authority
 	s.log.userAgent, _ = q.Value("user-agent")

@@ -11,6 +11,7 @@ import (
 	"github.com/mistnet/mistnet/internal/hbone"
 	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/internal/relay"
+	"github.com/mistnet/mistnet/waypoint/peer"
 	"github.com/mistnet/mistnet/waypoint/route"
 )
 
@@ -18,7 +19,7 @@ import (
 // the metrics, at its end.
 type record struct {
 	start  time.Time
-	client *client
+	client *peer.Client
 	to     *destination
 	http   bool
 

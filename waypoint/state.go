@@ -16,6 +16,7 @@ import (
 	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/internal/wds"
 	"github.com/mistnet/mistnet/internal/xds"
+	"github.com/mistnet/mistnet/waypoint/peer"
 	"github.com/mistnet/mistnet/waypoint/route"
 )
 
@@ -40,8 +41,8 @@ type state struct {
 	cfg     *Config
 	log     *zap.Logger
 	current atomic.Pointer[view]
-	mu      sync.Mutex             // held by the one who makes the next view
-	trusted map[mesh.Identity]bool // gateways that may say for whom they speak
+	mu      sync.Mutex // held by the one who makes the next view
+	peers   peer.Finder
 
 	// changed is called after each new view in which other policies hold.
 	changed func(*view)
@@ -50,7 +51,10 @@ type state struct {
 }
 
 func newState(cfg *Config, log *zap.Logger) *state {
-	s := &state{cfg: cfg, log: log, trusted: cfg.trusted(), changed: func(*view) {}, published: func() {}}
+	s := &state{
+		cfg: cfg, log: log, changed: func(*view) {}, published: func() {},
+		peers: peer.Finder{Network: cfg.Network, Namespace: cfg.Namespace, TrustDomain: cfg.TrustDomain, Trusted: cfg.trusted()},
+	}
 	s.current.Store(&view{
 		Snapshot: &mesh.Snapshot{}, routes: map[string]*mesh.Route{}, traffic: map[string]*mesh.TrafficPolicy{},
 		targets: new(targets),

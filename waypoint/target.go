@@ -11,6 +11,7 @@ import (
 
 	"github.com/mistnet/mistnet/internal/lb"
 	"github.com/mistnet/mistnet/internal/mesh"
+	"github.com/mistnet/mistnet/waypoint/peer"
 )
 
 // target is one port of a service, or of a subset of it, as a view says to talk to it. It never changes.
@@ -283,8 +284,8 @@ type search struct {
 }
 
 // begin prepares for picks from a target on behalf of a client. key is what to hash; "": nothing.
-func (s *search) begin(u *upstreams, t *target, c *client, dialled netip.AddrPort, key string) {
-	*s = search{target: t, from: c.addr, dialled: dialled}
+func (s *search) begin(u *upstreams, t *target, c *peer.Client, dialled netip.AddrPort, key string) {
+	*s = search{target: t, from: c.Addr, dialled: dialled}
 	if !t.cluster.used.Load() {
 		t.cluster.used.Store(true)
 	}
@@ -303,8 +304,8 @@ func (s *search) begin(u *upstreams, t *target, c *client, dialled netip.AddrPor
 		s.way.Turn = t.cluster.turn.Add(1) - 1
 	}
 	if s.way.Key == "" && t.service.LB.Sticky {
-		if s.way.Key = c.addr.Addr().String(); c.workload != nil {
-			s.way.Key = c.workload.UID
+		if s.way.Key = c.Addr.Addr().String(); c.Workload != nil {
+			s.way.Key = c.Workload.UID
 		}
 	}
 }

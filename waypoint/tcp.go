@@ -92,8 +92,8 @@ func (t *tunnel) courseTCP(ctx context.Context, r *record) *course {
 		return &course{pick: t.up.workload(v.self, w, t.to.addr)}
 	}
 	rule := v.table.MatchStream(t.to.service, t.to.port, &route.Stream{
-		SNI: t.sni, Destination: t.to.addr.Addr(), Source: t.client.addr.Addr(), Port: t.to.port,
-		SourceNamespace: t.client.namespace(), SourceLabels: t.client.labels(),
+		SNI: t.sni, Destination: t.to.addr.Addr(), Source: t.client.Addr.Addr(), Port: t.to.port,
+		SourceNamespace: t.client.Namespace(), SourceLabels: t.client.Labels(),
 	})
 	if rule == nil || rule.Refuse != 0 {
 		r.fail("NR", "route_not_found")
@@ -123,7 +123,7 @@ func (t *tunnel) pickTCP(ctx context.Context, v *view, b *route.Backend, r *reco
 	}
 	hash := ""
 	if c.target.hash != nil && c.target.hash.SourceIP {
-		hash = t.client.addr.Addr().String()
+		hash = t.client.Addr.Addr().String()
 	}
 	c.search.begin(t.up, c.target, &t.client, t.to.addr, hash)
 	if c.target.service.Dynamic {

@@ -126,6 +126,7 @@ var places = []place{
 	{"waypoint/http1", programs, false}, // engines, and the program's own
 	{"waypoint/http2", programs, false},
 	{"waypoint/parking", programs, false},
+	{"waypoint/peer", programs, false},
 	{"istiod/translate", decisions, true},
 	{"istiod/index", decisions, true},
 	{"istiod/gateway", decisions, true},
