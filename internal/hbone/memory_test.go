@@ -55,8 +55,8 @@ func (b *bound) flood(to hbone.Target, pools []*hbone.Pool, streams int) int64 {
 				continue // it was refused
 			}
 			wg.Go(func() {
-				_ = s.SetWriteDeadline(time.Now().Add(1500 * time.Millisecond))
 				for {
+					_ = s.SetWriteDeadline(time.Now().Add(1500 * time.Millisecond)) // for each: a slow machine takes as much
 					n, err := s.Write(piece)
 					taken.Add(int64(n))
 					for held := b.budget.Held(); ; {
