@@ -76,7 +76,7 @@ func (r *record) appendText(b []byte, took time.Duration) []byte {
 	}
 	b = appendAddr(append(b, ` "`...), r.upstream)
 	b = r.appendCluster(append(b, `" `...))
-	b = appendAddr(append(b, " - "...), r.to.addr) // the address of this end of the upstream's connection is not told
+	b = appendAddr(append(b, " - "...), r.local) // the address of this end of the upstream's connection is not told
 	b = appendAddr(append(b, ' '), r.client.Addr)
 	b = appendWord(append(b, ' '), r.sni)
 	b = append(b, ' ')
@@ -132,7 +132,7 @@ func (r *record) appendJSON(b []byte, took time.Duration) []byte {
 	if r.service != nil {
 		b = append(r.appendCluster(append(b, `,"upstream_cluster":"`...)), '"')
 	}
-	addr("downstream_local_address", r.to.addr)
+	addr("downstream_local_address", r.local)
 	addr("downstream_remote_address", r.client.Addr)
 	str("requested_server_name", r.sni)
 	if r.route != nil {

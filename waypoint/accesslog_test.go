@@ -25,13 +25,12 @@ func someRecords() map[string]*record {
 	front := &mesh.Workload{Name: "front-1", Namespace: "web", TrustDomain: "cluster.local", ServiceAccount: "front", OwnerName: "front", CanonicalName: "front", ClusterID: "Kubernetes"}
 	cart := &mesh.Workload{Name: "cart-1", Namespace: "shop", TrustDomain: "cluster.local", ServiceAccount: "cart", OwnerName: "cart", CanonicalName: "cart", CanonicalRevision: "v2", ClusterID: "Kubernetes"}
 	c := &peer.Client{ID: front.Identity(), Addr: netip.MustParseAddrPort("10.1.0.1:4000"), Workload: front}
-	to := &destination{service: "shop/cart.shop.svc.cluster.local", hostname: "cart.shop.svc.cluster.local", addr: netip.MustParseAddrPort("10.96.0.1:80"), port: 80}
-	svc := &mesh.Service{Name: "cart", Namespace: "shop", Hostname: to.hostname}
+	svc, local := &mesh.Service{Name: "cart", Namespace: "shop", Hostname: "cart.shop.svc.cluster.local"}, netip.MustParseAddrPort("10.96.0.1:80")
 	table, _ := route.Compile(nil)
-	rule, _ := table.Match(to.service, 80, &route.Request{Method: "GET", Path: "/"})
+	rule, _ := table.Match(svc.Key(), 80, &route.Request{Method: "GET", Path: "/"})
 	request := func() *record {
 		return &record{
-			start: start, client: c, to: to, http: true, protocol: "HTTP/1.1", method: "GET", target: `/a"b?q=1`, authority: "cart",
+			start: start, client: c, hostname: svc.Hostname, local: local, http: true, protocol: "HTTP/1.1", method: "GET", target: `/a"b?q=1`, authority: "cart",
 			userAgent: "curl/8 \"x\"\xff", requestID: "id-1", forwardedFor: "203.0.113.1, 10.0.0.1", route: rule, service: svc, workload: cart,
 			upstream: netip.MustParseAddrPort("10.2.0.1:8080"), port: 80, attempts: 2, upstreamTime: 7 * time.Millisecond, answered: true,
 			status: 200, flags: "-", details: "via_upstream", received: 3, sent: 70,
@@ -42,7 +41,7 @@ func someRecords() map[string]*record {
 	failed.failure, failed.sent, failed.subset, failed.target, failed.userAgent, failed.forwardedFor = "dial tcp: refused", 90, "v2", "/", "", ""
 	tcp := &record{
 		start: start, client: &peer.Client{ID: front.Identity(), Addr: c.Addr, Gateway: &peer.Gateway{ID: mesh.Identity{TrustDomain: "cluster.local", Namespace: "shop", ServiceAccount: "gate"}}},
-		to: to, flags: "-", details: "rbac_access_denied_matched_policy[none]", sni: "shop.example",
+		hostname: svc.Hostname, local: local, flags: "-", details: "rbac_access_denied_matched_policy[none]", sni: "shop.example",
 	}
 	tcp.bytes.AToB.Store(11)
 	tcp.bytes.BToA.Store(22)

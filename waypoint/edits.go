@@ -130,13 +130,11 @@ func (s *responseHeaders) Fill(f *accesslog.Format) string {
 // fill puts what operators ask for in their place. What clients wrote cannot end a line: it is of headers, which were read.
 func (s *session) fill(f *accesslog.Format, header func(of accesslog.Section, name string) string) string {
 	var b []byte
-	took := time.Since(s.log.start)
 	for i := range f.Parts {
 		p := &f.Parts[i]
 		switch p.Op {
 		case accesslog.Literal:
 			b = append(b, p.Text...)
-			continue
 		case accesslog.FromHeader:
 			h := &f.Headers[p.At]
 			v := h.Pick(func(name string) string { return header(h.Of, name) })
@@ -144,14 +142,8 @@ func (s *session) fill(f *accesslog.Format, header func(of accesslog.Section, na
 				v = v[:p.Most]
 			}
 			b = append(b, v...)
-			continue
-		}
-		switch v := valueOf(p, &s.log, took, s.cfg.PodName); v.kind {
-		case isUnset:
-		case isNumber:
-			b = strconv.AppendInt(b, v.number, 10)
 		default:
-			b = v.append(b, p, &s.log, took)
+			b = s.log.appendOperator(b, p, s.cfg.PodName)
 		}
 	}
 	return string(b)

@@ -1,7 +1,7 @@
 package waypoint
 
 import (
-	"cmp"
+	"io"
 	"net/netip"
 	"strconv"
 	"time"
@@ -9,28 +9,34 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/mistnet/mistnet/internal/accesslog"
-	"github.com/mistnet/mistnet/internal/daemon"
 	"github.com/mistnet/mistnet/internal/mesh"
-	"github.com/mistnet/mistnet/waypoint/http1"
 )
 
-// newAccessLog is the access log that cfg asks for; nil: none. A format that cannot be read is not worth a waypoint: istiod, which
-// may be newer, has said of the mesh's what is wrong with it.
-func newAccessLog(cfg *Config, env *daemon.Env) *accessLog {
-	if !cfg.AccessLog {
+// accessConfig says what the access log is like.
+type accessConfig struct {
+	out    io.Writer // takes a line at a time, from many goroutines; nil: no log is kept
+	json   bool      // an object a line, instead of text
+	format string    // of Envoy's operators; "": Istio's default
+	host   string    // the name of this pod, for such a format
+}
+
+// newAccessLog is the access log of that kind; nil: none. A format that cannot be read is not worth a waypoint: istiod, which may be
+// newer, has said of the mesh's what is wrong with it.
+func newAccessLog(cfg accessConfig, log *zap.Logger) *accessLog {
+	if cfg.out == nil {
 		return nil
 	}
-	l := &accessLog{out: env.Out, json: cfg.AccessLogEncoding == encodingJSON, host: cfg.PodName}
-	if cfg.AccessLogFormat == "" {
+	l := &accessLog{out: cfg.out, json: cfg.json, host: cfg.host}
+	if cfg.format == "" {
 		return l
 	}
 	parse := accesslog.ParseText
 	if l.json {
 		parse = accesslog.ParseJSON
 	}
-	format, err := parse(cfg.AccessLogFormat)
+	format, err := parse(cfg.format)
 	if err != nil {
-		env.Log.Error("format of the access log cannot be read, its default holds", zap.Error(err))
+		log.Error("format of the access log cannot be read, its default holds", zap.Error(err))
 	}
 	l.format = format
 	return l
@@ -42,51 +48,6 @@ func (p *reporter) headers() []accesslog.Header {
 		return nil
 	}
 	return p.access.format.Headers
-}
-
-// noteNothing makes room for the headers that the access log wants of a request. Its memory is used again.
-func (s *session) noteNothing() {
-	n := len(s.rep.headers())
-	if n == 0 {
-		return
-	}
-	if len(s.notes) < n {
-		s.notes = make([]string, n)
-	}
-	s.log.headers = s.notes
-}
-
-// note keeps what the access log wants of a head with the edits to it.
-func (s *session) note(of accesslog.Section, f *http1.Fields, e *http1.Edits) {
-	if s.log.headers == nil {
-		return
-	}
-	wanted := s.rep.headers()
-	for i := range wanted {
-		if h := &wanted[i]; h.Of == of {
-			s.log.headers[i] = h.Pick(func(name string) string { return s.headerValue(name, of, f, e) })
-		}
-	}
-}
-
-// headerValue is one of a request's or response's headers, or of HTTP/2's pseudo-headers, as it goes on.
-func (s *session) headerValue(name string, of accesslog.Section, f *http1.Fields, e *http1.Edits) string {
-	if of == accesslog.Request {
-		switch name {
-		case ":method":
-			return s.q.Method
-		case ":scheme":
-			return s.req.Scheme
-		case ":path":
-			return cmp.Or(e.Target(), s.q.Target)
-		case ":authority", "host":
-			return cmp.Or(e.Host(), s.q.Authority)
-		case "x-request-id":
-			return s.log.requestID
-		}
-	}
-	v, _ := e.Value(f, name)
-	return v
 }
 
 // appendFormat is a line as the mesh's format wants it. What clients wrote cannot end a line, nor a string of JSON.
@@ -124,6 +85,19 @@ const (
 	isStart
 	isEnd
 )
+
+// appendOperator writes what an operator that asks for no header stands for, in a header; nothing where there is nothing.
+func (r *record) appendOperator(b []byte, p *accesslog.Part, host string) []byte {
+	took := time.Since(r.start)
+	switch v := valueOf(p, r, took, host); v.kind {
+	case isUnset:
+		return b
+	case isNumber:
+		return strconv.AppendInt(b, v.number, 10)
+	default:
+		return v.append(b, p, r, took)
+	}
+}
 
 func (l *accessLog) appendPart(b []byte, p *accesslog.Part, r *record, took time.Duration) []byte {
 	v := valueOf(p, r, took, l.host)
@@ -166,7 +140,7 @@ func (v *value) append(b []byte, p *accesslog.Part, r *record, took time.Duratio
 	case accesslog.InText:
 		b = appendField(b, text)
 	case accesslog.InHeader:
-		b = append(b, printable(text)...)
+		b = append(b, accesslog.Printable(text)...)
 	default:
 		b = appendEscaped(b, text)
 	}
@@ -303,11 +277,11 @@ func placeOf(op accesslog.Operator, r *record) value {
 	case accesslog.DownstreamRemotePort:
 		return addressOf(r.client.Addr, isNumber)
 	case accesslog.DownstreamLocalAddress:
-		return addressOf(r.to.addr, isAddress)
+		return addressOf(r.local, isAddress)
 	case accesslog.DownstreamLocalAddressWithoutPort:
-		return addressOf(r.to.addr, isHost)
+		return addressOf(r.local, isHost)
 	case accesslog.DownstreamLocalPort:
-		return addressOf(r.to.addr, isNumber)
+		return addressOf(r.local, isNumber)
 	}
 	return value{}
 }

@@ -5,8 +5,6 @@ import (
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
-
-	"github.com/mistnet/mistnet/waypoint/http1"
 )
 
 // messages counts the messages of one direction of a gRPC call as they pass, so that those of a call that lasts are seen
@@ -114,21 +112,4 @@ func (m *metrics) callsOf(r *record, c *callCache) *callSeries {
 	}
 	*c = callCache{key, s}
 	return s
-}
-
-// countRequests makes the messages count that a try sends to the endpoint it was given.
-func (s *session) countRequests() {
-	if !s.req.GRPC {
-		return
-	}
-	series := s.rep.callsOf(&s.log, &s.calls)
-	s.asks.to, s.answers.to = &series.requests, &series.responses
-	s.q.Body.Tap(&s.asks)
-}
-
-// countResponses makes those of its response count.
-func (s *session) countResponses(resp *http1.Response) {
-	if s.req.GRPC {
-		resp.Body.Tap(&s.answers)
-	}
 }

@@ -42,7 +42,7 @@ func labelsOf(r *record, told *peer.Description) labels {
 	if told != nil {
 		s = workloadLabelSet{or(told.Workload), or(told.Service), cmp.Or(told.Revision, "latest"), or(told.Namespace), or(told.Cluster)}
 	}
-	service, serviceNamespace, serviceName := or(r.to.hostname), unknown, unknown
+	service, serviceNamespace, serviceName := or(r.hostname), unknown, unknown
 	if v := r.service; v != nil {
 		service, serviceNamespace, serviceName = or(v.Hostname), or(v.Namespace), or(v.Name)
 	}
@@ -132,7 +132,7 @@ type seriesKey struct {
 }
 
 func keyOf(r *record) seriesKey {
-	return seriesKey{r.client.Workload, r.client.ID, r.client.Told, r.to.hostname, r.service, r.workload, r.status, r.grpc, r.grpcStatus, r.flags}
+	return seriesKey{r.client.Workload, r.client.ID, r.client.Told, r.hostname, r.service, r.workload, r.status, r.grpc, r.grpcStatus, r.flags}
 }
 
 // seriesCache is the series a session used last: most of its requests end alike.

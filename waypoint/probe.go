@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/mistnet/mistnet/internal/accesslog"
 	"github.com/mistnet/mistnet/internal/hbone"
 	"github.com/mistnet/mistnet/internal/mesh"
 )
@@ -94,7 +95,7 @@ func (a *asked) askGRPC(ctx context.Context, conn net.Conn) error {
 		return fmt.Errorf("the answer is %d", resp.StatusCode)
 	case status != "0":
 		why := cmp.Or(resp.Header.Get("Grpc-Message"), resp.Trailer.Get("Grpc-Message"))
-		return fmt.Errorf("the answer is gRPC status %s %s", cmp.Or(status, "missing"), printable(why))
+		return fmt.Errorf("the answer is gRPC status %s %s", cmp.Or(status, "missing"), accesslog.Printable(why))
 	case len(body) < 5 || body[0] != 0 || uint32(len(body)-5) != binary.BigEndian.Uint32(body[1:5]):
 		return errors.New("the answer is no message of gRPC")
 	}

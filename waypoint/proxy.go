@@ -154,7 +154,7 @@ func (s *session) begin(q *http1.Request) {
 	s.asks, s.answers = messages{}, messages{}
 	s.view = s.state.load()
 	s.progress = begun
-	s.log = record{start: time.Now(), client: &s.client, to: &s.to, http: true, protocol: "HTTP/1.1", flags: "-"}
+	s.log = record{start: time.Now(), client: &s.client, hostname: s.to.hostname, local: s.to.addr, http: true, protocol: "HTTP/1.1", flags: "-"}
 	if s.stream != nil {
 		s.log.protocol = "HTTP/2"
 	}
@@ -212,17 +212,8 @@ const resetPrefix = "upstream connect error or disconnect/reset before headers. 
 func replyDenied(d verdict) *reply { return &reply{403, "RBAC: access denied", "-", d.details} }
 
 func replyConnect(err error) reply {
-	return reply{503, resetPrefix + "remote connection failure, transport failure reason: " + printable(err.Error()), "UF",
+	return reply{503, resetPrefix + "remote connection failure, transport failure reason: " + accesslog.Printable(err.Error()), "UF",
 		"upstream_reset_before_response_started{remote_connection_failure}"}
-}
-
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r > '~' {
-			return ' '
-		}
-		return r
-	}, s)
 }
 
 // serve answers one request, from where Begin has left it. It returns the upstream when the two connections are to be joined.
@@ -470,6 +461,7 @@ func (s *session) finish(now time.Time) {
 // newRequestID makes a random UUID (RFC 9562, 5.4). It names a request and keeps no secret: math/rand's generator cannot be guessed
 // either, and costs a tenth of crypto/rand's.
 func newRequestID() string {
+	const hex = "0123456789abcdef"
 	var id [16]byte
 	binary.LittleEndian.PutUint64(id[:8], rand.Uint64())
 	binary.LittleEndian.PutUint64(id[8:], rand.Uint64())
@@ -482,7 +474,7 @@ func newRequestID() string {
 			b[at] = '-'
 			at++
 		}
-		b[at], b[at+1] = hexDigits[c>>4], hexDigits[c&15]
+		b[at], b[at+1] = hex[c>>4], hex[c&15]
 		at += 2
 	}
 	return string(b[:])

@@ -1,7 +1,6 @@
 package waypoint
 
 import (
-	"errors"
 	"net/netip"
 	"time"
 
@@ -20,8 +19,10 @@ import (
 type record struct {
 	start  time.Time
 	client *peer.Client
-	to     *destination
 	http   bool
+
+	hostname string         // of the service that was asked for; "": a workload was
+	local    netip.AddrPort // the address that was
 
 	protocol                  string // of HTTP: its version; "": it is not HTTP
 	method, target, authority string
@@ -56,25 +57,7 @@ type record struct {
 // fail notes how a request or connection ended that had begun well.
 func (r *record) fail(flags, details string) { r.flags, r.details = flags, details }
 
-// ended notes how the joining of two connections ended.
-func (r *record) ended(err error) {
-	if err == nil {
-		return
-	}
-	if changed, ok := errors.AsType[*policyChangedError](err); ok {
-		r.fail("-", changed.details)
-		return
-	}
-	switch err {
-	case errTooOld:
-		r.fail("DT", err.Error())
-	case errIdle:
-		r.fail("SI", err.Error())
-	default:
-		r.fail("UC", err.Error())
-	}
-}
-
+// cluster notes where the rule sends it.
 func (r *record) cluster(key, subset string, port uint16) {
 	r.backend, r.subset, r.port = key, subset, port
 }

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -19,14 +20,27 @@ import (
 	"github.com/mistnet/mistnet/internal/mesh"
 )
 
-// capricious is an application of HTTP/2 that does with each request what comes next in a list, and at its end answers.
-type capricious struct {
+// capricious is an application of HTTP/2 that does with each request what its path's whims say next, and at their end answers.
+type capricious struct{ all sync.Map }
+
+// whims are a list, and how many requests were looked at by it. One that was given up on may come late: it has a list of its own.
+type whims struct {
 	asked atomic.Int64
 	next  chan string
 }
 
+// of makes the whims of a path.
+func (a *capricious) of(path string, next []string) *whims {
+	w := &whims{next: make(chan string, len(next))}
+	for _, what := range next {
+		w.next <- what
+	}
+	a.all.Store(path, w)
+	return w
+}
+
 func newCapricious(t *testing.T) (*capricious, netip.AddrPort) {
-	a := &capricious{next: make(chan string, 100)}
+	a := new(capricious)
 	ln := listen(t, loopback()+":0")
 	go func() { // ends with ln, and its connections with the waypoint
 		for {
@@ -67,11 +81,13 @@ func (a *capricious) serve(conn net.Conn) {
 				b.Write(f.Data())
 			}
 		case *xhttp2.MetaHeadersFrame:
-			a.asked.Add(1)
 			what := "answer"
-			select {
-			case what = <-a.next:
-			default:
+			if w, ok := a.all.Load(f.PseudoValue("path")); ok {
+				w.(*whims).asked.Add(1)
+				select {
+				case what = <-w.(*whims).next:
+				default:
+				}
 			}
 			switch what {
 			case "leave slowly":
@@ -111,6 +127,7 @@ func TestARequestThatNobodyLookedAt(t *testing.T) {
 			Retry: &mesh.Retry{}, Backends: []mesh.Backend{to("cart", 1)}},
 		mesh.HTTPRule{Retry: &mesh.Retry{}, Backends: []mesh.Backend{to("cart", 1)}})
 	times := func(n int, what string) []string { return strings.Split(strings.Repeat(what+",", n)+"answer", ",") }
+	cases := 0
 	for name, c := range map[string]struct {
 		method, path string
 		next         []string
@@ -127,26 +144,21 @@ func TestARequestThatNobodyLookedAt(t *testing.T) {
 		"it may not be sent twice":                     {"POST", "/", times(1, "vanish"), 503, 1},
 		"one drains, and a new one ends":               {"GET", "/", []string{"leave", "vanish"}, 503, 2},
 	} {
-		for len(a.next) > 0 {
-			<-a.next
-		}
 		if resp, body := l.get("http://10.9.0.1/"); resp.StatusCode != 200 { // a connection is kept
 			t.Fatalf("%s: before it: %d %q", name, resp.StatusCode, body)
 		}
-		for _, what := range c.next {
-			a.next <- what
-		}
-		before := a.asked.Load()
-		text := ""
+		cases++
+		path := fmt.Sprint(c.path, "?", cases)
+		w, text := a.of(path, c.next), ""
 		if c.method == "POST" {
 			text = strings.Repeat("all of it ", 100)
 		}
-		req, err := http.NewRequestWithContext(t.Context(), c.method, "http://10.9.0.1"+c.path, strings.NewReader(text))
+		req, err := http.NewRequestWithContext(t.Context(), c.method, "http://10.9.0.1"+path, strings.NewReader(text))
 		if err != nil {
 			t.Fatal(err)
 		}
 		resp, body := l.do(req)
-		asks := int(a.asked.Load() - before)
+		asks := int(w.asked.Load())
 		if resp.StatusCode != c.status || asks != c.asks && (c.asks > 0 || asks > -c.asks) || c.status == 200 && body != "heard "+text {
 			t.Errorf("%s: %d %.80q of %d asks, want %d of %s", name, resp.StatusCode, body, asks, c.status, fmt.Sprint(c.asks))
 		}

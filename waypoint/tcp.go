@@ -2,6 +2,7 @@ package waypoint
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"time"
 
@@ -20,7 +21,7 @@ type course struct {
 // serveTCP carries a connection that is not HTTP. accept gives the client's end once the other is there; refuse is called
 // instead when it cannot be.
 func (t *tunnel) serveTCP(ctx context.Context, accept func() (relay.Conn, error), refuse func()) {
-	r := &record{start: time.Now(), client: &t.client, to: &t.to, sni: t.sni, flags: "-"}
+	r := &record{start: time.Now(), client: &t.client, hostname: t.to.hostname, local: t.to.addr, sni: t.sni, flags: "-"}
 	defer t.rep.close(r)
 	ctx, p := t.passages.enter(ctx, t, nil)
 	defer t.passages.leave(p)
@@ -72,7 +73,26 @@ func (t *tunnel) serveTCP(ctx context.Context, accept func() (relay.Conn, error)
 	t.rep.open(r)
 	ctx, stop := lifetime(ctx, c.limits(), &r.bytes)
 	defer stop()
-	r.ended(relay.Pump(ctx, down, conn, &r.bytes))
+	noteEnd(r, relay.Pump(ctx, down, conn, &r.bytes))
+}
+
+// noteEnd notes how the joining of two connections ended.
+func noteEnd(r *record, err error) {
+	if err == nil {
+		return
+	}
+	if changed, ok := errors.AsType[*policyChangedError](err); ok {
+		r.fail("-", changed.details)
+		return
+	}
+	switch err {
+	case errTooOld:
+		r.fail("DT", err.Error())
+	case errIdle:
+		r.fail("SI", err.Error())
+	default:
+		r.fail("UC", err.Error())
+	}
 }
 
 // courseTCP decides whether a connection may go through, and where to. With nil, r says why not.

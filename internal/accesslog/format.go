@@ -285,3 +285,13 @@ func isHeader(name string, of Section) bool {
 		return !(r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || strings.ContainsRune("!#$%&'*+-.^_`|~", r))
 	})
 }
+
+// Printable is a text as a header can hold it: what is not printable ASCII is a blank.
+func Printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return ' '
+		}
+		return r
+	}, s)
+}
