@@ -21,8 +21,6 @@ type Body struct {
 	err   error // sticky
 	tap   Tap
 
-	start, moves int // where in the buffer it begins, and when that was
-
 	trailers Fields
 }
 
@@ -65,8 +63,10 @@ var errChunk = errors.New("a chunk is malformed")
 
 func (b *Body) begin(in *reader, as role, kind framing, size int64) {
 	b.in, b.src, b.role, b.kind, b.size, b.left, b.count, b.extra, b.err = in, nil, as, kind, size, size, 0, 0, nil
-	b.start, b.moves = in.r, in.moves
 	b.trailers.reset()
+	if in.forget(); as == ofRequest && kind != bodyNone {
+		in.mark()
+	}
 	in.left.Store(size)
 	switch {
 	case kind == bodyChunked:
@@ -231,7 +231,7 @@ func (b *Body) Buffered() (bool, error) { return b.Buffer(0) }
 // Keeps reports whether the whole body is in the buffer, and stays there when it is read: Rewind will succeed. It does not wait.
 func (b *Body) Keeps() (bool, error) {
 	whole, err := b.Buffered()
-	return whole && (b.src == nil || b.kind == bodyNone || b.src.Keeps()), err
+	return whole && (b.kind == bodyNone || b.src != nil && b.src.Keeps() || b.src == nil && b.in.keeps()), err
 }
 
 // Buffer waits until the whole body is in the buffer, or n bytes as they are on the wire (a buffer holds little more than
@@ -244,7 +244,7 @@ func (b *Body) Buffer(n int) (bool, error) {
 	if b.src != nil {
 		return b.src.Buffer(n)
 	}
-	in, was, fresh := b.in, *b, b.start == b.in.r && b.moves == b.in.moves
+	in, was, fresh := b.in, *b, b.count == 0 && b.in.kept.at == b.in.r && b.in.keeps()
 	base, whole := in.r, false
 	for {
 		err := b.look()
@@ -276,7 +276,7 @@ func (b *Body) Buffer(n int) (bool, error) {
 	in.r = base
 	in.left.Store(b.left)
 	if fresh {
-		b.start, b.moves = in.r, in.moves
+		in.mark()
 	}
 	return whole, nil
 }
@@ -292,7 +292,8 @@ func (b *Body) look() error {
 	}
 }
 
-// Rewind goes back to the body's beginning, for a second try; false once the buffer has lost it.
+// Rewind goes back to the body's beginning, for a second try; false once more has come of it than a buffer holds, or an Exchange has
+// begun to respond. It need not have come whole.
 func (b *Body) Rewind() bool {
 	if b.kind == bodyNone {
 		return true
@@ -300,12 +301,10 @@ func (b *Body) Rewind() bool {
 	if b.src != nil {
 		return b.rewindFrom()
 	}
-	if b.err != nil || b.moves != b.in.moves {
+	if b.err != nil || !b.in.recall() {
 		return false
 	}
-	at := b.start
 	b.begin(b.in, b.role, b.kind, b.size)
-	b.start, b.in.r = at, at
 	return true
 }
 

@@ -116,6 +116,11 @@ func (x *Exchange) Respond(e *Edits) error {
 	}
 	s.last = s.last || kind == bodyToClose || p.Tunnel
 	s.answered = true
+	if x.upload != nil {
+		s.in.kept.given.Store(true)
+	} else {
+		s.in.forget()
+	}
 	if err := s.out.body(&p.Body, kind); err != nil {
 		s.last = true
 		if kind == bodyToClose { // an orderly end would make it look complete
@@ -149,7 +154,7 @@ func (x *Exchange) Repeatable() bool {
 		}
 	}
 	b := &x.down.req.Body
-	return (x.fault == nil || !decides(x.fault)) && b.err == nil && (b.kind == bodyNone || b.moves == b.in.moves)
+	return (x.fault == nil || !decides(x.fault)) && b.err == nil && (b.kind == bodyNone || b.in.keeps())
 }
 
 // Abort ends an exchange that was sent and is not to be responded: by a reply of the caller's own, perhaps.

@@ -16,6 +16,7 @@ func raw(conn net.Conn, in *reader, out *writer) *RawConn {
 	c := &RawConn{Conn: conn}
 	c.in.buf, c.in.r, c.in.w = in.buf, in.r, in.w
 	in.buf, in.r, in.w = nil, 0, 0
+	in.forget()
 	out.rest()
 	_ = conn.SetDeadline(time.Time{}) // the next call tells
 	c.in.rest()

@@ -28,7 +28,7 @@ type reader struct {
 	r, w int
 	tcp  *receiver // nil: not needed yet
 
-	moves int     // grows whenever bytes before r are lost, so that a body knows whether it can be read again
+	kept  kept    // of what was read
 	ahead Flusher // flushed before waiting: whatever waits here may be the answer to what waits there
 	still bool    // do not wait for the connection: looking ahead
 
@@ -65,6 +65,12 @@ func forReading(n int) []byte {
 
 // room makes place for at least one byte: the slab's start is reused, then a larger slab borrowed.
 func (r *reader) room() error {
+	if r.kept.marked {
+		if r.roomBehind() {
+			return nil
+		}
+		r.rest() // how much comes at once from here on is to be seen
+	}
 	if r.buf == nil {
 		r.buf = forReading(smallBytes)
 		return nil
@@ -72,7 +78,6 @@ func (r *reader) room() error {
 	if r.r == r.w && r.r > 0 {
 		full := r.w == len(r.buf)
 		r.r, r.w = 0, 0
-		r.moves++
 		if full && cap(r.buf) < largeBytes { // it comes in bulk
 			giveBack(r.buf)
 			r.buf = forReading(largeBytes)
@@ -85,7 +90,6 @@ func (r *reader) room() error {
 	if r.r > 0 {
 		r.w = copy(r.buf, r.buf[r.r:r.w])
 		r.r = 0
-		r.moves++
 	}
 	if r.w < len(r.buf) {
 		return nil
@@ -97,7 +101,6 @@ func (r *reader) room() error {
 	copy(next, r.buf)
 	giveBack(r.buf)
 	r.buf = next
-	r.moves++
 	return nil
 }
 
@@ -213,12 +216,12 @@ func (r *reader) line(most int) ([]byte, error) {
 	}
 }
 
-// rest gives an empty slab back.
+// rest gives an empty slab back, and keeps nothing of what was read.
 func (r *reader) rest() {
+	r.forget()
 	if r.buf != nil && r.r == r.w {
 		giveBack(r.buf)
 		r.buf, r.r, r.w = nil, 0, 0
-		r.moves++
 	}
 }
 

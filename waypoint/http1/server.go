@@ -97,6 +97,7 @@ func (s *ServerConn) ReadRequest() (*Request, error) {
 			return nil, io.EOF
 		}
 	}
+	s.in.forget()
 	s.in.window, s.in.until = 0, time.Time{}
 	s.answered, s.continued, s.last = false, false, false
 	if s.in.r == s.in.w {

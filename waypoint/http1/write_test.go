@@ -433,13 +433,14 @@ func TestBodiesAreBufferedOnDemand(t *testing.T) {
 		name, sent string
 		most       int
 		whole      bool
+		again      bool
 	}{
-		{"no body", "GET / HTTP/1.1\r\nHost: a\r\n\r\n", 1000, true},
-		{"a length", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 40000\r\n\r\n" + long, 60000, true},
-		{"a length, not all of it", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 40000\r\n\r\n" + long, 1000, false},
-		{"chunks", chunkedHead + strings.Repeat("5\r\nhello\r\n", 4000) + "0\r\nX: y\r\n\r\n", 60000, true},
-		{"chunks, not all of them", chunkedHead + strings.Repeat("5\r\nhello\r\n", 8000) + "0\r\n\r\n", 30000, false},
-		{"more than a buffer holds", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 80000\r\n\r\n" + long + long, 1 << 20, false},
+		{"no body", "GET / HTTP/1.1\r\nHost: a\r\n\r\n", 1000, true, true},
+		{"a length", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 40000\r\n\r\n" + long, 60000, true, true},
+		{"a length, not all of it", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 40000\r\n\r\n" + long, 1000, false, true},
+		{"chunks", chunkedHead + strings.Repeat("5\r\nhello\r\n", 4000) + "0\r\nX: y\r\n\r\n", 60000, true, true},
+		{"chunks, not all of them", chunkedHead + strings.Repeat("5\r\nhello\r\n", 8000) + "0\r\n\r\n", 30000, false, false},
+		{"more than a buffer holds", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 80000\r\n\r\n" + long + long, 1 << 20, false, false},
 	} {
 		for _, step := range []int{0, 1, 1000} {
 			conn := &wire{in: []byte(c.sent + "GET /next HTTP/1.1\r\nHost: a\r\n\r\n"), step: step}
@@ -452,10 +453,10 @@ func TestBodiesAreBufferedOnDemand(t *testing.T) {
 				t.Errorf("%s, %d bytes at a time: Buffer(%d) = %v, %v, want %v", c.name, step, c.most, whole, err, c.whole)
 			}
 			first := tellRequest(q)
-			if c.whole != q.Body.Rewind() {
-				t.Errorf("%s, %d bytes at a time: rewound: %v, want %v", c.name, step, !c.whole, c.whole)
+			if c.again != q.Body.Rewind() {
+				t.Errorf("%s, %d bytes at a time: rewound: %v, want %v", c.name, step, !c.again, c.again)
 			}
-			if c.whole && tellRequest(q) != first {
+			if c.again && tellRequest(q) != first {
 				t.Errorf("%s, %d bytes at a time: another body the second time", c.name, step)
 			}
 			if want := tellRequest(request(t, c.sent)); first != want {
