@@ -8,6 +8,8 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"go.uber.org/zap"
+
 	"github.com/mistnet/mistnet/internal/accesslog"
 )
 
@@ -17,6 +19,28 @@ type accessLog struct {
 	json   bool
 	format *accesslog.Format // that the mesh asks for; nil: Istio's default
 	host   string            // of this waypoint, for that format
+}
+
+// newAccessLog is the access log of that kind; nil: none. A format that cannot be read is not worth a waypoint: istiod, which may be
+// newer, has said of the mesh's what is wrong with it.
+func newAccessLog(cfg reportConfig, log *zap.Logger) *accessLog {
+	if cfg.out == nil {
+		return nil
+	}
+	l := &accessLog{out: cfg.out, json: cfg.json, host: cfg.host}
+	if cfg.format == "" {
+		return l
+	}
+	parse := accesslog.ParseText
+	if l.json {
+		parse = accesslog.ParseJSON
+	}
+	format, err := parse(cfg.format)
+	if err != nil {
+		log.Error("format of the access log cannot be read, its default holds", zap.Error(err))
+	}
+	l.format = format
+	return l
 }
 
 // lines are buffers for lines.

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/mistnet/mistnet/internal/mesh"
+	"github.com/mistnet/mistnet/internal/meshtest"
 	"github.com/mistnet/mistnet/waypoint/peer"
 	"github.com/mistnet/mistnet/waypoint/route"
 )
@@ -93,11 +94,11 @@ func TestAccessLogJSON(t *testing.T) {
 
 // TestReportingAllocatesNothing, once the labels of such a request are known, however requests alternate between endpoints.
 func TestReportingAllocatesNothing(t *testing.T) {
-	if Race {
+	if meshtest.Race {
 		t.Skip("the race detector makes pools forget")
 	}
 	recs := someRecords()
-	rep := newReporter(&accessLog{out: io.Discard}, zap.NewNop())
+	rep := newReporter(reportConfig{out: io.Discard}, zap.NewNop())
 	second := someRecords()["well"] // the same labels, by way of others
 	var cache seriesCache
 	if n := testing.AllocsPerRun(200, func() {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/mistnet/mistnet/internal/mesh"
+	"github.com/mistnet/mistnet/internal/meshtest"
 	"github.com/mistnet/mistnet/waypoint"
 )
 
@@ -51,7 +52,7 @@ func frugal(t testing.TB) netip.AddrPort {
 // TestTheCommonRequestAllocatesLittle: of all the programs of a request's way, which run in this process, the waypoint is the
 // only one that allocates for each.
 func TestTheCommonRequestAllocatesLittle(t *testing.T) {
-	if waypoint.Race {
+	if meshtest.Race {
 		t.Skip("the race detector makes pools forget")
 	}
 	l := newLab(t, func(c *waypoint.Config) { c.AccessLog = false })

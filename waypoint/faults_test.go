@@ -16,9 +16,9 @@ import (
 	"golang.org/x/net/websocket"
 
 	"github.com/mistnet/mistnet/internal/mesh"
+	"github.com/mistnet/mistnet/internal/meshtest"
 	"github.com/mistnet/mistnet/internal/wds"
 	"github.com/mistnet/mistnet/internal/xds"
-	"github.com/mistnet/mistnet/waypoint"
 )
 
 // TestWebSocket with a client and server of golang.org/x/net: messages of all sizes, both ways at once, and its orderly end.
@@ -158,7 +158,7 @@ func TestManyRulesChangeUnderLoad(t *testing.T) {
 	l.service("other", "10.9.0.2", mesh.AppHTTP1, named(t, "other"))
 	l.known("cart", "other")
 	rules, changes := 10_000, 5
-	if waypoint.Race {
+	if meshtest.Race {
 		rules = 1000
 	}
 	rule := func(i int, name, backend string, match mesh.PathMatch) xds.Resource {

@@ -116,6 +116,11 @@ type tunnel struct {
 	certificate string // what x-forwarded-client-cert says of the client: who vouches, and for whom; "": nothing
 }
 
+// refused tells of a tunnel that was not accepted.
+func (w *Waypoint) refused(r *hbone.Request, err error) {
+	w.rep.refused("tunnel refused", zap.Stringer("src.addr", r.RemoteAddr), zap.String("dst.hbone_addr", r.Authority), zap.Error(err))
+}
+
 // connect serves one CONNECT.
 func (w *Waypoint) connect(ctx context.Context, r *hbone.Request) {
 	t, err := w.admit(r)
@@ -124,7 +129,7 @@ func (w *Waypoint) connect(ctx context.Context, r *hbone.Request) {
 		if refused, ok := errors.AsType[*refusedError](err); ok {
 			status = refused.status
 		}
-		w.rep.refused(r, err)
+		w.refused(r, err)
 		_ = r.Reject(status) // the client may have gone, which is no news
 		return
 	}
@@ -134,7 +139,7 @@ func (w *Waypoint) connect(ctx context.Context, r *hbone.Request) {
 	}
 	s, err := r.Accept("")
 	if err != nil {
-		w.rep.refused(r, err)
+		w.refused(r, err)
 		return
 	}
 	t.serveTaken(ctx, s, func() { _ = s.Reset() })

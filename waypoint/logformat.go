@@ -1,46 +1,13 @@
 package waypoint
 
 import (
-	"io"
 	"net/netip"
 	"strconv"
 	"time"
 
-	"go.uber.org/zap"
-
 	"github.com/mistnet/mistnet/internal/accesslog"
 	"github.com/mistnet/mistnet/internal/mesh"
 )
-
-// accessConfig says what the access log is like.
-type accessConfig struct {
-	out    io.Writer // takes a line at a time, from many goroutines; nil: no log is kept
-	json   bool      // an object a line, instead of text
-	format string    // of Envoy's operators; "": Istio's default
-	host   string    // the name of this pod, for such a format
-}
-
-// newAccessLog is the access log of that kind; nil: none. A format that cannot be read is not worth a waypoint: istiod, which may be
-// newer, has said of the mesh's what is wrong with it.
-func newAccessLog(cfg accessConfig, log *zap.Logger) *accessLog {
-	if cfg.out == nil {
-		return nil
-	}
-	l := &accessLog{out: cfg.out, json: cfg.json, host: cfg.host}
-	if cfg.format == "" {
-		return l
-	}
-	parse := accesslog.ParseText
-	if l.json {
-		parse = accesslog.ParseJSON
-	}
-	format, err := parse(cfg.format)
-	if err != nil {
-		log.Error("format of the access log cannot be read, its default holds", zap.Error(err))
-	}
-	l.format = format
-	return l
-}
 
 // headers are those the access log's format asks for.
 func (p *reporter) headers() []accesslog.Header {

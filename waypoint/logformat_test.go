@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/mistnet/mistnet/internal/accesslog"
+	"github.com/mistnet/mistnet/internal/meshtest"
 )
 
 // istiosDefault is the format Istio gives its proxies, in the language of formats.
@@ -112,21 +113,22 @@ func TestFormatOfJSON(t *testing.T) {
 
 // TestFormatAllocatesNothing, whichever it is.
 func TestFormatAllocatesNothing(t *testing.T) {
-	if Race {
+	if meshtest.Race {
 		t.Skip("the race detector makes pools forget")
 	}
 	for _, c := range []struct {
 		parse  func(string) (*accesslog.Format, error)
+		json   bool
 		format string
 	}{
-		{accesslog.ParseText, istiosDefault + "%START_TIME(%s.%6f)% %DOWNSTREAM_PEER_URI_SAN% %GRPC_STATUS%"},
-		{accesslog.ParseJSON, `{"a": "%REQ(:PATH)%", "b": "%UPSTREAM_HOST% %DURATION%", "c": "%EMIT_TIME%", "d": ["%BYTES_SENT%"]}`},
+		{accesslog.ParseText, false, istiosDefault + "%START_TIME(%s.%6f)% %DOWNSTREAM_PEER_URI_SAN% %GRPC_STATUS%"},
+		{accesslog.ParseJSON, true, `{"a": "%REQ(:PATH)%", "b": "%UPSTREAM_HOST% %DURATION%", "c": "%EMIT_TIME%", "d": ["%BYTES_SENT%"]}`},
 	} {
 		f, err := c.parse(c.format)
 		if err != nil {
 			t.Fatal(err)
 		}
-		rep := newReporter(&accessLog{out: io.Discard, format: f}, zap.NewNop())
+		rep := newReporter(reportConfig{out: io.Discard, json: c.json, format: c.format}, zap.NewNop())
 		r := withHeaders(someRecords()["well"], f)
 		var cache seriesCache
 		if n := testing.AllocsPerRun(200, func() { rep.request(r, &cache, time.Now()) }); n > 0 {

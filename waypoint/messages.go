@@ -88,7 +88,12 @@ func (c *callMetrics) collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// callsOf finds the series of a call whose endpoint is chosen.
+// count makes the messages of a call count whose endpoint is chosen.
+func (m *metrics) count(r *record, c *callCache, asks, answers *messages) {
+	s := m.callsOf(r, c)
+	asks.to, answers.to = &s.requests, &s.responses
+}
+
 func (m *metrics) callsOf(r *record, c *callCache) *callSeries {
 	key := keyOf(r)
 	key.status, key.code, key.flags = 0, "", ""

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/mistnet/mistnet/internal/mesh"
+	"github.com/mistnet/mistnet/internal/meshtest"
 	"github.com/mistnet/mistnet/waypoint"
 )
 
@@ -240,7 +241,7 @@ func (r *framesReader) untilEnd() (uint32, error) {
 
 // TestTheCommonCallAllocatesLittle: a gRPC call whose messages are counted costs no more than a request.
 func TestTheCommonCallAllocatesLittle(t *testing.T) {
-	if waypoint.Race {
+	if meshtest.Race {
 		t.Skip("the race detector makes pools forget")
 	}
 	l := newLab(t, func(c *waypoint.Config) { c.AccessLog = false })

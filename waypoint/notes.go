@@ -57,8 +57,7 @@ func (s *session) countRequests() {
 	if !s.req.GRPC {
 		return
 	}
-	series := s.rep.callsOf(&s.log, &s.calls)
-	s.asks.to, s.answers.to = &series.requests, &series.responses
+	s.rep.count(&s.log, &s.calls, &s.asks, &s.answers)
 	s.q.Body.Tap(&s.asks)
 }
 

@@ -1,13 +1,13 @@
 package waypoint
 
 import (
+	"io"
 	"net/netip"
 	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
-	"github.com/mistnet/mistnet/internal/hbone"
 	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/internal/relay"
 	"github.com/mistnet/mistnet/waypoint/peer"
@@ -62,6 +62,14 @@ func (r *record) cluster(key, subset string, port uint16) {
 	r.backend, r.subset, r.port = key, subset, port
 }
 
+// reportConfig says what the access log is to be like.
+type reportConfig struct {
+	out    io.Writer // takes a line at a time, from many goroutines; nil: no log is kept
+	json   bool      // an object a line, instead of text
+	format string    // of Envoy's operators; "": Istio's default
+	host   string    // the name of this pod, for such a format
+}
+
 // reporter writes access-log lines and keeps the metrics.
 type reporter struct {
 	access  *accessLog  // nil: none is wanted
@@ -69,8 +77,9 @@ type reporter struct {
 	*metrics
 }
 
-func newReporter(access *accessLog, log *zap.Logger) *reporter {
-	return &reporter{access: access, metrics: newMetrics(),
+// newReporter returns one whose access log is of that kind.
+func newReporter(cfg reportConfig, log *zap.Logger) *reporter {
+	return &reporter{access: newAccessLog(cfg, log), metrics: newMetrics(),
 		limited: log.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core {
 			return zapcore.NewSamplerWithOptions(c, time.Minute, 10, 0)
 		}))}
@@ -93,7 +102,5 @@ func (p *reporter) close(r *record) {
 	}
 }
 
-// refused tells of a tunnel that was not accepted.
-func (p *reporter) refused(r *hbone.Request, err error) {
-	p.limited.Warn("tunnel refused", zap.Stringer("src.addr", r.RemoteAddr), zap.String("dst.hbone_addr", r.Authority), zap.Error(err))
-}
+// refused warns of a client that was not let in; not of each, since that costs a client nothing.
+func (p *reporter) refused(message string, fields ...zap.Field) { p.limited.Warn(message, fields...) }

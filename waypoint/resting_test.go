@@ -19,6 +19,7 @@ import (
 
 	"github.com/mistnet/mistnet/internal/hbone"
 	"github.com/mistnet/mistnet/internal/mesh"
+	"github.com/mistnet/mistnet/internal/meshtest"
 	"github.com/mistnet/mistnet/waypoint"
 )
 
@@ -113,7 +114,7 @@ func TestIdleConnectionsHoldLittle(t *testing.T) {
 			}
 			each := (inUse() - bytes) / conns
 			t.Logf("%d bytes a connection, %d goroutines more for %d", each, runtime.NumGoroutine()-goroutines, conns)
-			if !waypoint.Race && each > most {
+			if !meshtest.Race && each > most {
 				t.Errorf("a connection that waits holds %d bytes, want at most %d", each, most)
 			}
 			for i, conn := range all { // none of them is lost, and they are parked again
@@ -141,7 +142,7 @@ func inUse() uint64 {
 
 // TestWakingCostsLittle: a connection that is asked on after a rest is served with what served the others.
 func TestWakingCostsLittle(t *testing.T) {
-	if waypoint.Race { // a sync.Pool forgets on purpose
+	if meshtest.Race { // a sync.Pool forgets on purpose
 		t.Skip("with the race detector memory means nothing")
 	}
 	const conns, most = 100, 1500

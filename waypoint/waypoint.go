@@ -72,7 +72,7 @@ func New(cfg *Config, env *daemon.Env) (*Waypoint, error) {
 		return nil, fmt.Errorf("make the lot of idle connections: %w", err)
 	}
 	w.checks = newChecker(w.up, w.state, env.Log.Named("health"))
-	w.rep = newReporter(newAccessLog(accessLogOf(cfg, env), env.Log), env.Log.Named("access"))
+	w.rep = newReporter(reportOf(cfg, env), env.Log.Named("access"))
 	w.server = &hbone.Server{TLS: w.ids.ServerConfig(cfg.identity()), Handle: w.connect, Memory: w.memory, Log: env.Log.Named("hbone")}
 	env.Registry.MustRegister(w.rep, w.checks)
 	env.Registry.MustRegister(memoryMetrics(w.memory)...)
@@ -113,12 +113,12 @@ func (w *Waypoint) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// accessLogOf is what the access log is to be like.
-func accessLogOf(cfg *Config, env *daemon.Env) accessConfig {
+// reportOf is what is to be told of requests and connections.
+func reportOf(cfg *Config, env *daemon.Env) reportConfig {
 	if !cfg.AccessLog {
-		return accessConfig{}
+		return reportConfig{}
 	}
-	return accessConfig{out: env.Out, json: cfg.AccessLogEncoding == encodingJSON, format: cfg.AccessLogFormat, host: cfg.PodName}
+	return reportConfig{out: env.Out, json: cfg.AccessLogEncoding == encodingJSON, format: cfg.AccessLogFormat, host: cfg.PodName}
 }
 
 // nodeOf describes this waypoint to istiod.

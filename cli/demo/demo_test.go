@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/mistnet/mistnet/cli/demo"
+	"github.com/mistnet/mistnet/internal/meshtest"
 )
 
 // TestDemo runs the real programs end to end: every check of the demo must hold, here under the race detector too.
@@ -21,7 +22,7 @@ func TestDemo(t *testing.T) {
 	}
 	bin := t.TempDir()
 	args := []string{"build", "-o", bin + string(filepath.Separator)}
-	if raceEnabled {
+	if meshtest.Race {
 		args = append(args, "-race")
 	}
 	for _, program := range []string{"istiod", "ztunnel", "waypoint", "cni-agent", "cni-plugin", "demo-app"} {

@@ -1,6 +1,6 @@
 //go:build race
 
-package waypoint
+package meshtest
 
 // Race is whether the race detector runs, which makes pools forget and everything slow.
 const Race = true
