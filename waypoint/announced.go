@@ -40,7 +40,7 @@ func (w *Waypoint) serveAnnounced(ctx context.Context, served *sync.WaitGroup) e
 			}()
 			var err error
 			if parked, err = w.announced(ctx, raw.(*net.TCPConn)); err != nil {
-				w.rep.refused("announced connection refused", zap.Stringer("src.addr", raw.RemoteAddr()), zap.Error(err))
+				w.rep.Refused("announced connection refused", zap.Stringer("src.addr", raw.RemoteAddr()), zap.Error(err))
 			}
 		})
 		if err != nil && ctx.Err() == nil {

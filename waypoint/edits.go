@@ -14,14 +14,14 @@ import (
 func (s *session) requestEdits(p *plan, until time.Time) {
 	e := &s.edits
 	e.Reset()
-	e.Set("x-request-id", s.log.requestID)
+	e.Set("x-request-id", s.log.RequestID)
 	if _, ok := s.q.Value("x-forwarded-proto"); !ok {
 		e.Set("x-forwarded-proto", "http")
 	}
 	if s.certificate != "" {
 		e.Set("x-forwarded-client-cert", s.certificate)
 	}
-	e.Set("x-envoy-attempt-count", strconv.Itoa(int(s.log.attempts)))
+	e.Set("x-envoy-attempt-count", strconv.Itoa(int(s.log.Attempts)))
 	if !until.IsZero() {
 		left := time.Until(until)
 		e.Set("x-envoy-expected-rq-timeout-ms", strconv.FormatInt(max(left.Milliseconds(), 1), 10))
@@ -77,7 +77,7 @@ func (s *session) replyEdits(r *reply) {
 	if s.rule == nil || s.rule.Refuse != 0 || r.details == "cors" {
 		return
 	}
-	s.log.status = r.status // which operators may ask for
+	s.log.Status = r.status // which operators may ask for
 	if b := s.flight.backend; b != nil {
 		b.Response.Apply((*responseHeaders)(s))
 	}
@@ -143,7 +143,7 @@ func (s *session) fill(f *accesslog.Format, header func(of accesslog.Section, na
 			}
 			b = append(b, v...)
 		default:
-			b = s.log.appendOperator(b, p, s.cfg.PodName)
+			b = s.log.AppendOperator(b, p, s.cfg.PodName)
 		}
 	}
 	return string(b)

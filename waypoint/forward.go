@@ -61,7 +61,7 @@ func (s *session) forward(ctx context.Context, b *route.Backend) *upstream {
 			return up
 		}
 		if ctx.Err() != nil {
-			s.log.fail("DC", "downstream_remote_disconnect")
+			s.log.Fail("DC", "downstream_remote_disconnect")
 			return nil
 		}
 		s.retried()
@@ -104,7 +104,7 @@ func (s *session) admitted(ctx context.Context, p *plan) *reply {
 		return nil
 	}
 	settings := &p.target.settings
-	p.target.cluster.begun(settings.RetryBudget, s.log.start)
+	p.target.cluster.begun(settings.RetryBudget, s.log.Start)
 	if !bounded(settings) {
 		return nil
 	}
@@ -164,13 +164,13 @@ func (s *session) plan(p *plan, b *route.Backend) *reply {
 	p.backend = b
 	whole, try := s.rule.Timeouts(s.grpcTimeout())
 	if p.try = try; whole > 0 {
-		p.whole = s.log.start.Add(whole)
+		p.whole = s.log.Start.Add(whole)
 	}
 	if p.path, p.host = s.rule.Rewrite(b, s.at, &s.req); p.path != s.req.Path && s.normal.climbs(p.path) {
 		return &replyClimbs
 	}
 	key := s.to.cluster(b.Service, &b.Ref)
-	s.log.cluster(key.service, key.subset, key.port)
+	s.log.Cluster(key.subset, key.port)
 	if r := s.trespasses(p, key); r != nil {
 		return r
 	}
@@ -181,7 +181,7 @@ func (s *session) plan(p *plan, b *route.Backend) *reply {
 		p.http2 = s.http2(s.to.app, nil)
 		return nil
 	}
-	s.log.service = v.Service(key.service)
+	s.log.Service = v.Service(key.service)
 	if p.target = v.target(s.up, s.cfg.Namespace, key); p.target == nil {
 		return s.noCluster()
 	}
@@ -198,7 +198,7 @@ func (s *session) plan(p *plan, b *route.Backend) *reply {
 	}
 	s.search.begin(s.up, p.target, &s.client, s.to.addr, hash)
 	s.search.way.OtherTiers = s.rule.Retry.OtherLocalities
-	s.persist(cmp.Or(s.rule.Persistence, p.target.settings.Persistence), s.log.start)
+	s.persist(cmp.Or(s.rule.Persistence, p.target.settings.Persistence), s.log.Start)
 	return nil
 }
 
@@ -244,8 +244,8 @@ func (s *session) pick(p *plan, attempt uint32, now time.Time) bool {
 		}
 	}
 	s.progress = picked
-	s.log.upstream, s.log.workload, s.log.attempts = to.endpoint.key.addr, to.workload, attempt
-	s.settle(to.host, s.log.start)
+	s.log.Upstream, s.log.Workload, s.log.Attempts = to.endpoint.key.addr, to.workload, attempt
+	s.settle(to.host, s.log.Start)
 	to.endpoint.active.Add(1)
 	return true
 }
@@ -412,7 +412,7 @@ func (s *session) unconnected(err error, until time.Time, whole bool) (*upstream
 		return nil, route.Outcome{Reset: route.ResetTimeout}, timeoutReply(whole)
 	}
 	r := replyConnect(err)
-	s.log.failure = err.Error()
+	s.log.Failure = err.Error()
 	return nil, route.Outcome{Reset: route.ResetConnect}, &r
 }
 
@@ -455,7 +455,7 @@ func (s *session) failed(e *http1.Error, whole bool) (*upstream, route.Outcome, 
 
 // respond passes the response on, unless another try is to be made instead.
 func (s *session) respond(p *plan, x exchange, up *upstream, resp *http1.Response, sent time.Time) (*upstream, route.Outcome, *reply) {
-	if o := outcomeOf(resp); s.log.attempts <= s.rule.Retry.Attempts && s.rule.Retry.Retriable(o) && p.hasTime() && x.Repeatable() {
+	if o := outcomeOf(resp); s.log.Attempts <= s.rule.Retry.Attempts && s.rule.Retry.Retriable(o) && p.hasTime() && x.Repeatable() {
 		status := resp.Status
 		kept := abandon(x)
 		s.busy.Store(nil)
@@ -473,7 +473,7 @@ func (s *session) respond(p *plan, x exchange, up *upstream, resp *http1.Respons
 	tunnel, outcome := resp.Tunnel, route.Outcome{Status: uint16(resp.Status)}
 	err := x.Respond(&s.edits)
 	s.busy.Store(nil)
-	s.log.sent = resp.Body.Bytes()
+	s.log.Sent = resp.Body.Bytes()
 	s.noteGRPC(resp)
 	switch {
 	case err != nil:
@@ -489,8 +489,8 @@ func (s *session) respond(p *plan, x exchange, up *upstream, resp *http1.Respons
 
 // answered notes the upstream's response, and makes it ready for the client.
 func (s *session) answered(p *plan, resp *http1.Response, took time.Duration) {
-	s.log.status, s.log.details, s.log.upstreamTime, s.log.answered = resp.Status, "via_upstream", took, true
-	s.log.responded = s.flight.sent.Sub(s.log.start) + took
+	s.log.Status, s.log.Details, s.log.UpstreamTime, s.log.Answered = resp.Status, "via_upstream", took, true
+	s.log.Responded = s.flight.sent.Sub(s.log.Start) + took
 	s.responseEdits(p, &resp.Fields, took)
 	s.note(accesslog.Response, &resp.Fields, &s.edits)
 	s.conclude(resp)
@@ -523,13 +523,13 @@ func (s *session) cut(e *http1.Error) {
 	case !s.down.Answered():
 		s.answer(reply{e.Status, "", "UPE", e.Error()})
 	case e.Client():
-		s.log.fail("DC", "downstream_remote_disconnect")
+		s.log.Fail("DC", "downstream_remote_disconnect")
 	case e.Reason == http1.UpstreamTimeout:
-		s.log.fail("UT", "response_timeout")
+		s.log.Fail("UT", "response_timeout")
 	case e.Reason == http1.Overload:
-		s.log.fail("OM", e.Error())
+		s.log.Fail("OM", e.Error())
 	default:
-		s.log.fail("UC", e.Error())
+		s.log.Fail("UC", e.Error())
 	}
 }
 

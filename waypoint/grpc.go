@@ -44,9 +44,9 @@ func grpcStatus(status int) uint32 {
 // sendGRPC replies to a gRPC client, with the edits made so far: by a head only, whose status is 200 and which says what
 // went wrong.
 func (s *session) sendGRPC(r reply, status uint32) {
-	s.log.grpcStatus = strconv.Itoa(int(status))
+	s.log.GRPCStatus = strconv.Itoa(int(status))
 	s.edits.Set("content-type", "application/grpc")
-	s.edits.Set("grpc-status", s.log.grpcStatus)
+	s.edits.Set("grpc-status", s.log.GRPCStatus)
 	if r.body != "" {
 		s.edits.Set("grpc-message", grpcMessage(r.body))
 	}
@@ -70,7 +70,7 @@ func grpcMessage(text string) string {
 
 // noteGRPC records what is behind the body of a response that has ended: of gRPC the status, which is in its head if it has none.
 func (s *session) noteGRPC(resp *http1.Response) {
-	if s.log.headers != nil {
+	if s.log.Headers != nil {
 		s.note(accesslog.Trailer, resp.Body.Trailers(), nil)
 	}
 	if !s.req.GRPC {
@@ -81,6 +81,6 @@ func (s *session) noteGRPC(resp *http1.Response) {
 		status, ok = resp.Value("grpc-status")
 	}
 	if n, err := strconv.ParseUint(status, 10, 8); ok && err == nil && n <= 16 { // a label is of a closed set
-		s.log.grpcStatus = strconv.Itoa(int(n))
+		s.log.GRPCStatus = strconv.Itoa(int(n))
 	}
 }

@@ -118,7 +118,7 @@ type tunnel struct {
 
 // refused tells of a tunnel that was not accepted.
 func (w *Waypoint) refused(r *hbone.Request, err error) {
-	w.rep.refused("tunnel refused", zap.Stringer("src.addr", r.RemoteAddr), zap.String("dst.hbone_addr", r.Authority), zap.Error(err))
+	w.rep.Refused("tunnel refused", zap.Stringer("src.addr", r.RemoteAddr), zap.String("dst.hbone_addr", r.Authority), zap.Error(err))
 }
 
 // connect serves one CONNECT.

@@ -172,7 +172,7 @@ func (s *session) copied(p *plan) []byte {
 	if kept, err := s.q.Body.Keeps(); err != nil || !kept || s.q.Upgrade != "" || s.q.Continue {
 		return nil
 	}
-	s.log.attempts = 1
+	s.log.Attempts = 1
 	s.requestEdits(p, time.Time{})
 	out := new(memory)
 	err := http1.NewClientConn(out, http1.Config{}).WriteRequest(s.q, &s.edits)

@@ -9,25 +9,25 @@ import (
 
 // noteNothing makes room for the headers that the access log wants of a request. Its memory is used again.
 func (s *session) noteNothing() {
-	n := len(s.rep.headers())
+	n := len(s.rep.Headers())
 	if n == 0 {
 		return
 	}
 	if len(s.notes) < n {
 		s.notes = make([]string, n)
 	}
-	s.log.headers = s.notes
+	s.log.Headers = s.notes
 }
 
 // note keeps what the access log wants of a head with the edits to it.
 func (s *session) note(of accesslog.Section, f *http1.Fields, e *http1.Edits) {
-	if s.log.headers == nil {
+	if s.log.Headers == nil {
 		return
 	}
-	wanted := s.rep.headers()
+	wanted := s.rep.Headers()
 	for i := range wanted {
 		if h := &wanted[i]; h.Of == of {
-			s.log.headers[i] = h.Pick(func(name string) string { return s.headerValue(name, of, f, e) })
+			s.log.Headers[i] = h.Pick(func(name string) string { return s.headerValue(name, of, f, e) })
 		}
 	}
 }
@@ -45,7 +45,7 @@ func (s *session) headerValue(name string, of accesslog.Section, f *http1.Fields
 		case ":authority", "host":
 			return cmp.Or(e.Host(), s.q.Authority)
 		case "x-request-id":
-			return s.log.requestID
+			return s.log.RequestID
 		}
 	}
 	v, _ := e.Value(f, name)
@@ -57,7 +57,7 @@ func (s *session) countRequests() {
 	if !s.req.GRPC {
 		return
 	}
-	s.rep.count(&s.log, &s.calls, &s.asks, &s.answers)
+	s.rep.CountCall(&s.log, &s.calls, &s.asks, &s.answers)
 	s.q.Body.Tap(&s.asks)
 }
 

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/mistnet/mistnet/waypoint/report"
+
 	"go.uber.org/zap"
 
 	"github.com/mistnet/mistnet/internal/accesslog"
@@ -35,7 +37,7 @@ type session struct {
 	asked authz.HTTP // the same, as policies see it
 	rule  *route.Rule
 	at    route.Matched
-	log   record
+	log   report.Record
 	edits http1.Edits
 
 	response *http1.Fields // while they are changed
@@ -51,12 +53,12 @@ type session struct {
 	flight   flight
 
 	busy  atomic.Pointer[upstream] // that is waited for
-	cache seriesCache
-	calls callCache
+	cache report.Cache
+	calls report.CallCache
 
 	shaken handshake
 
-	asks, answers messages // of a gRPC call
+	asks, answers report.Messages // of a gRPC call
 
 	notes []string // headers that the access log wants; nil: none
 }
@@ -151,12 +153,12 @@ func (s *session) hangUp() {
 func (s *session) begin(q *http1.Request) {
 	s.q, s.rule, s.at, s.cors = q, nil, route.Matched{}, route.CORSDecision{}
 	s.req, s.cookie, s.stays = route.Request{}, "", persistence{}
-	s.asks, s.answers = messages{}, messages{}
+	s.asks, s.answers = report.Messages{}, report.Messages{}
 	s.view = s.state.load()
 	s.progress = begun
-	s.log = record{start: time.Now(), client: &s.client, hostname: s.to.hostname, local: s.to.addr, http: true, protocol: "HTTP/1.1", flags: "-"}
+	s.log = report.Record{Start: time.Now(), Client: &s.client, Hostname: s.to.hostname, Local: s.to.addr, HTTP: true, Protocol: "HTTP/1.1", Flags: "-"}
 	if s.stream != nil {
-		s.log.protocol = "HTTP/2"
+		s.log.Protocol = "HTTP/2"
 	}
 	s.noteNothing()
 }
@@ -167,7 +169,7 @@ func (s *session) unread(err error) {
 	if !ok || e.Status == 0 {
 		return
 	}
-	s.log.status, s.log.flags, s.log.details = e.Status, "DPE", e.Error()
+	s.log.Status, s.log.Flags, s.log.Details = e.Status, "DPE", e.Error()
 	s.edits.Reset()
 	s.edits.Set("server", serverName)
 	_ = s.down.ReplyError(err, &s.edits)
@@ -276,7 +278,7 @@ func (s *session) judge() *reply {
 	if s.rule == nil {
 		return &replyNoRoute
 	}
-	s.log.route = s.rule
+	s.log.Route = s.rule
 	if s.rule.Refuse != 0 {
 		s.Waypoint.log.Debug("request refused by an invalid rule", zap.String("rule", s.rule.Name()), zap.String("reason", s.rule.Why))
 		return &reply{int(s.rule.Refuse), "", "-", "direct_response"}
@@ -324,13 +326,13 @@ func (s *session) describe() {
 		Method: q.Method, Scheme: scheme, Authority: q.Authority, Path: s.normal.normalize(q.Path), RawQuery: q.RawQuery, Header: q,
 		Port: s.to.port, SourceNamespace: s.client.Namespace(), SourceLabels: s.client.Labels(), GRPC: isGRPC(contentType),
 	}
-	s.log.method, s.log.target, s.log.authority = q.Method, q.Target, q.Authority
-	s.log.userAgent, _ = q.Value("user-agent")
-	s.log.forwardedFor, _ = q.Value("x-forwarded-for")
-	s.log.grpc = s.req.GRPC
+	s.log.Method, s.log.Target, s.log.Authority = q.Method, q.Target, q.Authority
+	s.log.UserAgent, _ = q.Value("user-agent")
+	s.log.ForwardedFor, _ = q.Value("x-forwarded-for")
+	s.log.GRPC = s.req.GRPC
 	var ok bool
-	if s.log.requestID, ok = q.Value("x-request-id"); !ok {
-		s.log.requestID = newRequestID()
+	if s.log.RequestID, ok = q.Value("x-request-id"); !ok {
+		s.log.RequestID = newRequestID()
 	}
 	s.note(accesslog.Request, &q.Fields, nil)
 }
@@ -343,9 +345,9 @@ func (s *session) drawFault() route.Fault {
 // fault does to the request what its rule asks for, and reports whether that ends it.
 func (s *session) fault(ctx context.Context, f route.Fault) bool {
 	if f.Delay > 0 {
-		s.log.flags = "DI"
+		s.log.Flags = "DI"
 		if !sleep(ctx, f.Delay) {
-			s.log.fail("DC", "downstream_remote_disconnect")
+			s.log.Fail("DC", "downstream_remote_disconnect")
 			return true
 		}
 	}
@@ -405,11 +407,11 @@ func (s *session) send(r reply) {
 
 // reply replies as to any client.
 func (s *session) reply(r reply) {
-	s.log.status, s.log.details = r.status, r.details
+	s.log.Status, s.log.Details = r.status, r.details
 	if r.flags != "-" {
-		s.log.flags = r.flags
+		s.log.Flags = r.flags
 	}
-	s.log.sent = int64(len(r.body))
+	s.log.Sent = int64(len(r.body))
 	if r.status == 0 { // nobody to tell
 		return
 	}
@@ -420,7 +422,7 @@ func (s *session) reply(r reply) {
 	s.corsHeaders()
 	s.note(accesslog.Response, nil, &s.edits)
 	if err := s.down.Reply(r.status, r.body, &s.edits); err != nil {
-		s.log.fail("DC", "downstream_remote_disconnect")
+		s.log.Fail("DC", "downstream_remote_disconnect")
 	}
 }
 
@@ -448,13 +450,13 @@ func (s *session) finish(now time.Time) {
 		s.held = nil
 	}
 	s.retried()
-	if s.q != nil && s.log.received == 0 {
-		s.log.received = s.q.Body.Bytes()
+	if s.q != nil && s.log.Received == 0 {
+		s.log.Received = s.q.Body.Bytes()
 	}
-	s.rep.request(&s.log, &s.cache, now)
+	s.rep.Request(&s.log, &s.cache, now)
 	s.view, s.rule, s.search = nil, nil, search{} // a session that waits keeps no old view alive
-	clear(s.log.headers)                          // their strings are somebody's memory
-	s.log = record{}
+	clear(s.log.Headers)                          // their strings are somebody's memory
+	s.log = report.Record{}
 	s.progress, s.flight = unbegun, flight{}
 }
 

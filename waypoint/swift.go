@@ -73,7 +73,7 @@ func (s *session) Begin(st *http2.ServerStream) bool {
 		len(s.rule.Mirrors)+len(f.backend.Mirrors) > 0 {
 		return false
 	}
-	now := s.log.start      // it was just then
+	now := s.log.Start      // it was just then
 	if !s.pick(p, 1, now) { // who tries again finds out for himself
 		return false
 	}
@@ -117,7 +117,7 @@ func (s *session) Respond(st *http2.ServerStream) bool {
 		return false
 	}
 	s.busy.Store(nil)
-	s.log.sent = resp.Body.Bytes()
+	s.log.Sent = resp.Body.Bytes()
 	s.noteGRPC(resp)
 	s.up.put(f.up)
 	s.tried(p, nil, route.Outcome{Status: outcome.Status}, st.Err() != nil)

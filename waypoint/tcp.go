@@ -6,6 +6,8 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"github.com/mistnet/mistnet/waypoint/report"
+
 	"github.com/mistnet/mistnet/internal/relay"
 	"github.com/mistnet/mistnet/waypoint/route"
 )
@@ -21,8 +23,8 @@ type course struct {
 // serveTCP carries a connection that is not HTTP. accept gives the client's end once the other is there; refuse is called
 // instead when it cannot be.
 func (t *tunnel) serveTCP(ctx context.Context, accept func() (relay.Conn, error), refuse func()) {
-	r := &record{start: time.Now(), client: &t.client, hostname: t.to.hostname, local: t.to.addr, sni: t.sni, flags: "-"}
-	defer t.rep.close(r)
+	r := &report.Record{Start: time.Now(), Client: &t.client, Hostname: t.to.hostname, Local: t.to.addr, SNI: t.sni, Flags: "-"}
+	defer t.rep.Close(r)
 	ctx, p := t.passages.enter(ctx, t, nil)
 	defer t.passages.leave(p)
 	c := t.courseTCP(ctx, r)
@@ -32,7 +34,7 @@ func (t *tunnel) serveTCP(ctx context.Context, accept func() (relay.Conn, error)
 	}
 	within := connectTimeout
 	if c.target != nil {
-		t.passages.lead(p, r.route, c.key, nil)
+		t.passages.lead(p, r.Route, c.key, nil)
 		p.recheck(t.state.load()) // they may have changed meanwhile
 		within = c.target.connect
 	}
@@ -40,7 +42,7 @@ func (t *tunnel) serveTCP(ctx context.Context, accept func() (relay.Conn, error)
 	defer cancel()
 	if c.target != nil && bounded(&c.target.settings) {
 		if err := c.target.cluster.enter(dialling, c.target.settings.Pool); err != nil {
-			r.fail("UO", err.Error())
+			r.Fail("UO", err.Error())
 			refuse()
 			return
 		}
@@ -60,55 +62,55 @@ func (t *tunnel) serveTCP(ctx context.Context, accept func() (relay.Conn, error)
 		c.target.cluster.observe(c.target.settings.Outliers, c.search.members, c.host, result, time.Now())
 	}
 	if err != nil {
-		r.fail("UF", err.Error())
+		r.Fail("UF", err.Error())
 		refuse()
 		return
 	}
 	down, err := accept()
 	if err != nil {
-		r.fail("DC", err.Error())
+		r.Fail("DC", err.Error())
 		_ = conn.Close()
 		return
 	}
-	t.rep.open(r)
-	ctx, stop := lifetime(ctx, c.limits(), &r.bytes)
+	t.rep.Open(r)
+	ctx, stop := lifetime(ctx, c.limits(), &r.Bytes)
 	defer stop()
-	noteEnd(r, relay.Pump(ctx, down, conn, &r.bytes))
+	noteEnd(r, relay.Pump(ctx, down, conn, &r.Bytes))
 }
 
 // noteEnd notes how the joining of two connections ended.
-func noteEnd(r *record, err error) {
+func noteEnd(r *report.Record, err error) {
 	if err == nil {
 		return
 	}
 	if changed, ok := errors.AsType[*policyChangedError](err); ok {
-		r.fail("-", changed.details)
+		r.Fail("-", changed.details)
 		return
 	}
 	switch err {
 	case errTooOld:
-		r.fail("DT", err.Error())
+		r.Fail("DT", err.Error())
 	case errIdle:
-		r.fail("SI", err.Error())
+		r.Fail("SI", err.Error())
 	default:
-		r.fail("UC", err.Error())
+		r.Fail("UC", err.Error())
 	}
 }
 
 // courseTCP decides whether a connection may go through, and where to. With nil, r says why not.
-func (t *tunnel) courseTCP(ctx context.Context, r *record) *course {
+func (t *tunnel) courseTCP(ctx context.Context, r *report.Record) *course {
 	v := t.state.load()
 	if d := t.authorize(v, nil); !d.ok {
-		r.fail("-", d.details)
+		r.Fail("-", d.details)
 		return nil
 	}
 	if t.to.service == "" {
 		w := v.Workload(t.to.uid)
 		if w == nil {
-			r.fail("UH", "no_healthy_upstream")
+			r.Fail("UH", "no_healthy_upstream")
 			return nil
 		}
-		r.workload, r.upstream = w, t.to.addr
+		r.Workload, r.Upstream = w, t.to.addr
 		return &course{pick: t.up.workload(v.self, w, t.to.addr)}
 	}
 	rule := v.table.MatchStream(t.to.service, t.to.port, &route.Stream{
@@ -116,29 +118,29 @@ func (t *tunnel) courseTCP(ctx context.Context, r *record) *course {
 		SourceNamespace: t.client.Namespace(), SourceLabels: t.client.Labels(),
 	})
 	if rule == nil || rule.Refuse != 0 {
-		r.fail("NR", "route_not_found")
+		r.Fail("NR", "route_not_found")
 		return nil
 	}
-	r.route = rule
+	r.Route = rule
 	b, status := rule.Backend(rand.Uint32())
 	if status != 0 {
-		r.fail("NC", "cluster_not_found")
+		r.Fail("NC", "cluster_not_found")
 		return nil
 	}
 	return t.pickTCP(ctx, v, b, r)
 }
 
-func (t *tunnel) pickTCP(ctx context.Context, v *view, b *route.Backend, r *record) *course {
+func (t *tunnel) pickTCP(ctx context.Context, v *view, b *route.Backend, r *report.Record) *course {
 	key := t.to.cluster(b.Service, &b.Ref)
-	r.cluster(key.service, key.subset, key.port)
-	if d := t.authorizeLead(v, r.route, key, nil); !d.ok {
-		r.fail("-", d.details)
+	r.Cluster(key.subset, key.port)
+	if d := t.authorizeLead(v, r.Route, key, nil); !d.ok {
+		r.Fail("-", d.details)
 		return nil
 	}
-	r.service = v.Service(key.service)
+	r.Service = v.Service(key.service)
 	c := course{target: v.target(t.up, t.cfg.Namespace, key), key: key}
 	if c.target == nil {
-		r.fail("NC", "cluster_not_found")
+		r.Fail("NC", "cluster_not_found")
 		return nil
 	}
 	hash := ""
@@ -149,20 +151,20 @@ func (t *tunnel) pickTCP(ctx context.Context, v *view, b *route.Backend, r *reco
 	if c.target.service.Dynamic {
 		host := askedHost(t.sni)
 		if !c.target.service.Covers(host) {
-			r.fail("NR", "route_not_found")
+			r.Fail("NR", "route_not_found")
 			return nil
 		}
 		var err error
 		if c.search.at, err = c.target.locate(ctx, t.up, host); err != nil {
-			r.fail("DF", "dns_resolution_failure{"+err.Error()+"}")
+			r.Fail("DF", "dns_resolution_failure{"+err.Error()+"}")
 			return nil
 		}
 	}
 	var ok bool
 	if c.pick, ok = c.search.next(t.up, time.Now()); !ok {
-		r.fail("UH", c.search.fault().Error())
+		r.Fail("UH", c.search.fault().Error())
 		return nil
 	}
-	r.workload, r.upstream = c.workload, c.endpoint.key.addr
+	r.Workload, r.Upstream = c.workload, c.endpoint.key.addr
 	return &c
 }

@@ -10,6 +10,8 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/mistnet/mistnet/waypoint/report"
+
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
@@ -39,7 +41,7 @@ type Waypoint struct {
 	up       *upstreams
 	mirrors  *mirrors
 	checks   *checker
-	rep      *reporter
+	rep      *report.Reporter
 	sessions sessions
 	lot      *parking.Lot // where clients' connections wait for their next request
 	spare    spares       // of sessions
@@ -72,7 +74,7 @@ func New(cfg *Config, env *daemon.Env) (*Waypoint, error) {
 		return nil, fmt.Errorf("make the lot of idle connections: %w", err)
 	}
 	w.checks = newChecker(w.up, w.state, env.Log.Named("health"))
-	w.rep = newReporter(reportOf(cfg, env), env.Log.Named("access"))
+	w.rep = report.New(reportOf(cfg, env), env.Log.Named("access"))
 	w.server = &hbone.Server{TLS: w.ids.ServerConfig(cfg.identity()), Handle: w.connect, Memory: w.memory, Log: env.Log.Named("hbone")}
 	env.Registry.MustRegister(w.rep, w.checks)
 	env.Registry.MustRegister(memoryMetrics(w.memory)...)
@@ -114,11 +116,11 @@ func (w *Waypoint) Run(ctx context.Context) error {
 }
 
 // reportOf is what is to be told of requests and connections.
-func reportOf(cfg *Config, env *daemon.Env) reportConfig {
+func reportOf(cfg *Config, env *daemon.Env) report.Config {
 	if !cfg.AccessLog {
-		return reportConfig{}
+		return report.Config{}
 	}
-	return reportConfig{out: env.Out, json: cfg.AccessLogEncoding == encodingJSON, format: cfg.AccessLogFormat, host: cfg.PodName}
+	return report.Config{Out: env.Out, JSON: cfg.AccessLogEncoding == encodingJSON, Format: cfg.AccessLogFormat, Host: cfg.PodName}
 }
 
 // nodeOf describes this waypoint to istiod.

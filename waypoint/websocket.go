@@ -114,5 +114,5 @@ func (s *session) join(ctx context.Context, up *upstream) {
 	} else {
 		far = up.Raw()
 	}
-	noteEnd(&s.log, relay.Pump(ctx, down, far, &s.log.bytes))
+	noteEnd(&s.log, relay.Pump(ctx, down, far, &s.log.Bytes))
 }

@@ -127,6 +127,7 @@ var places = []place{
 	{"waypoint/http2", programs, false},
 	{"waypoint/parking", programs, false},
 	{"waypoint/peer", programs, false},
+	{"waypoint/report", programs, false},
 	{"istiod/translate", decisions, true},
 	{"istiod/index", decisions, true},
 	{"istiod/gateway", decisions, true},

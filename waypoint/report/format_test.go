@@ -1,4 +1,4 @@
-package waypoint
+package report
 
 import (
 	"encoding/json"
@@ -21,12 +21,12 @@ const istiosDefault = `[%START_TIME%] "%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH
 	`%UPSTREAM_CLUSTER_RAW% %UPSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_REMOTE_ADDRESS% %REQUESTED_SERVER_NAME% %ROUTE_NAME%` + "\n"
 
 // withHeaders gives a record the headers that a format wants, as a session would have noted them.
-func withHeaders(r *record, f *accesslog.Format) *record {
+func withHeaders(r *Record, f *accesslog.Format) *Record {
 	known := map[string]string{
-		":method": r.method, ":path": r.target, ":authority": r.authority, "x-forwarded-for": r.forwardedFor, "user-agent": r.userAgent, "x-request-id": r.requestID,
+		":method": r.Method, ":path": r.Target, ":authority": r.Authority, "x-forwarded-for": r.ForwardedFor, "user-agent": r.UserAgent, "x-request-id": r.RequestID,
 		"x-hostile": "a\nb\" \\\x00é\xff, and more",
 	}
-	if r.answered {
+	if r.Answered {
 		known["x-envoy-upstream-service-time"] = "7"
 	}
 	for _, h := range f.Headers {
@@ -34,7 +34,7 @@ func withHeaders(r *record, f *accesslog.Format) *record {
 		if v == "" {
 			v = known[h.Or]
 		}
-		r.headers = append(r.headers, v)
+		r.Headers = append(r.Headers, v)
 	}
 	return r
 }
@@ -74,9 +74,9 @@ func TestFormatOfText(t *testing.T) {
 		{"well", "%REQ(X-HOSTILE)%|%REQ(X-HOSTILE):3%|%REQ(NONE?X-HOSTILE):1%", `a\x0ab\" \\\x00\xc3\xa9\xff, and more|a\x0ab|a`},
 	} {
 		recs := someRecords()
-		recs["well"].responded = 8 * time.Millisecond
+		recs["well"].Responded = 8 * time.Millisecond
 		recs["grpc"], recs["spaced"] = someRecords()["well"], someRecords()["well"]
-		recs["grpc"].grpcStatus, recs["spaced"].details = "7", "two words"
+		recs["grpc"].GRPCStatus, recs["spaced"].Details = "7", "two words"
 		f, err := accesslog.ParseText(c.format)
 		if err != nil {
 			t.Errorf("%s: %v", c.format, err)
@@ -128,10 +128,10 @@ func TestFormatAllocatesNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		rep := newReporter(reportConfig{out: io.Discard, json: c.json, format: c.format}, zap.NewNop())
+		rep := New(Config{Out: io.Discard, JSON: c.json, Format: c.format}, zap.NewNop())
 		r := withHeaders(someRecords()["well"], f)
-		var cache seriesCache
-		if n := testing.AllocsPerRun(200, func() { rep.request(r, &cache, time.Now()) }); n > 0 {
+		var cache Cache
+		if n := testing.AllocsPerRun(200, func() { rep.Request(r, &cache, time.Now()) }); n > 0 {
 			t.Errorf("%s: %v allocations, want none", c.format, n)
 		}
 	}
@@ -153,11 +153,11 @@ func FuzzFormatLine(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, s string) {
 		r := someRecords()["well"]
-		r.sni, r.failure, r.details = s, s, s
+		r.SNI, r.Failure, r.Details = s, s, s
 		for _, format := range []*accesslog.Format{text, object} {
-			r.headers = make([]string, len(format.Headers))
-			for i := range r.headers {
-				r.headers[i] = s
+			r.Headers = make([]string, len(format.Headers))
+			for i := range r.Headers {
+				r.Headers[i] = s
 			}
 			l := &accessLog{format: format}
 			line := string(l.appendFormat(nil, r, time.Second))

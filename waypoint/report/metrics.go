@@ -1,4 +1,4 @@
-package waypoint
+package report
 
 import (
 	"cmp"
@@ -37,30 +37,30 @@ const unknown = "unknown"
 func or(s string) string { return cmp.Or(s, unknown) }
 
 // labelsOf are the labels of a record; told is what its client says of itself, if that is to count.
-func labelsOf(r *record, told *peer.Description) labels {
-	s, d := workloadLabels(r.client.Workload), workloadLabels(r.workload)
+func labelsOf(r *Record, told *peer.Description) labels {
+	s, d := workloadLabels(r.Client.Workload), workloadLabels(r.Workload)
 	if told != nil {
 		s = workloadLabelSet{or(told.Workload), or(told.Service), cmp.Or(told.Revision, "latest"), or(told.Namespace), or(told.Cluster)}
 	}
-	service, serviceNamespace, serviceName := or(r.hostname), unknown, unknown
-	if v := r.service; v != nil {
+	service, serviceNamespace, serviceName := or(r.Hostname), unknown, unknown
+	if v := r.Service; v != nil {
 		service, serviceNamespace, serviceName = or(v.Hostname), or(v.Namespace), or(v.Name)
 	}
 	principal := unknown
-	if r.workload != nil {
-		principal = r.workload.Identity().String()
+	if r.Workload != nil {
+		principal = r.Workload.Identity().String()
 	}
 	protocol, code := "tcp", ""
-	if r.http {
-		protocol, code = "http", strconv.Itoa(r.status)
-		if r.grpc {
+	if r.HTTP {
+		protocol, code = "http", strconv.Itoa(r.Status)
+		if r.GRPC {
 			protocol = "grpc"
 		}
 	}
 	return labels{
-		"waypoint", s.workload, s.service, s.revision, s.namespace, or(r.client.ID.String()), s.service, s.revision, s.cluster,
+		"waypoint", s.workload, s.service, s.revision, s.namespace, or(r.Client.ID.String()), s.service, s.revision, s.cluster,
 		d.workload, d.namespace, principal, d.service, d.revision, service, d.service, d.revision, serviceName, serviceNamespace,
-		d.cluster, protocol, r.flags, "mutual_tls", code, r.grpcStatus,
+		d.cluster, protocol, r.Flags, "mutual_tls", code, r.GRPCStatus,
 	}
 }
 
@@ -131,12 +131,12 @@ type seriesKey struct {
 	flags    string
 }
 
-func keyOf(r *record) seriesKey {
-	return seriesKey{r.client.Workload, r.client.ID, r.client.Told, r.hostname, r.service, r.workload, r.status, r.grpc, r.grpcStatus, r.flags}
+func keyOf(r *Record) seriesKey {
+	return seriesKey{r.Client.Workload, r.Client.ID, r.Client.Told, r.Hostname, r.Service, r.Workload, r.Status, r.GRPC, r.GRPCStatus, r.Flags}
 }
 
-// seriesCache is the series a session used last: most of its requests end alike.
-type seriesCache struct {
+// Cache is the series a session used last: most of its requests end alike.
+type Cache struct {
 	key    seriesKey
 	series *series
 }
@@ -151,7 +151,7 @@ const (
 type metrics struct {
 	mu       sync.Mutex
 	all      map[labels]*series
-	live     map[*record]struct{}  // connections
+	live     map[*Record]struct{}  // connections
 	resolved map[seriesKey]*series // begun anew when it is full
 	calls    callMetrics
 	told     map[peer.Description]struct{} // descriptions that clients gave of themselves: each makes series, so only so many do
@@ -168,7 +168,7 @@ func newMetrics() *metrics {
 		return prometheus.NewDesc("istio_tcp_"+name, help, labelNames[:countTCPLabels], nil)
 	}
 	return &metrics{
-		all: make(map[labels]*series), live: make(map[*record]struct{}), resolved: make(map[seriesKey]*series), told: make(map[peer.Description]struct{}),
+		all: make(map[labels]*series), live: make(map[*Record]struct{}), resolved: make(map[seriesKey]*series), told: make(map[peer.Description]struct{}),
 		calls:       newCallMetrics(),
 		requests:    http("requests_total", "Requests."),
 		duration:    http("request_duration_milliseconds", "From the request's head to the end of its response."),
@@ -182,12 +182,12 @@ func newMetrics() *metrics {
 }
 
 // resolve finds the series of a request.
-func (m *metrics) resolve(key seriesKey, r *record) *series {
+func (m *metrics) resolve(key seriesKey, r *Record) *series {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s := m.resolved[key]
 	if s == nil {
-		s = m.seriesLocked(labelsOf(r, m.believed(r.client.Told)), true)
+		s = m.seriesLocked(labelsOf(r, m.believed(r.Client.Told)), true)
 		if len(m.resolved) >= maxResolved {
 			clear(m.resolved)
 		}
@@ -220,39 +220,39 @@ func (m *metrics) seriesLocked(l labels, http bool) *series {
 }
 
 // request counts one that is over.
-func (m *metrics) request(r *record, c *seriesCache, took time.Duration) {
+func (m *metrics) request(r *Record, c *Cache, took time.Duration) {
 	if key := keyOf(r); c.series == nil || c.key != key {
-		*c = seriesCache{key, m.resolve(key, r)}
+		*c = Cache{key, m.resolve(key, r)}
 	}
 	s := c.series
 	s.requests.Add(1)
 	s.duration.observe(float64(took.Microseconds()) / 1000)
-	s.reqSize.observe(float64(r.received))
-	s.repSize.observe(float64(r.sent))
+	s.reqSize.observe(float64(r.Received))
+	s.repSize.observe(float64(r.Sent))
 }
 
-// open counts a connection whose labels are known.
-func (m *metrics) open(r *record) {
+// Open counts a connection whose labels are known.
+func (m *metrics) Open(r *Record) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	r.series = m.seriesLocked(labelsOf(r, m.believed(r.client.Told)), false)
+	r.series = m.seriesLocked(labelsOf(r, m.believed(r.Client.Told)), false)
 	r.series.opened++
 	m.live[r] = struct{}{}
 }
 
 // close counts the end of one.
-func (m *metrics) close(r *record) {
+func (m *metrics) close(r *Record) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.live, r)
 	s := r.series
 	if s == nil { // it was never opened: count both, with what ended it
-		s = m.seriesLocked(labelsOf(r, m.believed(r.client.Told)), false)
+		s = m.seriesLocked(labelsOf(r, m.believed(r.Client.Told)), false)
 		s.opened++
 	}
 	s.closed++
-	s.received += uint64(r.bytes.AToB.Load())
-	s.sentData += uint64(r.bytes.BToA.Load())
+	s.received += uint64(r.Bytes.AToB.Load())
+	s.sentData += uint64(r.Bytes.BToA.Load())
 }
 
 // Describe implements prometheus.Collector.
@@ -271,8 +271,8 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	live := make(map[*series]moved)
 	for r := range m.live {
 		b := live[r.series]
-		b.received += uint64(r.bytes.AToB.Load())
-		b.sent += uint64(r.bytes.BToA.Load())
+		b.received += uint64(r.Bytes.AToB.Load())
+		b.sent += uint64(r.Bytes.BToA.Load())
 		live[r.series] = b
 	}
 	for l, s := range m.all {

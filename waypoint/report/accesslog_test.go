@@ -1,4 +1,4 @@
-package waypoint
+package report
 
 import (
 	"bytes"
@@ -21,7 +21,7 @@ import (
 )
 
 // records for the formats: a request that went well, one that could not be sent, a connection.
-func someRecords() map[string]*record {
+func someRecords() map[string]*Record {
 	start := time.Date(2026, 11, 22, 20, 30, 1, 5e6, time.UTC)
 	front := &mesh.Workload{Name: "front-1", Namespace: "web", TrustDomain: "cluster.local", ServiceAccount: "front", OwnerName: "front", CanonicalName: "front", ClusterID: "Kubernetes"}
 	cart := &mesh.Workload{Name: "cart-1", Namespace: "shop", TrustDomain: "cluster.local", ServiceAccount: "cart", OwnerName: "cart", CanonicalName: "cart", CanonicalRevision: "v2", ClusterID: "Kubernetes"}
@@ -29,24 +29,24 @@ func someRecords() map[string]*record {
 	svc, local := &mesh.Service{Name: "cart", Namespace: "shop", Hostname: "cart.shop.svc.cluster.local"}, netip.MustParseAddrPort("10.96.0.1:80")
 	table, _ := route.Compile(nil)
 	rule, _ := table.Match(svc.Key(), 80, &route.Request{Method: "GET", Path: "/"})
-	request := func() *record {
-		return &record{
-			start: start, client: c, hostname: svc.Hostname, local: local, http: true, protocol: "HTTP/1.1", method: "GET", target: `/a"b?q=1`, authority: "cart",
-			userAgent: "curl/8 \"x\"\xff", requestID: "id-1", forwardedFor: "203.0.113.1, 10.0.0.1", route: rule, service: svc, workload: cart,
-			upstream: netip.MustParseAddrPort("10.2.0.1:8080"), port: 80, attempts: 2, upstreamTime: 7 * time.Millisecond, answered: true,
-			status: 200, flags: "-", details: "via_upstream", received: 3, sent: 70,
+	request := func() *Record {
+		return &Record{
+			Start: start, Client: c, Hostname: svc.Hostname, Local: local, HTTP: true, Protocol: "HTTP/1.1", Method: "GET", Target: `/a"b?q=1`, Authority: "cart",
+			UserAgent: "curl/8 \"x\"\xff", RequestID: "id-1", ForwardedFor: "203.0.113.1, 10.0.0.1", Route: rule, Service: svc, Workload: cart,
+			Upstream: netip.MustParseAddrPort("10.2.0.1:8080"), port: 80, Attempts: 2, UpstreamTime: 7 * time.Millisecond, Answered: true,
+			Status: 200, Flags: "-", Details: "via_upstream", Received: 3, Sent: 70,
 		}
 	}
 	failed := request()
-	failed.status, failed.flags, failed.details, failed.answered, failed.attempts = 503, "UF,URX", "upstream_reset_before_response_started{remote_connection_failure}", false, 3
-	failed.failure, failed.sent, failed.subset, failed.target, failed.userAgent, failed.forwardedFor = "dial tcp: refused", 90, "v2", "/", "", ""
-	tcp := &record{
-		start: start, client: &peer.Client{ID: front.Identity(), Addr: c.Addr, Gateway: &peer.Gateway{ID: mesh.Identity{TrustDomain: "cluster.local", Namespace: "shop", ServiceAccount: "gate"}}},
-		hostname: svc.Hostname, local: local, flags: "-", details: "rbac_access_denied_matched_policy[none]", sni: "shop.example",
+	failed.Status, failed.Flags, failed.Details, failed.Answered, failed.Attempts = 503, "UF,URX", "upstream_reset_before_response_started{remote_connection_failure}", false, 3
+	failed.Failure, failed.Sent, failed.subset, failed.Target, failed.UserAgent, failed.ForwardedFor = "dial tcp: refused", 90, "v2", "/", "", ""
+	tcp := &Record{
+		Start: start, Client: &peer.Client{ID: front.Identity(), Addr: c.Addr, Gateway: &peer.Gateway{ID: mesh.Identity{TrustDomain: "cluster.local", Namespace: "shop", ServiceAccount: "gate"}}},
+		Hostname: svc.Hostname, Local: local, Flags: "-", Details: "rbac_access_denied_matched_policy[none]", SNI: "shop.example",
 	}
-	tcp.bytes.AToB.Store(11)
-	tcp.bytes.BToA.Store(22)
-	return map[string]*record{"well": request(), "failed": failed, "tcp": tcp}
+	tcp.Bytes.AToB.Store(11)
+	tcp.Bytes.BToA.Store(22)
+	return map[string]*Record{"well": request(), "failed": failed, "tcp": tcp}
 }
 
 func TestAccessLogText(t *testing.T) {
@@ -98,12 +98,12 @@ func TestReportingAllocatesNothing(t *testing.T) {
 		t.Skip("the race detector makes pools forget")
 	}
 	recs := someRecords()
-	rep := newReporter(reportConfig{out: io.Discard}, zap.NewNop())
+	rep := New(Config{Out: io.Discard}, zap.NewNop())
 	second := someRecords()["well"] // the same labels, by way of others
-	var cache seriesCache
+	var cache Cache
 	if n := testing.AllocsPerRun(200, func() {
-		rep.request(recs["well"], &cache, time.Now())
-		rep.request(second, &cache, time.Now())
+		rep.Request(recs["well"], &cache, time.Now())
+		rep.Request(second, &cache, time.Now())
 	}); n > 0 {
 		t.Errorf("two requests: %v allocations, want none", n)
 	}
@@ -142,10 +142,10 @@ func TestMetricsHaveIstiosNamesAndLabels(t *testing.T) {
 	t.Parallel()
 	recs := someRecords()
 	m := newMetrics()
-	m.request(recs["well"], new(seriesCache), 5*time.Millisecond)
+	m.request(recs["well"], new(Cache), 5*time.Millisecond)
 	grpc := someRecords()["well"]
-	grpc.grpc, grpc.grpcStatus = true, "14"
-	m.request(grpc, new(seriesCache), 5*time.Millisecond)
+	grpc.GRPC, grpc.GRPCStatus = true, "14"
+	m.request(grpc, new(Cache), 5*time.Millisecond)
 	m.close(recs["tcp"])
 	got := gather(t, m)
 	const (
@@ -197,10 +197,10 @@ func TestClientsCannotMakeSeriesWithoutEnd(t *testing.T) {
 	m := newMetrics()
 	r := someRecords()["well"]
 	for i := range 3 * maxTold {
-		c := *r.client
+		c := *r.Client
 		c.Workload, c.Told = nil, &peer.Description{Cluster: "far", Namespace: "ns", Workload: fmt.Sprintf("d%d", i), Service: "s", Revision: "v1"}
-		r.client = &c
-		m.request(r, new(seriesCache), time.Millisecond)
+		r.Client = &c
+		m.request(r, new(Cache), time.Millisecond)
 	}
 	if n := len(m.all); n != maxTold+1 {
 		t.Errorf("%d series, want %d and one for all others", n, maxTold)
@@ -218,7 +218,7 @@ func TestLinesOfTheAccessLogHaveAnEnd(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("\xff", 60<<10)
 	r := someRecords()["well"]
-	r.target, r.userAgent, r.requestID, r.forwardedFor, r.authority = long, long, long, long, long
+	r.Target, r.UserAgent, r.RequestID, r.ForwardedFor, r.Authority = long, long, long, long, long
 	text, object := r.appendText(nil, time.Second), r.appendJSON(nil, time.Second)
 	if most := 5*4*maxLogged + 2048; len(text) > most || len(object) > most {
 		t.Errorf("lines of %d and %d bytes, want no more than %d", len(text), len(object), most)

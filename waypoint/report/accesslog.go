@@ -1,4 +1,4 @@
-package waypoint
+package report
 
 import (
 	"io"
@@ -23,19 +23,19 @@ type accessLog struct {
 
 // newAccessLog is the access log of that kind; nil: none. A format that cannot be read is not worth a waypoint: istiod, which may be
 // newer, has said of the mesh's what is wrong with it.
-func newAccessLog(cfg reportConfig, log *zap.Logger) *accessLog {
-	if cfg.out == nil {
+func newAccessLog(cfg Config, log *zap.Logger) *accessLog {
+	if cfg.Out == nil {
 		return nil
 	}
-	l := &accessLog{out: cfg.out, json: cfg.json, host: cfg.host}
-	if cfg.format == "" {
+	l := &accessLog{out: cfg.Out, json: cfg.JSON, host: cfg.Host}
+	if cfg.Format == "" {
 		return l
 	}
 	parse := accesslog.ParseText
 	if l.json {
 		parse = accesslog.ParseJSON
 	}
-	format, err := parse(cfg.format)
+	format, err := parse(cfg.Format)
 	if err != nil {
 		log.Error("format of the access log cannot be read, its default holds", zap.Error(err))
 	}
@@ -46,7 +46,7 @@ func newAccessLog(cfg reportConfig, log *zap.Logger) *accessLog {
 // lines are buffers for lines.
 var lines = sync.Pool{New: func() any { b := make([]byte, 0, 1024); return &b }}
 
-func (l *accessLog) write(r *record, took time.Duration) {
+func (l *accessLog) write(r *Record, took time.Duration) {
 	b := lines.Get().(*[]byte)
 	switch {
 	case l.format != nil:
@@ -69,54 +69,54 @@ const startFormat = "2006-01-02T15:04:05.000Z"
 //	"request-id" "authority" "upstream" cluster upstream_local local remote sni route
 //
 // What is not there is "-". What clients wrote cannot end a field: quotes and what is not printable are escaped.
-func (r *record) appendText(b []byte, took time.Duration) []byte {
+func (r *Record) appendText(b []byte, took time.Duration) []byte {
 	b = append(b, '[')
-	b = r.start.UTC().AppendFormat(b, startFormat)
+	b = r.Start.UTC().AppendFormat(b, startFormat)
 	b = append(b, `] "`...)
-	b = appendField(b, r.method)
-	b = appendField(append(b, ' '), r.target)
-	b = appendField(append(b, ' '), r.protocol)
+	b = appendField(b, r.Method)
+	b = appendField(append(b, ' '), r.Target)
+	b = appendField(append(b, ' '), r.Protocol)
 	b = append(b, `" `...)
-	b = strconv.AppendInt(b, int64(r.status), 10)
-	b = appendField(append(b, ' '), r.flags)
+	b = strconv.AppendInt(b, int64(r.Status), 10)
+	b = appendField(append(b, ' '), r.Flags)
 	details, termination := r.ends()
 	b = appendWord(append(b, ' '), details)
 	b = appendWord(append(b, ' '), termination)
-	b = appendField(append(b, ` "`...), r.failure)
+	b = appendField(append(b, ` "`...), r.Failure)
 	received, sent := r.amounts()
 	b = append(b, `" `...)
 	b = strconv.AppendInt(b, received, 10)
 	b = strconv.AppendInt(append(b, ' '), sent, 10)
 	b = strconv.AppendInt(append(b, ' '), took.Milliseconds(), 10)
 	b = append(b, ' ')
-	if r.answered {
-		b = strconv.AppendInt(b, r.upstreamTime.Milliseconds(), 10)
+	if r.Answered {
+		b = strconv.AppendInt(b, r.UpstreamTime.Milliseconds(), 10)
 	} else {
 		b = append(b, '-')
 	}
-	for _, v := range [...]string{r.forwardedFor, r.userAgent, r.requestID, r.authority} {
+	for _, v := range [...]string{r.ForwardedFor, r.UserAgent, r.RequestID, r.Authority} {
 		b = appendField(append(b, ` "`...), v)
 		b = append(b, '"')
 	}
-	b = appendAddr(append(b, ` "`...), r.upstream)
+	b = appendAddr(append(b, ` "`...), r.Upstream)
 	b = r.appendCluster(append(b, `" `...))
-	b = appendAddr(append(b, " - "...), r.local) // the address of this end of the upstream's connection is not told
-	b = appendAddr(append(b, ' '), r.client.Addr)
-	b = appendWord(append(b, ' '), r.sni)
+	b = appendAddr(append(b, " - "...), r.Local) // the address of this end of the upstream's connection is not told
+	b = appendAddr(append(b, ' '), r.Client.Addr)
+	b = appendWord(append(b, ' '), r.SNI)
 	b = append(b, ' ')
-	if r.route == nil {
+	if r.Route == nil {
 		b = append(b, '-')
 	} else {
-		b = appendWord(b, r.route.Name())
+		b = appendWord(b, r.Route.Name())
 	}
 	return append(b, '\n')
 }
 
 // appendJSON has the names Istio gives the same in accessLogEncoding JSON, and, beyond them, who the client and its workload's
 // counterpart are. What is not there is left out.
-func (r *record) appendJSON(b []byte, took time.Duration) []byte {
+func (r *Record) appendJSON(b []byte, took time.Duration) []byte {
 	b = append(b, `{"start_time":"`...)
-	b = r.start.UTC().AppendFormat(b, startFormat)
+	b = r.Start.UTC().AppendFormat(b, startFormat)
 	b = append(b, '"')
 	str := func(key, value string) {
 		if value != "" {
@@ -131,81 +131,81 @@ func (r *record) appendJSON(b []byte, took time.Duration) []byte {
 			b = append(appendAddr(append(append(append(b, `,"`...), key...), `":"`...), a), '"')
 		}
 	}
-	str("method", r.method)
-	str("path", r.target)
-	str("protocol", r.protocol)
-	num("response_code", int64(r.status))
-	str("grpc_status", r.grpcStatus)
-	str("response_flags", r.flags)
+	str("method", r.Method)
+	str("path", r.Target)
+	str("protocol", r.Protocol)
+	num("response_code", int64(r.Status))
+	str("grpc_status", r.GRPCStatus)
+	str("response_flags", r.Flags)
 	details, termination := r.ends()
 	str("response_code_details", details)
 	str("connection_termination_details", termination)
-	str("upstream_transport_failure_reason", r.failure)
+	str("upstream_transport_failure_reason", r.Failure)
 	received, sent := r.amounts()
 	num("bytes_received", received)
 	num("bytes_sent", sent)
 	num("duration", took.Milliseconds())
-	if r.answered {
-		num("upstream_service_time", r.upstreamTime.Milliseconds())
+	if r.Answered {
+		num("upstream_service_time", r.UpstreamTime.Milliseconds())
 	}
-	str("x_forwarded_for", r.forwardedFor)
-	str("user_agent", r.userAgent)
-	str("request_id", r.requestID)
-	str("authority", r.authority)
-	addr("upstream_host", r.upstream)
-	if r.service != nil {
+	str("x_forwarded_for", r.ForwardedFor)
+	str("user_agent", r.UserAgent)
+	str("request_id", r.RequestID)
+	str("authority", r.Authority)
+	addr("upstream_host", r.Upstream)
+	if r.Service != nil {
 		b = append(r.appendCluster(append(b, `,"upstream_cluster":"`...)), '"')
 	}
-	addr("downstream_local_address", r.local)
-	addr("downstream_remote_address", r.client.Addr)
-	str("requested_server_name", r.sni)
-	if r.route != nil {
-		str("route_name", r.route.Name())
+	addr("downstream_local_address", r.Local)
+	addr("downstream_remote_address", r.Client.Addr)
+	str("requested_server_name", r.SNI)
+	if r.Route != nil {
+		str("route_name", r.Route.Name())
 	}
-	str("src.identity", r.client.ID.String())
-	if w := r.client.Workload; w != nil {
+	str("src.identity", r.Client.ID.String())
+	if w := r.Client.Workload; w != nil {
 		str("src.workload", w.Name)
 	}
-	if g := r.client.Gateway; g != nil {
+	if g := r.Client.Gateway; g != nil {
 		str("src.gateway", g.ID.String())
 	}
-	if w := r.workload; w != nil {
+	if w := r.Workload; w != nil {
 		str("dst.workload", w.Name)
 	}
-	if r.attempts > 1 {
-		num("attempts", int64(r.attempts))
+	if r.Attempts > 1 {
+		num("attempts", int64(r.Attempts))
 	}
 	return append(b, "}\n"...)
 }
 
 // ends are why a request, or else a connection, ended as it did.
-func (r *record) ends() (details, termination string) {
-	if r.http {
-		return r.details, ""
+func (r *Record) ends() (details, termination string) {
+	if r.HTTP {
+		return r.Details, ""
 	}
-	return "", r.details
+	return "", r.Details
 }
 
 // amounts are the bytes of bodies, or those of a connection, and of one that was HTTP once both.
-func (r *record) amounts() (received, sent int64) {
-	return r.received + r.bytes.AToB.Load(), r.sent + r.bytes.BToA.Load()
+func (r *Record) amounts() (received, sent int64) {
+	return r.Received + r.Bytes.AToB.Load(), r.Sent + r.Bytes.BToA.Load()
 }
 
 // appendCluster is how Istio's waypoints call a backend.
-func (r *record) appendCluster(b []byte) []byte {
-	if r.service == nil {
+func (r *Record) appendCluster(b []byte) []byte {
+	if r.Service == nil {
 		return append(b, '-')
 	}
 	b = strconv.AppendUint(append(b, "inbound-vip|"...), uint64(r.port), 10)
 	switch {
-	case !r.http:
+	case !r.HTTP:
 		b = append(b, "|tcp|"...)
 	case r.subset != "":
 		b = append(append(append(b, "|http/"...), r.subset...), '|')
 	default:
 		b = append(b, "|http|"...)
 	}
-	return append(b, r.service.Hostname...)
+	return append(b, r.Service.Hostname...)
 }
 
 func appendAddr(b []byte, a netip.AddrPort) []byte {

@@ -1,4 +1,4 @@
-package waypoint
+package report
 
 import (
 	"encoding/binary"
@@ -7,10 +7,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// messages counts the messages of one direction of a gRPC call as they pass, so that those of a call that lasts are seen
+// Messages counts the messages of one direction of a gRPC call as they pass, so that those of a call that lasts are seen
 // before its end. It is an http1.Tap. A message is a flag, a length of four bytes, and as many bytes; it counts once its
 // length is known. What was sent before and is sent again counts once.
-type messages struct {
+type Messages struct {
 	to   *atomic.Uint64
 	seen int64 // bytes of the body so far
 	left uint32
@@ -20,7 +20,7 @@ type messages struct {
 }
 
 // See implements http1.Tap.
-func (m *messages) See(p []byte, at int64) {
+func (m *Messages) See(p []byte, at int64) {
 	if again := m.seen - at; again > 0 {
 		p = p[min(again, int64(len(p))):]
 	}
@@ -52,8 +52,8 @@ func (m *messages) See(p []byte, at int64) {
 // callSeries are the messages of gRPC calls between one client and one endpoint of one service.
 type callSeries struct{ requests, responses atomic.Uint64 }
 
-// callCache is the series a session used last.
-type callCache struct {
+// CallCache is the series a session used last.
+type CallCache struct {
 	key    seriesKey
 	series *callSeries
 }
@@ -88,13 +88,13 @@ func (c *callMetrics) collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// count makes the messages of a call count whose endpoint is chosen.
-func (m *metrics) count(r *record, c *callCache, asks, answers *messages) {
+// CountCall makes the messages of a call count whose endpoint is chosen.
+func (m *metrics) CountCall(r *Record, c *CallCache, asks, answers *Messages) {
 	s := m.callsOf(r, c)
 	asks.to, answers.to = &s.requests, &s.responses
 }
 
-func (m *metrics) callsOf(r *record, c *callCache) *callSeries {
+func (m *metrics) callsOf(r *Record, c *CallCache) *callSeries {
 	key := keyOf(r)
 	key.status, key.code, key.flags = 0, "", ""
 	if c.series != nil && c.key == key {
@@ -104,7 +104,7 @@ func (m *metrics) callsOf(r *record, c *callCache) *callSeries {
 	defer m.mu.Unlock()
 	s := m.calls.resolved[key]
 	if s == nil {
-		l := labelsOf(r, m.believed(r.client.Told))
+		l := labelsOf(r, m.believed(r.Client.Told))
 		clear(l[countMessageLabels:])
 		if s = m.calls.all[l]; s == nil {
 			s = new(callSeries)
@@ -115,6 +115,6 @@ func (m *metrics) callsOf(r *record, c *callCache) *callSeries {
 		}
 		m.calls.resolved[key] = s
 	}
-	*c = callCache{key, s}
+	*c = CallCache{key, s}
 	return s
 }

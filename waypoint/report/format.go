@@ -1,4 +1,4 @@
-package waypoint
+package report
 
 import (
 	"net/netip"
@@ -9,8 +9,8 @@ import (
 	"github.com/mistnet/mistnet/internal/mesh"
 )
 
-// headers are those the access log's format asks for.
-func (p *reporter) headers() []accesslog.Header {
+// Headers are those the access log's format asks for.
+func (p *Reporter) Headers() []accesslog.Header {
 	if p.access == nil || p.access.format == nil {
 		return nil
 	}
@@ -18,7 +18,7 @@ func (p *reporter) headers() []accesslog.Header {
 }
 
 // appendFormat is a line as the mesh's format wants it. What clients wrote cannot end a line, nor a string of JSON.
-func (l *accessLog) appendFormat(b []byte, r *record, took time.Duration) []byte {
+func (l *accessLog) appendFormat(b []byte, r *Record, took time.Duration) []byte {
 	for i := range l.format.Parts {
 		if p := &l.format.Parts[i]; p.Op == accesslog.Literal {
 			b = append(b, p.Text...)
@@ -53,9 +53,9 @@ const (
 	isEnd
 )
 
-// appendOperator writes what an operator that asks for no header stands for, in a header; nothing where there is nothing.
-func (r *record) appendOperator(b []byte, p *accesslog.Part, host string) []byte {
-	took := time.Since(r.start)
+// AppendOperator writes what an operator that asks for no header stands for, in a header; nothing where there is nothing.
+func (r *Record) AppendOperator(b []byte, p *accesslog.Part, host string) []byte {
+	took := time.Since(r.Start)
 	switch v := valueOf(p, r, took, host); v.kind {
 	case isUnset:
 		return b
@@ -66,7 +66,7 @@ func (r *record) appendOperator(b []byte, p *accesslog.Part, host string) []byte
 	}
 }
 
-func (l *accessLog) appendPart(b []byte, p *accesslog.Part, r *record, took time.Duration) []byte {
+func (l *accessLog) appendPart(b []byte, p *accesslog.Part, r *Record, took time.Duration) []byte {
 	v := valueOf(p, r, took, l.host)
 	switch {
 	case v.kind == isUnset && p.Place == accesslog.AsJSON:
@@ -82,7 +82,7 @@ func (l *accessLog) appendPart(b []byte, p *accesslog.Part, r *record, took time
 }
 
 // append writes a value that is set and no number.
-func (v *value) append(b []byte, p *accesslog.Part, r *record, took time.Duration) []byte {
+func (v *value) append(b []byte, p *accesslog.Part, r *Record, took time.Duration) []byte {
 	switch v.kind {
 	case isAddress:
 		return v.addr.AppendTo(b)
@@ -95,9 +95,9 @@ func (v *value) append(b []byte, p *accesslog.Part, r *record, took time.Duratio
 	case isCluster:
 		return r.appendCluster(b)
 	case isStart:
-		return p.AppendTime(b, r.start)
+		return p.AppendTime(b, r.Start)
 	case isEnd:
-		return p.AppendTime(b, r.start.Add(took))
+		return p.AppendTime(b, r.Start.Add(took))
 	}
 	text, from := v.text, len(b)
 	if p.Most > 0 && len(text) > p.Most {
@@ -144,20 +144,20 @@ func addressOf(a netip.AddrPort, k kind) value {
 }
 
 // valueOf is the value of a part that is not literal, at the pod of that name.
-func valueOf(p *accesslog.Part, r *record, took time.Duration, host string) value {
+func valueOf(p *accesslog.Part, r *Record, took time.Duration, host string) value {
 	switch p.Op {
 	case accesslog.FromHeader:
-		if p.At < len(r.headers) {
-			return textOf(r.headers[p.At])
+		if p.At < len(r.Headers) {
+			return textOf(r.Headers[p.At])
 		}
 	case accesslog.StartTime:
 		return value{kind: isStart}
 	case accesslog.EmitTime:
 		return value{kind: isEnd}
 	case accesslog.Protocol:
-		return textOf(r.protocol)
+		return textOf(r.Protocol)
 	case accesslog.ResponseCode:
-		return numberOf(int64(r.status))
+		return numberOf(int64(r.Status))
 	case accesslog.ResponseCodeDetails:
 		details, _ := r.ends()
 		if p.Style != "" {
@@ -168,28 +168,28 @@ func valueOf(p *accesslog.Part, r *record, took time.Duration, host string) valu
 		_, details := r.ends()
 		return wordOf(details)
 	case accesslog.ResponseFlags:
-		if r.flags != "-" {
-			return textOf(r.flags)
+		if r.Flags != "-" {
+			return textOf(r.Flags)
 		}
 	case accesslog.UpstreamTransportFailureReason:
-		return textOf(r.failure)
+		return textOf(r.Failure)
 	case accesslog.GRPCStatus:
-		return grpcStatusAs(r.grpcStatus, p.Style)
+		return grpcStatusAs(r.GRPCStatus, p.Style)
 	case accesslog.RouteName:
-		if r.route != nil {
-			return wordOf(r.route.Name())
+		if r.Route != nil {
+			return wordOf(r.Route.Name())
 		}
 	case accesslog.UpstreamCluster:
-		if r.service != nil {
+		if r.Service != nil {
 			return value{kind: isCluster}
 		}
 	case accesslog.RequestedServerName:
-		return wordOf(r.sni)
+		return wordOf(r.SNI)
 	case accesslog.Hostname:
 		return textOf(host)
 	case accesslog.DownstreamPeerURISAN:
-		id := r.client.ID
-		if g := r.client.Gateway; g != nil {
+		id := r.Client.ID
+		if g := r.Client.Gateway; g != nil {
 			id = g.ID // whose certificate was shown
 		}
 		if !id.IsZero() {
@@ -205,7 +205,7 @@ func valueOf(p *accesslog.Part, r *record, took time.Duration, host string) valu
 }
 
 // amountOf is the value of an operator that counts something.
-func amountOf(op accesslog.Operator, r *record, took time.Duration) value {
+func amountOf(op accesslog.Operator, r *Record, took time.Duration) value {
 	received, sent := r.amounts()
 	switch op {
 	case accesslog.BytesReceived:
@@ -215,40 +215,40 @@ func amountOf(op accesslog.Operator, r *record, took time.Duration) value {
 	case accesslog.Duration:
 		return numberOf(took.Milliseconds())
 	case accesslog.ResponseDuration:
-		if r.answered {
-			return numberOf(r.responded.Milliseconds())
+		if r.Answered {
+			return numberOf(r.Responded.Milliseconds())
 		}
 	case accesslog.ResponseTxDuration:
-		if r.answered {
-			return numberOf((took - r.responded).Milliseconds())
+		if r.Answered {
+			return numberOf((took - r.Responded).Milliseconds())
 		}
 	case accesslog.UpstreamRequestAttemptCount:
-		return numberOf(int64(r.attempts))
+		return numberOf(int64(r.Attempts))
 	}
 	return value{}
 }
 
 // placeOf is the value of an operator that names an end of a connection.
-func placeOf(op accesslog.Operator, r *record) value {
+func placeOf(op accesslog.Operator, r *Record) value {
 	switch op {
 	case accesslog.UpstreamHost:
-		return addressOf(r.upstream, isAddress)
+		return addressOf(r.Upstream, isAddress)
 	case accesslog.UpstreamHostWithoutPort:
-		return addressOf(r.upstream, isHost)
+		return addressOf(r.Upstream, isHost)
 	case accesslog.UpstreamPort:
-		return addressOf(r.upstream, isNumber)
+		return addressOf(r.Upstream, isNumber)
 	case accesslog.DownstreamRemoteAddress:
-		return addressOf(r.client.Addr, isAddress)
+		return addressOf(r.Client.Addr, isAddress)
 	case accesslog.DownstreamRemoteAddressWithoutPort:
-		return addressOf(r.client.Addr, isHost)
+		return addressOf(r.Client.Addr, isHost)
 	case accesslog.DownstreamRemotePort:
-		return addressOf(r.client.Addr, isNumber)
+		return addressOf(r.Client.Addr, isNumber)
 	case accesslog.DownstreamLocalAddress:
-		return addressOf(r.local, isAddress)
+		return addressOf(r.Local, isAddress)
 	case accesslog.DownstreamLocalAddressWithoutPort:
-		return addressOf(r.local, isHost)
+		return addressOf(r.Local, isHost)
 	case accesslog.DownstreamLocalPort:
-		return addressOf(r.local, isNumber)
+		return addressOf(r.Local, isNumber)
 	}
 	return value{}
 }
