@@ -37,8 +37,8 @@ func (w *Waypoint) dump() dump {
 	v := w.state.load()
 	d := dump{
 		Version: daemon.Version(), Gateway: w.cfg.Namespace + "/" + w.cfg.Gateway, Identity: w.cfg.identity().String(),
-		Self: v.self, MissingPolicies: v.missingPolicies(), Certificates: w.ids.Certificates(),
-		Services: []*mesh.Service{}, Policies: []*mesh.Policy{}, Routes: sorted(v.routes), TrafficPolicies: sorted(v.traffic),
+		Self: v.Self, MissingPolicies: v.missingPolicies(), Certificates: w.ids.Certificates(),
+		Services: []*mesh.Service{}, Policies: []*mesh.Policy{}, Routes: sorted(v.routes), TrafficPolicies: sorted(v.Traffic),
 		Clusters: w.up.dump(time.Now()), HTTPConnections: httpConnections{w.sessions.count(), w.lot.Waiting()},
 	}
 	services := make(map[string]*mesh.Service)
@@ -48,7 +48,7 @@ func (w *Waypoint) dump() dump {
 		}
 	}
 	d.Services = sorted(services)
-	keys := ownPolicies(v.self)
+	keys := ownPolicies(v.Self)
 	for _, svc := range d.Services {
 		keys = mergeKeys(keys, svc.Policies)
 	}

@@ -66,7 +66,8 @@ func (c *cluster) forgettable(now time.Time) bool {
 }
 
 // bounded reports whether a policy has a bound that depends on what is under way.
-func bounded(s *mesh.TrafficSettings) bool {
+func (t *target) bounded() bool {
+	s := &t.settings
 	return s.RetryBudget != nil || s.Pool != nil && (s.Pool.MaxConnections > 0 || s.Pool.MaxRequests > 0)
 }
 

@@ -123,8 +123,9 @@ type checker struct {
 	checkCounts
 }
 
-func newChecker(up *upstreams, s *state, log *zap.Logger) *checker {
-	w := wanting{state: s, up: up}
+// newChecker makes one that sends from an address, for the services that now tells of.
+func newChecker(up *upstreams, from netip.Addr, now func() (v *View, concerns func(*mesh.Service) bool), log *zap.Logger) *checker {
+	w := wanting{now: now, up: up, from: netip.AddrPortFrom(from, 0)}
 	c := &checker{up: up, log: log, want: w.all, ask: up.ask}
 	c.wake, c.done = make(chan struct{}, 1), make(chan outcome, maxChecks)
 	c.checks, c.checkCounts = make(map[vitalsKey]*check), newCheckCounts()
@@ -303,28 +304,27 @@ func (q *checkQueue) Pop() any {
 	return k
 }
 
-// wanting finds out whom to ask: the endpoints of services that are bound to this waypoint, or to which its rules send, where a
-// policy says so.
+// wanting finds out whom to ask: the endpoints of services that concern this waypoint, where a policy says so.
 type wanting struct {
-	state *state
-	up    *upstreams
-	last  map[*cluster]bool // whose endpoints are asked
+	now  func() (v *View, concerns func(*mesh.Service) bool)
+	up   *upstreams
+	from netip.AddrPort    // whom a PROXY header names
+	last map[*cluster]bool // whose endpoints are asked
 }
 
 func (w *wanting) all() map[vitalsKey]asked {
-	v := w.state.load()
+	v, concerns := w.now()
 	out, clusters := make(map[vitalsKey]asked), make(map[*cluster]bool)
-	for _, p := range v.traffic {
+	for _, p := range v.Traffic {
 		if p.Settings.Health == nil || p.Invalid != "" {
 			continue
 		}
 		svc := v.Service(mesh.ServiceKey(p.Namespace, p.Hostname))
-		if svc == nil || svc.LB.Mode == mesh.LBPassthrough || v.trafficFor(svc, w.state.cfg.Namespace) != p ||
-			!w.state.serves(v, svc) && !v.backends[svc.Key()] {
+		if svc == nil || svc.LB.Mode == mesh.LBPassthrough || v.TrafficFor(svc) != p || !concerns(svc) {
 			continue
 		}
 		for _, port := range svc.Ports {
-			t := v.target(w.up, w.state.cfg.Namespace, clusterKey{service: svc.Key(), port: port.ServicePort})
+			t := v.Target(w.up, clusterKey{service: svc.Key(), port: port.ServicePort})
 			if t == nil {
 				continue
 			}
@@ -344,7 +344,7 @@ func (w *wanting) all() map[vitalsKey]asked {
 		if svc == nil || v.Workload(key.uid) == nil {
 			return true
 		}
-		p := v.trafficFor(svc, w.state.cfg.Namespace)
+		p := v.TrafficFor(svc)
 		return p == nil || p.Settings.Health == nil
 	})
 	return out
@@ -364,9 +364,8 @@ func (w *wanting) members(out map[vitalsKey]asked, t *target) {
 			at.addr = netip.AddrPortFrom(at.addr.Addr(), how.Port)
 			a.to.endpoint = &endpoint{key: at}
 		}
-		if a.http2 = a.http2 || how.Protocol == mesh.HealthGRPC; w.state.cfg.InstanceIP != "" { // it is whom a PROXY header names
-			from, _ := netip.ParseAddr(w.state.cfg.InstanceIP)
-			a.to.from, a.to.dialled = netip.AddrPortFrom(from, 0), a.to.endpoint.key.addr
+		if a.http2 = a.http2 || how.Protocol == mesh.HealthGRPC; w.from.Addr().IsValid() {
+			a.to.from, a.to.dialled = w.from, a.to.endpoint.key.addr
 		}
 		if _, ok := out[key]; !ok {
 			out[key] = a

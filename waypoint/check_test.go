@@ -33,7 +33,7 @@ type asking struct {
 // newAsking asks n endpoints of a service, called e0 and so on.
 func newAsking(t *testing.T, n int, how *mesh.HealthCheck) *asking {
 	a := &asking{known: make(map[vitalsKey]*vitals), sick: make(map[string]bool), asked: make(map[string][]time.Duration), start: time.Now()}
-	a.checker = newChecker(&upstreams{}, newState(&Config{}, zap.NewNop()), zap.NewNop())
+	a.checker = newChecker(&upstreams{}, netip.Addr{}, nil, zap.NewNop())
 	a.checker.ask = a.answer
 	a.want = func() map[vitalsKey]asked {
 		a.mu.Lock()
@@ -76,7 +76,9 @@ func (a *asking) answer(ctx context.Context, k *asked) error {
 	sick, takes := a.sick[name], a.takes
 	a.mu.Unlock()
 	defer func() { a.mu.Lock(); a.current--; a.mu.Unlock() }()
-	if !sleep(ctx, takes) {
+	select {
+	case <-time.After(takes):
+	case <-ctx.Done():
 		return ctx.Err()
 	}
 	if sick {

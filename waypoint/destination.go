@@ -117,6 +117,12 @@ func (s *state) serves(v *view, svc *mesh.Service) bool {
 	return false
 }
 
+// concerns returns what is known now, and whether a service is one that requests are sent to.
+func (s *state) concerns() (*View, func(*mesh.Service) bool) {
+	v := s.load()
+	return &v.View, func(svc *mesh.Service) bool { return s.serves(v, svc) || v.backends[svc.Key()] }
+}
+
 // isSelf reports whether g is this waypoint, by its hostname or by an address of its Service or pod.
 func (s *state) isSelf(v *view, g mesh.GatewayAddress) bool {
 	if g.IsZero() {
@@ -125,7 +131,7 @@ func (s *state) isSelf(v *view, g mesh.GatewayAddress) bool {
 	if g.Hostname != "" {
 		return g.Hostname == s.cfg.hostname() && (g.Namespace == "" || g.Namespace == s.cfg.Namespace)
 	}
-	if v.self != nil && g.Addr.Network == v.self.Network && v.self.HasAddr(g.Addr.Addr) {
+	if v.Self != nil && g.Addr.Network == v.Self.Network && v.Self.HasAddr(g.Addr.Addr) {
 		return true
 	}
 	own := v.Service(mesh.ServiceKey(s.cfg.Namespace, s.cfg.hostname()))

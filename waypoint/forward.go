@@ -84,18 +84,17 @@ func (s *session) locate(ctx context.Context, p *plan) *reply {
 		ctx, cancel = context.WithDeadline(ctx, p.whole)
 		defer cancel()
 	}
-	var err error
-	s.search.at, err = p.target.locate(ctx, s.up, p.name)
-	switch {
+	switch err := s.search.locate(ctx, s.up, p.name); {
 	case err == nil:
 		return nil
 	case errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil:
 		return &replyTimeout
 	case errors.Is(err, errNames):
 		return &replyNames
+	default:
+		s.Waypoint.log.Debug("host not found", zap.Error(err))
+		return &replyUnresolved
 	}
-	s.Waypoint.log.Debug("host not found", zap.Error(err))
-	return &replyUnresolved
 }
 
 // admitted waits for the request's turn where a policy bounds how many there may be. A reply says that there is no room.
@@ -103,9 +102,8 @@ func (s *session) admitted(ctx context.Context, p *plan) *reply {
 	if p.target == nil {
 		return nil
 	}
-	settings := &p.target.settings
-	p.target.cluster.begun(settings.RetryBudget, s.log.Start)
-	if !bounded(settings) {
+	p.target.cluster.begun(p.target.settings.RetryBudget, s.log.Start)
+	if !p.target.bounded() {
 		return nil
 	}
 	if !p.whole.IsZero() {
@@ -113,7 +111,7 @@ func (s *session) admitted(ctx context.Context, p *plan) *reply {
 		ctx, cancel = context.WithDeadline(ctx, p.whole)
 		defer cancel()
 	}
-	pool := settings.Pool
+	pool := p.target.settings.Pool
 	if p.http2 { // one connection carries all
 		pool = &p.target.shared
 	}
@@ -175,14 +173,14 @@ func (s *session) plan(p *plan, b *route.Backend) *reply {
 		return r
 	}
 	if key.service == "" {
-		if p.direct, p.self = v.Workload(s.to.uid), v.self; p.direct == nil {
+		if p.direct, p.self = v.Workload(s.to.uid), v.Self; p.direct == nil {
 			return &replyNoUpstream
 		}
 		p.http2 = s.http2(s.to.app, nil)
 		return nil
 	}
 	s.log.Service = v.Service(key.service)
-	if p.target = v.target(s.up, s.cfg.Namespace, key); p.target == nil {
+	if p.target = v.Target(s.up, key); p.target == nil {
 		return s.noCluster()
 	}
 	if p.target.service.Dynamic {
@@ -197,7 +195,7 @@ func (s *session) plan(p *plan, b *route.Backend) *reply {
 		hash = s.hashKey(p.target.hash)
 	}
 	s.search.begin(s.up, p.target, &s.client, s.to.addr, hash)
-	s.search.way.OtherTiers = s.rule.Retry.OtherLocalities
+	s.search.otherTiers(s.rule.Retry.OtherLocalities)
 	s.persist(cmp.Or(s.rule.Persistence, p.target.settings.Persistence), s.log.Start)
 	return nil
 }
@@ -244,9 +242,9 @@ func (s *session) pick(p *plan, attempt uint32, now time.Time) bool {
 		}
 	}
 	s.progress = picked
-	s.log.Upstream, s.log.Workload, s.log.Attempts = to.endpoint.key.addr, to.workload, attempt
-	s.settle(to.host, s.log.Start)
-	to.endpoint.active.Add(1)
+	s.log.Upstream, s.log.Workload, s.log.Attempts = to.addr(), to.workload, attempt
+	s.settle(to, s.log.Start)
+	to.begin()
 	return true
 }
 
@@ -254,10 +252,10 @@ func (s *session) pick(p *plan, attempt uint32, now time.Time) bool {
 func (s *session) tried(p *plan, up *upstream, outcome route.Outcome, clientGone bool) {
 	to := &s.flight.to
 	if up == nil {
-		to.endpoint.active.Add(-1)
+		to.end()
 	}
-	if to.host != nil && p.target.settings.Outliers != nil && !clientGone && outcome.Reset != route.ResetOverflow {
-		p.target.cluster.observe(p.target.settings.Outliers, s.search.members, to.host, resultOf(outcome), time.Now())
+	if !clientGone && outcome.Reset != route.ResetOverflow {
+		s.search.observe(to, resultOf(outcome))
 	}
 	s.progress = planned
 }
@@ -271,7 +269,7 @@ func (s *session) avoids() bool {
 		return true
 	case mesh.PreviousHostsDefault:
 	}
-	return s.search.way.Key == ""
+	return !s.search.keyed()
 }
 
 // maxResends bounds how often a request is sent once more within a try, which no retry policy is asked about: each is on another
@@ -362,11 +360,11 @@ func (s *session) connect(ctx context.Context, p *plan, to pick, n int, until ti
 	last := n == maxResends && s.q.Upgrade == ""
 	switch {
 	case p.http2 && s.q.Upgrade == "" && !last:
-		if up := s.up.streamNow(to.endpoint); up != nil {
+		if up := s.up.streamNow(&to); up != nil {
 			return up, nil
 		}
 	case !p.http2 && n == 0:
-		if up := s.up.kept(to.endpoint, !idempotent(s.q.Method)); up != nil {
+		if up := s.up.kept(&to, !idempotent(s.q.Method)); up != nil {
 			return up, nil
 		}
 	}

@@ -27,13 +27,13 @@ type guard struct {
 // govern finds the waypoint itself in the mesh, and compiles what guards it and the services that an update touched. Policies
 // of the waypoint's namespace and of the mesh are for workloads, not for waypoints.
 func (s *state) govern(v *view, u xds.Update) {
-	old := v.self
-	v.self = v.Pod(s.cfg.Namespace, s.cfg.PodName)
-	if old == nil && v.self != nil {
-		s.log.Info("known to the mesh", zap.String("workload", v.self.UID))
+	old := v.Self
+	v.Self = v.Pod(s.cfg.Namespace, s.cfg.PodName)
+	if old == nil && v.Self != nil {
+		s.log.Info("known to the mesh", zap.String("workload", v.Self.UID))
 	}
 	touched := make(map[string]struct{})
-	if u.TypeURL == mesh.TypeAuthorization || !slices.Equal(ownPolicies(old), ownPolicies(v.self)) {
+	if u.TypeURL == mesh.TypeAuthorization || !slices.Equal(ownPolicies(old), ownPolicies(v.Self)) {
 		for key := range v.guards {
 			touched[key] = struct{}{}
 		}
@@ -91,7 +91,7 @@ func ownPolicies(self *mesh.Workload) []string {
 // still named stays: who named it is about to change, and until then nothing is open that was closed, or closed that was open.
 func (s *state) guard(v *view, more []string, old *guard) *guard {
 	g := &guard{}
-	for _, key := range mergeKeys(ownPolicies(v.self), more) {
+	for _, key := range mergeKeys(ownPolicies(v.Self), more) {
 		if p := cmp.Or(v.Policy(key), old.policy(key)); p != nil {
 			g.policies = append(g.policies, p)
 		} else {
@@ -149,7 +149,7 @@ type verdict struct {
 // workload.
 func (v *view) authorize(service string, r *authz.Request) verdict {
 	g := v.guardOf(service)
-	if v.self == nil || g == nil || len(g.missing) > 0 {
+	if v.Self == nil || g == nil || len(g.missing) > 0 {
 		return verdict{denied: true, unknown: true, details: "rbac_access_denied_matched_policy[not_known]"}
 	}
 	d := g.set.Check(r)

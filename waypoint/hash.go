@@ -5,29 +5,8 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/mistnet/mistnet/internal/lb"
 	"github.com/mistnet/mistnet/internal/mesh"
 )
-
-// hashing is how what clients are told apart by is mapped to endpoints.
-func hashing(b *mesh.Balancer) lb.Hashing {
-	if b == nil || b.Hash == nil {
-		return lb.Hashing{}
-	}
-	h := lb.Hashing{Algorithm: b.Algorithm, Size: b.Hash.MinRingSize}
-	if b.Algorithm == mesh.BalancerMaglev {
-		h.Size = b.Hash.TableSize
-	}
-	return h
-}
-
-// hashOf is what the clients of a service are told apart by; nil: nothing.
-func hashOf(b *mesh.Balancer) *mesh.ConsistentHash {
-	if b == nil || b.Algorithm != mesh.BalancerRingHash && b.Algorithm != mesh.BalancerMaglev {
-		return nil
-	}
-	return b.Hash
-}
 
 // hashKey is a request's key; "" when it has none, and may go anywhere.
 func (s *session) hashKey(h *mesh.ConsistentHash) string {

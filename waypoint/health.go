@@ -36,6 +36,14 @@ func resultOf(o route.Outcome) result {
 	return result{local: o.Reset != route.ResetProtocol}
 }
 
+// observe counts how a try went, where a policy watches.
+func (s *search) observe(to *pick, r result) {
+	if to.host == nil || s.target.settings.Outliers == nil {
+		return
+	}
+	s.target.cluster.observe(s.target.settings.Outliers, s.members, to.host, r, time.Now())
+}
+
 // observe counts a result of a member, and ejects it if it has failed too often.
 func (c *cluster) observe(d *mesh.OutlierDetection, m *members, h *host, r result, now time.Time) {
 	failed, gateway := failure(d, r)

@@ -196,7 +196,7 @@ func (w *Waypoint) admit(r *hbone.Request) (*tunnel, error) {
 // between finds out for whom a client speaks, and what it means by authority, which came to the address local.
 func (w *Waypoint) between(c peer.Client, h hbone.Header, authority string, local netip.AddrPort) (*tunnel, error) {
 	v := w.state.load()
-	if v.self == nil {
+	if v.Self == nil {
 		return nil, errUnknownSelf
 	}
 	w.state.peers.Identify(v.Snapshot, &c, h)
@@ -218,32 +218,6 @@ func (t *tunnel) header() hbone.Header {
 		f += ";host=" + t.to.hostname
 	}
 	return hbone.Header{Forwarded: f}
-}
-
-// peeked is a connection of which the first bytes were looked at.
-type peeked struct {
-	relay.Conn
-	head []byte
-}
-
-func (p *peeked) Read(b []byte) (int, error) {
-	if len(p.head) == 0 {
-		return p.Conn.Read(b)
-	}
-	n := copy(b, p.head)
-	p.head = p.head[n:]
-	return n, nil
-}
-
-// WritesTo returns the connection that what is written goes to as it is.
-func (p *peeked) WritesTo() net.Conn { return p.Conn }
-
-// Reset ends the connection with an error that the peer sees.
-func (p *peeked) Reset() error {
-	if r, ok := p.Conn.(interface{ Reset() error }); ok {
-		return r.Reset()
-	}
-	return p.Close()
 }
 
 // methods are how an HTTP connection begins; the last is HTTP/2's.
@@ -270,7 +244,7 @@ func peek(conn relay.Conn, silence time.Duration) (relay.Conn, []byte, error) {
 		case err != nil && len(head) == 0:
 			return nil, nil, err
 		case err != nil, certain && readHello(head).certain:
-			return &peeked{conn, head}, head, nil
+			return &relay.Peeked{Conn: conn, Head: head}, head, nil
 		default: // it can only be TLS or HTTP: its client has begun, and the server waits for the rest
 			_ = conn.SetReadDeadline(begin.Add(helloTimeout))
 		}

@@ -73,9 +73,9 @@ func (m *mirrors) send(ctx context.Context, c mirrored) {
 		return
 	}
 	stop := context.AfterFunc(ctx, up.hangUp)
-	c.to.endpoint.active.Add(1)
+	c.to.begin()
 	err = discard(up, q)
-	c.to.endpoint.active.Add(-1)
+	c.to.end()
 	if !stop() || err != nil {
 		up.Close()
 		return
@@ -87,7 +87,7 @@ func (m *mirrors) connect(ctx context.Context, c mirrored) (*upstream, error) {
 	if c.http2 {
 		return m.up.stream(ctx, c.to, c.header, c.pool, connectTimeout)
 	}
-	if up := m.up.kept(c.to.endpoint, false); up != nil {
+	if up := m.up.kept(&c.to, false); up != nil {
 		return up, nil
 	}
 	return m.up.connect(ctx, c.to, c.header)
@@ -157,7 +157,7 @@ func (s *session) mirrorTo(p *plan, m *route.Mirror) (mirrored, bool) {
 	if s.trespasses(p, key) != nil {
 		return mirrored{}, false
 	}
-	t := s.view.target(s.up, s.cfg.Namespace, key)
+	t := s.view.Target(s.up, key)
 	if t == nil {
 		return mirrored{}, false
 	}

@@ -82,7 +82,8 @@ func (u *upstreams) stream(ctx context.Context, to pick, h hbone.Header, pool *m
 }
 
 // streamNow opens a stream on a connection that is there and has room, or returns nil.
-func (u *upstreams) streamNow(e *endpoint) *upstream {
+func (u *upstreams) streamNow(p *pick) *upstream {
+	e := p.endpoint
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	there := u.endpoints[e.key]

@@ -156,7 +156,13 @@ func (e *hiddenError) Error() string {
 	return "resolve " + e.name + ": it has no address but of the mesh itself, of this machine or its link"
 }
 
-// locate finds out where a host is that a client asked for, in the order in which its addresses are to be tried.
+// locate finds out where a host is that a client asked for, where the target is whatever clients ask for. It waits for DNS.
+func (s *search) locate(ctx context.Context, u *upstreams, name string) (err error) {
+	s.at, err = s.target.locate(ctx, u, name)
+	return err
+}
+
+// locate finds out where a host is, in the order in which its addresses are to be tried.
 func (t *target) locate(ctx context.Context, u *upstreams, name string) (located, error) {
 	all, err := u.names.resolve(ctx, u.goOn, name)
 	if err != nil {

@@ -24,17 +24,6 @@ func originated(s *mesh.TrafficSettings) *mesh.UpstreamTLS {
 	return nil
 }
 
-// secret is the credential that t is begun with; nil when it names none. False: this waypoint was not given it, or it lacks
-// what verifies the application.
-func (v *view) secret(t *mesh.UpstreamTLS) (c *mesh.Credential, ok bool) {
-	if t == nil || t.Credential == "" {
-		return nil, true
-	}
-	c = v.secrets[t.Credential]
-	ok = c != nil && (len(c.Roots) > 0 || t.InsecureSkipVerify) && (len(c.Certificate) > 0 || t.Mode != mesh.TLSMutual)
-	return c, ok
-}
-
 // origin is the TLS that is begun with one service's endpoints.
 type origin struct {
 	*mesh.UpstreamTLS

@@ -84,7 +84,7 @@ func governedAlike(a, b *view) bool {
 	same := func(g, h *guard) bool {
 		return g == h || g != nil && h != nil && g.set == h.set && len(g.missing) == 0 && len(h.missing) == 0
 	}
-	if (a.self == nil) != (b.self == nil) || !same(a.own, b.own) || len(a.guards) != len(b.guards) {
+	if (a.Self == nil) != (b.Self == nil) || !same(a.own, b.own) || len(a.guards) != len(b.guards) {
 		return false
 	}
 	for key, g := range a.guards {

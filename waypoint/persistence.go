@@ -20,7 +20,7 @@ const defaultSession = "mistnet-session"
 // persist makes the first try go where the client's session is.
 func (s *session) persist(p *mesh.SessionPersistence, now time.Time) {
 	s.stays.of, s.stays.member = p, -1
-	if p == nil || s.search.members == nil {
+	if p == nil || !s.search.balances() {
 		s.stays.of = nil
 		return
 	}
@@ -34,23 +34,26 @@ func (s *session) persist(p *mesh.SessionPersistence, now time.Time) {
 	if !ok || p.Absolute > 0 && now.Sub(given) >= p.Absolute {
 		return
 	}
-	if m, ok := s.search.members.byID[id]; ok {
+	if m, ok := s.search.prefer(id); ok {
 		s.stays.member, s.stays.given = m, given
-		s.search.first = m + 1
 	}
 }
 
 // settle tells the client its endpoint, if it does not know.
-func (s *session) settle(h *host, now time.Time) {
+func (s *session) settle(to *pick, now time.Time) {
 	p := s.stays.of
-	if p == nil || h == nil {
+	if p == nil {
+		return
+	}
+	id, ok := to.known()
+	if !ok {
 		return
 	}
 	s.stays.value = ""
-	if m := s.stays.member; m >= 0 && s.search.members.hosts[m] == h {
+	if m := s.stays.member; m >= 0 && s.search.isAt(m, to) {
 		return
 	}
-	value := strconv.FormatUint(h.id, 36) + "." + strconv.FormatInt(now.Unix(), 36)
+	value := strconv.FormatUint(id, 36) + "." + strconv.FormatInt(now.Unix(), 36)
 	if p.Header != "" {
 		s.stays.value = value
 		return
@@ -78,13 +81,4 @@ func parseSession(text string) (id uint64, given time.Time, ok bool) {
 	id, err := strconv.ParseUint(a, 36, 64)
 	at, err2 := strconv.ParseInt(b, 36, 64)
 	return id, time.Unix(at, 0), found && err == nil && err2 == nil
-}
-
-// sessionID is the number by which clients know a workload: FNV-1a.
-func sessionID(uid string) uint64 {
-	h := uint64(14695981039346656037)
-	for i := range len(uid) {
-		h = (h ^ uint64(uid[i])) * 1099511628211
-	}
-	return h
 }

@@ -39,7 +39,7 @@ func (r *resting) serve() (parked bool) {
 	if idle := r.requests(); !idle {
 		return false
 	}
-	if p, ok := r.conn.(*peeked); ok { // its head has been read, or it would not be idle
+	if p, ok := r.conn.(*relay.Peeked); ok { // its head has been read, or it would not be idle
 		r.conn = p.Conn
 	}
 	if !r.kept {
@@ -125,7 +125,7 @@ func (p *spares) put(s *session) {
 // hold is what keeps the scope of the connection open while it is parked; nil: it cannot be.
 func (r *resting) hold() hold {
 	conn := r.conn
-	if p, ok := conn.(*peeked); ok {
+	if p, ok := conn.(*relay.Peeked); ok {
 		conn = p.Conn
 	}
 	if !parking.Takes(conn) {

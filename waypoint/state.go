@@ -22,16 +22,12 @@ import (
 
 // view is what every decision reads: the mesh, and what was compiled from it. It never changes.
 type view struct {
-	*mesh.Snapshot
+	View
 	routes   map[string]*mesh.Route // by key
 	table    *route.Table
 	problems []route.Problem
-	backends map[string]bool                // keys of services that rules send to besides those that were asked for
-	traffic  map[string]*mesh.TrafficPolicy // by key
-	secrets  map[string]*mesh.Credential    // by key; they go into no dump
-	targets  *targets                       // made of these, as they were asked for
+	backends map[string]bool // keys of services that rules send to besides those that were asked for
 
-	self   *mesh.Workload    // this waypoint's own pod; nil until istiod has told of it
 	own    *guard            // what governs all that goes through this waypoint
 	guards map[string]*guard // and, for services that policies target, what governs those; by key
 }
@@ -56,8 +52,7 @@ func newState(cfg *Config, log *zap.Logger) *state {
 		peers: peer.Finder{Network: cfg.Network, Namespace: cfg.Namespace, TrustDomain: cfg.TrustDomain, Trusted: cfg.trusted()},
 	}
 	s.current.Store(&view{
-		Snapshot: &mesh.Snapshot{}, routes: map[string]*mesh.Route{}, traffic: map[string]*mesh.TrafficPolicy{},
-		targets: new(targets),
+		View: NewView(cfg.Namespace), routes: map[string]*mesh.Route{},
 	})
 	return s
 }
@@ -70,7 +65,7 @@ func (s *state) apply(_ context.Context, u xds.Update) []xds.Rejection {
 	defer s.mu.Unlock()
 	old := s.load()
 	next := *old
-	next.targets = new(targets)
+	next.Renew()
 	var rejected []xds.Rejection
 	switch u.TypeURL {
 	case mesh.TypeRoute:
@@ -140,9 +135,9 @@ func (v *view) applyRoutes(u xds.Update) []xds.Rejection {
 // have asked for TLS.
 func (v *view) applyTraffic(u xds.Update) []xds.Rejection {
 	var rejected []xds.Rejection
-	v.traffic = maps.Clone(v.traffic)
+	v.Traffic = maps.Clone(v.Traffic)
 	for _, name := range u.Removes {
-		delete(v.traffic, name)
+		delete(v.Traffic, name)
 	}
 	for _, r := range u.Upserts {
 		p, err := wds.DecodeTrafficPolicy(r.Body)
@@ -150,12 +145,12 @@ func (v *view) applyTraffic(u xds.Update) []xds.Rejection {
 			err = fmt.Errorf("decode traffic policy: %q is not the resource's name", p.Key())
 		}
 		if err == nil {
-			v.traffic[r.Name] = p
+			v.Traffic[r.Name] = p
 			continue
 		}
 		rejected = append(rejected, xds.Rejection{Name: r.Name, Err: err})
-		if v.traffic[r.Name] == nil {
-			v.traffic[r.Name] = illegible(r.Name, err)
+		if v.Traffic[r.Name] == nil {
+			v.Traffic[r.Name] = illegible(r.Name, err)
 		}
 	}
 	return rejected
@@ -164,9 +159,9 @@ func (v *view) applyTraffic(u xds.Update) []xds.Rejection {
 // applyCredentials replaces credentials.
 func (v *view) applyCredentials(u xds.Update) []xds.Rejection {
 	var rejected []xds.Rejection
-	v.secrets = maps.Clone(v.secrets)
+	v.Secrets = maps.Clone(v.Secrets)
 	for _, name := range u.Removes {
-		delete(v.secrets, name)
+		delete(v.Secrets, name)
 	}
 	for _, r := range u.Upserts {
 		c, err := wds.DecodeCredential(r.Body)
@@ -177,10 +172,10 @@ func (v *view) applyCredentials(u xds.Update) []xds.Rejection {
 			rejected = append(rejected, xds.Rejection{Name: r.Name, Err: err})
 			continue
 		}
-		if v.secrets == nil {
-			v.secrets = make(map[string]*mesh.Credential)
+		if v.Secrets == nil {
+			v.Secrets = make(map[string]*mesh.Credential)
 		}
-		v.secrets[r.Name] = c
+		v.Secrets[r.Name] = c
 	}
 	return rejected
 }
@@ -195,17 +190,6 @@ func (s *state) report(problems []route.Problem) {
 	for _, p := range problems {
 		s.log.Debug("route problem", zap.Stringer("problem", p))
 	}
-}
-
-// trafficFor returns what a waypoint of a namespace is to do with a service; nil when nobody said anything.
-func (v *view) trafficFor(svc *mesh.Service, namespace string) *mesh.TrafficPolicy {
-	if len(v.traffic) == 0 {
-		return nil
-	}
-	if p := v.traffic[namespace+"/"+svc.Key()]; p != nil {
-		return p
-	}
-	return v.traffic["/"+svc.Key()]
 }
 
 // errUnknownSelf refuses everything while it is not known which policies hold here.

@@ -69,7 +69,7 @@ func (s *session) Begin(st *http2.ServerStream) bool {
 	}
 	p := &f.plan
 	f.unplanned = s.plan(p, f.backend)
-	if s.progress = planned; f.unplanned != nil || !p.http2 || p.target != nil && (bounded(&p.target.settings) || p.target.service.Dynamic) ||
+	if s.progress = planned; f.unplanned != nil || !p.http2 || p.target != nil && (p.target.bounded() || p.target.service.Dynamic) ||
 		len(s.rule.Mirrors)+len(f.backend.Mirrors) > 0 {
 		return false
 	}
@@ -77,7 +77,7 @@ func (s *session) Begin(st *http2.ServerStream) bool {
 	if !s.pick(p, 1, now) { // who tries again finds out for himself
 		return false
 	}
-	if f.up = s.up.streamNow(f.to.endpoint); f.up == nil {
+	if f.up = s.up.streamNow(&f.to); f.up == nil {
 		return false
 	}
 	f.until, f.untilWhole = p.deadline(now)

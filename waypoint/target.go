@@ -5,7 +5,6 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -31,68 +30,6 @@ type target struct {
 	self      *mesh.Workload
 	endpoints []mesh.Endpoint
 	mesh      *mesh.Snapshot
-}
-
-// targets are those of one view that were asked for.
-type targets struct {
-	mu    sync.RWMutex
-	known map[clusterKey]*target // nil: there is no such service or subset, or it must not be talked to
-}
-
-// target is a port of a service, by its key, or of a subset of it; nil when there is none, or nothing may be sent to it.
-func (v *view) target(u *upstreams, clients string, key clusterKey) *target {
-	v.targets.mu.RLock()
-	t, ok := v.targets.known[key]
-	v.targets.mu.RUnlock()
-	if ok {
-		return t
-	}
-	t = v.resolve(u, clients, key)
-	if v.Service(key.service) == nil {
-		return nil // names that requests make up are not to fill memory
-	}
-	v.targets.mu.Lock()
-	defer v.targets.mu.Unlock()
-	if v.targets.known == nil {
-		v.targets.known = make(map[clusterKey]*target)
-	}
-	v.targets.known[key] = t
-	return t
-}
-
-func (v *view) resolve(u *upstreams, clients string, key clusterKey) *target {
-	svc := v.Service(key.service)
-	if svc == nil || v.self == nil {
-		return nil
-	}
-	policy := v.trafficFor(svc, clients)
-	if policy != nil && policy.Invalid != "" {
-		return nil
-	}
-	settings, ok := policy.For(key.subset, key.port)
-	if !ok {
-		return nil
-	}
-	tls := originated(&settings)
-	secret, ok := v.secret(tls)
-	if !ok {
-		return nil
-	}
-	t := &target{service: svc, settings: settings, tls: tls, secret: secret, hash: hashOf(settings.Balancer), connect: connectTimeout,
-		cluster: u.cluster(key), port: key.port, self: v.self, endpoints: v.Endpoints(key.service),
-		mesh: v.Snapshot}
-	p, _ := svc.Port(key.port)
-	t.app = p.App
-	if settings.Pool != nil {
-		t.shared.MaxRequests = settings.Pool.MaxRequests
-		if settings.Pool.ConnectTimeout > 0 {
-			t.connect = settings.Pool.ConnectTimeout
-		}
-	}
-	if policy != nil && key.subset != "" {
-		t.labels = policy.Subset(key.subset).Labels
-	}
-	return t
 }
 
 // members are the endpoints of a cluster, and how they do. It is an lb.State. The set stays until what it was made of
@@ -352,4 +289,53 @@ func (s *search) fault() error {
 		return lb.NoHealthyEndpoints
 	}
 	return s.members.set.Fault
+}
+
+// balances reports whether there is a choice between endpoints that clients can know.
+func (s *search) balances() bool { return s.members != nil }
+
+// prefer makes the next pick the member that clients know by id, and returns its place; false: there is none.
+func (s *search) prefer(id uint64) (place int32, ok bool) {
+	if place, ok = s.members.byID[id]; ok {
+		s.first = place + 1
+	}
+	return place, ok
+}
+
+// isAt reports whether p is the member at that place.
+func (s *search) isAt(place int32, p *pick) bool { return s.members.hosts[place] == p.host }
+
+// otherTiers makes later picks leave the priorities of those that were tried, if there are others.
+func (s *search) otherTiers(yes bool) { s.way.OtherTiers = yes }
+
+// keyed reports whether picks follow from who asks.
+func (s *search) keyed() bool { return s.way.Key != "" }
+
+// hashing is how what clients are told apart by is mapped to endpoints.
+func hashing(b *mesh.Balancer) lb.Hashing {
+	if b == nil || b.Hash == nil {
+		return lb.Hashing{}
+	}
+	h := lb.Hashing{Algorithm: b.Algorithm, Size: b.Hash.MinRingSize}
+	if b.Algorithm == mesh.BalancerMaglev {
+		h.Size = b.Hash.TableSize
+	}
+	return h
+}
+
+// hashOf is what the clients of a service are told apart by; nil: nothing.
+func hashOf(b *mesh.Balancer) *mesh.ConsistentHash {
+	if b == nil || b.Algorithm != mesh.BalancerRingHash && b.Algorithm != mesh.BalancerMaglev {
+		return nil
+	}
+	return b.Hash
+}
+
+// sessionID is the number by which clients know a workload: FNV-1a.
+func sessionID(uid string) uint64 {
+	h := uint64(14695981039346656037)
+	for i := range len(uid) {
+		h = (h ^ uint64(uid[i])) * 1099511628211
+	}
+	return h
 }

@@ -40,7 +40,7 @@ func (t *tunnel) serveTCP(ctx context.Context, accept func() (relay.Conn, error)
 	}
 	dialling, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	if c.target != nil && bounded(&c.target.settings) {
+	if c.target != nil && c.target.bounded() {
 		if err := c.target.cluster.enter(dialling, c.target.settings.Pool); err != nil {
 			r.Fail("UO", err.Error())
 			refuse()
@@ -48,18 +48,18 @@ func (t *tunnel) serveTCP(ctx context.Context, accept func() (relay.Conn, error)
 		}
 		defer c.target.cluster.leave()
 	}
-	c.endpoint.active.Add(1)
-	defer c.endpoint.active.Add(-1)
+	c.begin()
+	defer c.end()
 	conn, err := t.up.dial(dialling, c.pick, t.header(), "")
 	if err == nil && c.settings != nil && c.settings.Tunnel != nil {
 		conn, err = ask(dialling, conn, c.settings.Tunnel)
 	}
-	if c.host != nil && c.target.settings.Outliers != nil && ctx.Err() == nil {
+	if ctx.Err() == nil {
 		result := result{status: 200}
 		if err != nil {
 			result.status, result.local = 0, true
 		}
-		c.target.cluster.observe(c.target.settings.Outliers, c.search.members, c.host, result, time.Now())
+		c.search.observe(&c.pick, result)
 	}
 	if err != nil {
 		r.Fail("UF", err.Error())
@@ -111,7 +111,7 @@ func (t *tunnel) courseTCP(ctx context.Context, r *report.Record) *course {
 			return nil
 		}
 		r.Workload, r.Upstream = w, t.to.addr
-		return &course{pick: t.up.workload(v.self, w, t.to.addr)}
+		return &course{pick: t.up.workload(v.Self, w, t.to.addr)}
 	}
 	rule := v.table.MatchStream(t.to.service, t.to.port, &route.Stream{
 		SNI: t.sni, Destination: t.to.addr.Addr(), Source: t.client.Addr.Addr(), Port: t.to.port,
@@ -138,7 +138,7 @@ func (t *tunnel) pickTCP(ctx context.Context, v *view, b *route.Backend, r *repo
 		return nil
 	}
 	r.Service = v.Service(key.service)
-	c := course{target: v.target(t.up, t.cfg.Namespace, key), key: key}
+	c := course{target: v.Target(t.up, key), key: key}
 	if c.target == nil {
 		r.Fail("NC", "cluster_not_found")
 		return nil
@@ -154,8 +154,7 @@ func (t *tunnel) pickTCP(ctx context.Context, v *view, b *route.Backend, r *repo
 			r.Fail("NR", "route_not_found")
 			return nil
 		}
-		var err error
-		if c.search.at, err = c.target.locate(ctx, t.up, host); err != nil {
+		if err := c.search.locate(ctx, t.up, host); err != nil {
 			r.Fail("DF", "dns_resolution_failure{"+err.Error()+"}")
 			return nil
 		}
@@ -165,6 +164,6 @@ func (t *tunnel) pickTCP(ctx context.Context, v *view, b *route.Backend, r *repo
 		r.Fail("UH", c.search.fault().Error())
 		return nil
 	}
-	r.Workload, r.Upstream = c.workload, c.endpoint.key.addr
+	r.Workload, r.Upstream = c.workload, c.addr()
 	return &c
 }

@@ -140,6 +140,22 @@ type pick struct {
 	dialled  netip.AddrPort        // by the client
 }
 
+// addr is the endpoint's; invalid where that is known by its name only.
+func (p *pick) addr() netip.AddrPort { return p.endpoint.key.addr }
+
+// begin counts a request or connection as under way there, end counts it as over: balancing goes by that.
+func (p *pick) begin() { p.endpoint.active.Add(1) }
+
+func (p *pick) end() { p.endpoint.active.Add(-1) }
+
+// known is the number by which clients know the endpoint; false: they cannot.
+func (p *pick) known() (id uint64, ok bool) {
+	if p.host == nil {
+		return 0, false
+	}
+	return p.host.id, true
+}
+
 // limits is what bounds connections to it; nil: nothing does.
 func (p *pick) limits() *mesh.ConnectionPool {
 	if p.settings == nil {
@@ -148,8 +164,16 @@ func (p *pick) limits() *mesh.ConnectionPool {
 	return p.settings.Pool
 }
 
-func newUpstreams(cfg *Config, ids *identity.Manager, mem *memlimit.Budget, log *zap.Logger) *upstreams {
-	u := &upstreams{id: cfg.identity, own: cfg.isOwn(), ids: ids, mem: mem, log: log, endpoints: make(map[endpointKey]*endpoint),
+// upstreamConfig is what they need.
+type upstreamConfig struct {
+	ID     func() mesh.Identity      // by which this waypoint is known to endpoints
+	Own    func(netip.AddrPort) bool // the waypoint's own, where no client has any business
+	IDs    *identity.Manager
+	Memory *memlimit.Budget // of connections; nil: no bound
+}
+
+func newUpstreams(cfg upstreamConfig, log *zap.Logger) *upstreams {
+	u := &upstreams{id: cfg.ID, own: cfg.Own, ids: cfg.IDs, mem: cfg.Memory, log: log, endpoints: make(map[endpointKey]*endpoint),
 		clusters: make(map[clusterKey]*cluster), vitals: make(map[vitalsKey]*vitals)}
 	u.ctx, u.cancel = context.WithCancel(context.Background())
 	u.names = newNames()
@@ -157,7 +181,7 @@ func newUpstreams(cfg *Config, ids *identity.Manager, mem *memlimit.Budget, log 
 		Dial: func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
 			return (&net.Dialer{Timeout: connectTimeout}).DialContext(ctx, "tcp", addr.String())
 		},
-		TLS: u.tls, Memory: mem, Log: log,
+		TLS: u.tls, Memory: cfg.Memory, Log: log,
 	})
 	return u
 }
@@ -214,9 +238,9 @@ const unseenFor = 100 * time.Millisecond
 
 // kept returns a connection to an endpoint that waits to be used again, or nil. once says that the request must not be sent
 // twice.
-func (u *upstreams) kept(e *endpoint, once bool) *upstream {
+func (u *upstreams) kept(p *pick, once bool) *upstream {
 	for {
-		up := u.take(e)
+		up := u.take(p.endpoint)
 		if up == nil {
 			return nil
 		}

@@ -9,6 +9,7 @@ package waypoint
 import (
 	"context"
 	"fmt"
+	"net/netip"
 
 	"github.com/mistnet/mistnet/waypoint/report"
 
@@ -68,12 +69,13 @@ func New(cfg *Config, env *daemon.Env) (*Waypoint, error) {
 	}
 	w.istiod, w.ids = client, client.IDs
 	w.memory = memoryOf(cfg)
-	w.up = newUpstreams(cfg, w.ids, w.memory, env.Log.Named("upstream"))
+	w.up = newUpstreams(upstreamConfig{ID: cfg.identity, Own: cfg.isOwn(), IDs: w.ids, Memory: w.memory}, env.Log.Named("upstream"))
 	w.mirrors = newMirrors(w.up)
 	if w.lot, err = parking.New(); err != nil {
 		return nil, fmt.Errorf("make the lot of idle connections: %w", err)
 	}
-	w.checks = newChecker(w.up, w.state, env.Log.Named("health"))
+	from, _ := netip.ParseAddr(cfg.InstanceIP) // "": it is not known
+	w.checks = newChecker(w.up, from, w.state.concerns, env.Log.Named("health"))
 	w.rep = report.New(reportOf(cfg, env), env.Log.Named("access"))
 	w.server = &hbone.Server{TLS: w.ids.ServerConfig(cfg.identity()), Handle: w.connect, Memory: w.memory, Log: env.Log.Named("hbone")}
 	env.Registry.MustRegister(w.rep, w.checks)
