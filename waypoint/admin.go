@@ -5,6 +5,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/mistnet/mistnet/waypoint/upstream"
+
 	"github.com/mistnet/mistnet/internal/daemon"
 	"github.com/mistnet/mistnet/internal/identity"
 	"github.com/mistnet/mistnet/internal/mesh"
@@ -22,7 +24,7 @@ type dump struct {
 	Routes          []*mesh.Route              `json:"routes"`
 	Problems        []string                   `json:"problems,omitempty"`
 	TrafficPolicies []*mesh.TrafficPolicy      `json:"trafficPolicies"`
-	Clusters        []clusterDump              `json:"clusters"` // what has been talked to lately
+	Clusters        []upstream.ClusterDump     `json:"clusters"` // what has been talked to lately
 	Certificates    []identity.CertificateInfo `json:"certificates"`
 	HTTPConnections httpConnections            `json:"httpConnections"` // of clients, tunnels counted each
 }
@@ -39,7 +41,7 @@ func (w *Waypoint) dump() dump {
 		Version: daemon.Version(), Gateway: w.cfg.Namespace + "/" + w.cfg.Gateway, Identity: w.cfg.identity().String(),
 		Self: v.Self, MissingPolicies: v.missingPolicies(), Certificates: w.ids.Certificates(),
 		Services: []*mesh.Service{}, Policies: []*mesh.Policy{}, Routes: sorted(v.routes), TrafficPolicies: sorted(v.Traffic),
-		Clusters: w.up.dump(time.Now()), HTTPConnections: httpConnections{w.sessions.count(), w.lot.Waiting()},
+		Clusters: w.up.Dump(time.Now()), HTTPConnections: httpConnections{w.sessions.count(), w.lot.Waiting()},
 	}
 	services := make(map[string]*mesh.Service)
 	for key, svc := range v.Services() {

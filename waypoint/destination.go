@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"strconv"
 
+	"github.com/mistnet/mistnet/waypoint/upstream"
+
 	"github.com/mistnet/mistnet/internal/mesh"
 )
 
@@ -22,10 +24,10 @@ type destination struct {
 }
 
 // cluster is what a rule's backend, with its service's key, means to a client that asked for d.
-func (d *destination) cluster(service string, ref *mesh.BackendRef) clusterKey {
-	key := clusterKey{service: cmp.Or(service, d.service), subset: ref.Subset, port: d.port}
+func (d *destination) cluster(service string, ref *mesh.BackendRef) upstream.ClusterKey {
+	key := upstream.ClusterKey{Service: cmp.Or(service, d.service), Subset: ref.Subset, Port: d.port}
 	if ref.Port != 0 {
-		key.port = ref.Port
+		key.Port = ref.Port
 	}
 	return key
 }
@@ -118,7 +120,7 @@ func (s *state) serves(v *view, svc *mesh.Service) bool {
 }
 
 // concerns returns what is known now, and whether a service is one that requests are sent to.
-func (s *state) concerns() (*View, func(*mesh.Service) bool) {
+func (s *state) concerns() (*upstream.View, func(*mesh.Service) bool) {
 	v := s.load()
 	return &v.View, func(svc *mesh.Service) bool { return s.serves(v, svc) || v.backends[svc.Key()] }
 }

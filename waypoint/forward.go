@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/mistnet/mistnet/waypoint/upstream"
+
 	"go.uber.org/zap"
 
 	"github.com/mistnet/mistnet/internal/accesslog"
@@ -20,11 +22,11 @@ import (
 // plan is how the request being served is forwarded.
 type plan struct {
 	backend *route.Backend
-	target  *target        // nil when a workload was asked for
-	direct  *mesh.Workload // the workload
-	self    *mesh.Workload // this waypoint's own pod
-	whole   time.Time      // when all must be over; zero: never
-	try     time.Duration  // for each try; 0: none
+	target  *upstream.Target // nil when a workload was asked for
+	direct  *mesh.Workload   // the workload
+	self    *mesh.Workload   // this waypoint's own pod
+	whole   time.Time        // when all must be over; zero: never
+	try     time.Duration    // for each try; 0: none
 	path    string
 	host    string
 	name    string // of the host that the client asked for, where that is to be found
@@ -33,7 +35,7 @@ type plan struct {
 }
 
 // forward sends the request to a backend, again if need be, and its response to the client.
-func (s *session) forward(ctx context.Context, b *route.Backend) *upstream {
+func (s *session) forward(ctx context.Context, b *route.Backend) *upstream.Conn {
 	p := &s.flight.plan
 	if s.progress < planned {
 		if s.flight.unplanned = s.plan(p, b); s.flight.unplanned == nil {
@@ -76,7 +78,7 @@ func (s *session) forward(ctx context.Context, b *route.Backend) *upstream {
 
 // locate finds the host that the client asked for, where that is what the backend is. It waits for DNS.
 func (s *session) locate(ctx context.Context, p *plan) *reply {
-	if p.target == nil || !p.target.service.Dynamic {
+	if p.target == nil || !p.target.Service.Dynamic {
 		return nil
 	}
 	if !p.whole.IsZero() {
@@ -84,12 +86,12 @@ func (s *session) locate(ctx context.Context, p *plan) *reply {
 		ctx, cancel = context.WithDeadline(ctx, p.whole)
 		defer cancel()
 	}
-	switch err := s.search.locate(ctx, s.up, p.name); {
+	switch err := s.search.Locate(ctx, s.up, p.name); {
 	case err == nil:
 		return nil
 	case errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil:
 		return &replyTimeout
-	case errors.Is(err, errNames):
+	case errors.Is(err, upstream.ErrNames):
 		return &replyNames
 	default:
 		s.Waypoint.log.Debug("host not found", zap.Error(err))
@@ -102,8 +104,8 @@ func (s *session) admitted(ctx context.Context, p *plan) *reply {
 	if p.target == nil {
 		return nil
 	}
-	p.target.cluster.begun(p.target.settings.RetryBudget, s.log.Start)
-	if !p.target.bounded() {
+	p.target.Cluster.Begun(p.target.Settings.RetryBudget, s.log.Start)
+	if !p.target.Bounded() {
 		return nil
 	}
 	if !p.whole.IsZero() {
@@ -111,17 +113,17 @@ func (s *session) admitted(ctx context.Context, p *plan) *reply {
 		ctx, cancel = context.WithDeadline(ctx, p.whole)
 		defer cancel()
 	}
-	pool := p.target.settings.Pool
+	pool := p.target.Settings.Pool
 	if p.http2 { // one connection carries all
-		pool = &p.target.shared
+		pool = &p.target.Shared
 	}
-	switch err := p.target.cluster.enter(ctx, pool); {
+	switch err := p.target.Cluster.Enter(ctx, pool); {
 	case err == nil:
-		s.held = p.target.cluster
+		s.held = p.target.Cluster
 		return nil
 	case errors.Is(err, context.DeadlineExceeded):
 		return &replyTimeout
-	case errors.Is(err, errOverflow):
+	case errors.Is(err, upstream.ErrOverflow):
 		return &replyOverflow
 	}
 	return &reply{flags: "DC", details: "downstream_remote_disconnect"}
@@ -137,10 +139,10 @@ func (s *session) again(ctx context.Context, p *plan, attempt uint32) bool {
 		return false
 	}
 	if p.target != nil {
-		if !p.target.cluster.retry(&p.target.settings, time.Now()) {
+		if !p.target.Cluster.Retry(&p.target.Settings, time.Now()) {
 			return false
 		}
-		s.retrying = p.target.cluster
+		s.retrying = p.target.Cluster
 	}
 	return sleep(ctx, pause)
 }
@@ -148,7 +150,7 @@ func (s *session) again(ctx context.Context, p *plan, attempt uint32) bool {
 // retried ends a retry, if it was one.
 func (s *session) retried() {
 	if s.retrying != nil {
-		s.retrying.retryOver()
+		s.retrying.RetryOver()
 		s.retrying = nil
 	}
 }
@@ -168,35 +170,35 @@ func (s *session) plan(p *plan, b *route.Backend) *reply {
 		return &replyClimbs
 	}
 	key := s.to.cluster(b.Service, &b.Ref)
-	s.log.Cluster(key.subset, key.port)
+	s.log.Cluster(key.Subset, key.Port)
 	if r := s.trespasses(p, key); r != nil {
 		return r
 	}
-	if key.service == "" {
+	if key.Service == "" {
 		if p.direct, p.self = v.Workload(s.to.uid), v.Self; p.direct == nil {
 			return &replyNoUpstream
 		}
 		p.http2 = s.http2(s.to.app, nil)
 		return nil
 	}
-	s.log.Service = v.Service(key.service)
+	s.log.Service = v.Service(key.Service)
 	if p.target = v.Target(s.up, key); p.target == nil {
 		return s.noCluster()
 	}
-	if p.target.service.Dynamic {
-		p.name = askedHost(cmp.Or(p.host, s.q.Authority))
-		if !p.target.service.Covers(p.name) {
+	if p.target.Service.Dynamic {
+		p.name = upstream.HostOf(cmp.Or(p.host, s.q.Authority))
+		if !p.target.Service.Covers(p.name) {
 			return &replyNoRoute
 		}
 	}
-	p.http2 = s.http2(p.target.app, p.target.settings.Pool)
+	p.http2 = s.http2(p.target.App, p.target.Settings.Pool)
 	hash := ""
-	if p.target.hash != nil {
-		hash = s.hashKey(p.target.hash)
+	if p.target.Hash != nil {
+		hash = s.hashKey(p.target.Hash)
 	}
-	s.search.begin(s.up, p.target, &s.client, s.to.addr, hash)
-	s.search.otherTiers(s.rule.Retry.OtherLocalities)
-	s.persist(cmp.Or(s.rule.Persistence, p.target.settings.Persistence), s.log.Start)
+	s.search.Begin(s.up, p.target, &s.client, s.to.addr, hash)
+	s.search.OtherTiers(s.rule.Retry.OtherLocalities)
+	s.persist(cmp.Or(s.rule.Persistence, p.target.Settings.Persistence), s.log.Start)
 	return nil
 }
 
@@ -218,7 +220,7 @@ func (s *session) grpcTimeout() string {
 }
 
 // try makes one attempt. A reply says what to answer if it is the last; with none, the request was answered.
-func (s *session) try(ctx context.Context, p *plan, attempt uint32) (*upstream, route.Outcome, *reply) {
+func (s *session) try(ctx context.Context, p *plan, attempt uint32) (*upstream.Conn, route.Outcome, *reply) {
 	if s.progress < picked && !s.pick(p, attempt, time.Now()) {
 		return nil, route.Outcome{Reset: route.ResetOverflow}, &replyNoUpstream
 	}
@@ -231,31 +233,31 @@ func (s *session) try(ctx context.Context, p *plan, attempt uint32) (*upstream, 
 func (s *session) pick(p *plan, attempt uint32, now time.Time) bool {
 	to := &s.flight.to
 	if p.direct != nil {
-		*to = s.up.workload(p.self, p.direct, s.to.addr)
+		*to = s.up.Workload(p.self, p.direct, s.to.addr)
 	} else {
 		if !s.avoids() {
-			s.search.again()
+			s.search.Again()
 		}
 		var ok bool
-		if *to, ok = s.search.next(s.up, now); !ok {
+		if *to, ok = s.search.Next(s.up, now); !ok {
 			return false
 		}
 	}
 	s.progress = picked
-	s.log.Upstream, s.log.Workload, s.log.Attempts = to.addr(), to.workload, attempt
+	s.log.Upstream, s.log.Workload, s.log.Attempts = to.Addr(), to.Workload, attempt
 	s.settle(to, s.log.Start)
-	to.begin()
+	to.Begin()
 	return true
 }
 
 // tried ends a try. up is what is still in use.
-func (s *session) tried(p *plan, up *upstream, outcome route.Outcome, clientGone bool) {
+func (s *session) tried(p *plan, up *upstream.Conn, outcome route.Outcome, clientGone bool) {
 	to := &s.flight.to
 	if up == nil {
-		to.end()
+		to.End()
 	}
 	if !clientGone && outcome.Reset != route.ResetOverflow {
-		s.search.observe(to, resultOf(outcome))
+		s.search.Observe(to, upstream.ResultOf(outcome))
 	}
 	s.progress = planned
 }
@@ -269,7 +271,7 @@ func (s *session) avoids() bool {
 		return true
 	case mesh.PreviousHostsDefault:
 	}
-	return !s.search.keyed()
+	return !s.search.Keyed()
 }
 
 // maxResends bounds how often a request is sent once more within a try, which no retry policy is asked about: each is on another
@@ -279,20 +281,20 @@ const maxResends = 4
 // resends reports whether a failed exchange is made once more within the same try, n times having been made before. It is where nobody
 // has looked at the request, and where a connection that was there ended before it said anything, if the request may be sent twice. An
 // application that refuses a stream has said how it fares: it is asked once more, as by gRPC (proposal A6), and then as retries are.
-func (s *session) resends(up *upstream, e *http1.Error, n int) bool {
+func (s *session) resends(up *upstream.Conn, e *http1.Error, n int) bool {
 	switch {
 	case n >= maxResends:
 		return false
 	case e.Reason == http1.UpstreamClosed:
-		return up.reused && idempotent(s.q.Method)
+		return up.Reused && idempotent(s.q.Method)
 	case e.Reason == http1.UpstreamRefused && errors.Is(e, http2.ErrUnseen):
 		return true
 	}
-	return e.Reason == http1.UpstreamRefused && up.reused && n == 0
+	return e.Reason == http1.UpstreamRefused && up.Reused && n == 0
 }
 
 // exchange carries the request to an endpoint, and the response back unless it is one to try again.
-func (s *session) exchange(ctx context.Context, p *plan, to pick) (*upstream, route.Outcome, *reply) {
+func (s *session) exchange(ctx context.Context, p *plan, to upstream.Pick) (*upstream.Conn, route.Outcome, *reply) {
 	f := &s.flight
 	for n := 0; ; n++ {
 		var err error
@@ -344,7 +346,7 @@ func (s *session) address(ctx context.Context, p *plan, now time.Time) {
 	f := &s.flight
 	s.busy.Store(f.up)
 	if ctx.Err() != nil {
-		f.up.hangUp()
+		f.up.HangUp()
 	}
 	f.up.SetDeadline(f.until)
 	f.sent = now
@@ -356,21 +358,21 @@ func (s *session) address(ctx context.Context, p *plan, now time.Time) {
 }
 
 // connect returns what the request is sent on, n times having been sent before.
-func (s *session) connect(ctx context.Context, p *plan, to pick, n int, until time.Time) (*upstream, error) {
+func (s *session) connect(ctx context.Context, p *plan, to upstream.Pick, n int, until time.Time) (*upstream.Conn, error) {
 	last := n == maxResends && s.q.Upgrade == ""
 	switch {
 	case p.http2 && s.q.Upgrade == "" && !last:
-		if up := s.up.streamNow(&to); up != nil {
+		if up := s.up.StreamNow(&to); up != nil {
 			return up, nil
 		}
 	case !p.http2 && n == 0:
-		if up := s.up.kept(&to, !idempotent(s.q.Method)); up != nil {
+		if up := s.up.Kept(&to, !idempotent(s.q.Method)); up != nil {
 			return up, nil
 		}
 	}
-	within, pool := connectTimeout, (*mesh.ConnectionPool)(nil)
+	within, pool := upstream.ConnectTimeout, (*mesh.ConnectionPool)(nil)
 	if p.target != nil {
-		within, pool = p.target.connect, p.target.settings.Pool
+		within, pool = p.target.Connect, p.target.Settings.Pool
 	}
 	limit := time.Now().Add(within)
 	if !until.IsZero() && until.Before(limit) {
@@ -379,10 +381,10 @@ func (s *session) connect(ctx context.Context, p *plan, to pick, n int, until ti
 	ctx, cancel := context.WithDeadline(ctx, limit)
 	defer cancel()
 	if p.http2 && last {
-		return s.up.alone(ctx, to, s.header(), pool)
+		return s.up.Alone(ctx, to, s.header(), pool)
 	}
 	if p.http2 {
-		up, err := s.up.stream(ctx, to, s.header(), pool, within)
+		up, err := s.up.Stream(ctx, to, s.header(), pool, within)
 		if s.q.Upgrade == "" || err == nil && extended(ctx, up) {
 			return up, err
 		}
@@ -391,7 +393,7 @@ func (s *session) connect(ctx context.Context, p *plan, to pick, n int, until ti
 		}
 		p.http2, p.either = false, true
 	}
-	return s.up.connect(ctx, to, s.header())
+	return s.up.Connect(ctx, to, s.header())
 }
 
 // deadline is when a try that begins now must be over; zero: never. whole says that it is the end of the exchange.
@@ -405,7 +407,7 @@ func (p *plan) deadline(now time.Time) (until time.Time, whole bool) {
 	return until, whole
 }
 
-func (s *session) unconnected(err error, until time.Time, whole bool) (*upstream, route.Outcome, *reply) {
+func (s *session) unconnected(err error, until time.Time, whole bool) (*upstream.Conn, route.Outcome, *reply) {
 	if !until.IsZero() && !time.Now().Before(until) {
 		return nil, route.Outcome{Reset: route.ResetTimeout}, timeoutReply(whole)
 	}
@@ -422,7 +424,7 @@ func timeoutReply(whole bool) *reply {
 }
 
 // failed says what the end of an exchange without a response means.
-func (s *session) failed(e *http1.Error, whole bool) (*upstream, route.Outcome, *reply) {
+func (s *session) failed(e *http1.Error, whole bool) (*upstream.Conn, route.Outcome, *reply) {
 	if e.Client() || e.Reason == http1.BadEdit || e.Reason == http1.Overload {
 		flags := "DPE"
 		switch e.Reason {
@@ -452,13 +454,13 @@ func (s *session) failed(e *http1.Error, whole bool) (*upstream, route.Outcome, 
 }
 
 // respond passes the response on, unless another try is to be made instead.
-func (s *session) respond(p *plan, x exchange, up *upstream, resp *http1.Response, sent time.Time) (*upstream, route.Outcome, *reply) {
+func (s *session) respond(p *plan, x exchange, up *upstream.Conn, resp *http1.Response, sent time.Time) (*upstream.Conn, route.Outcome, *reply) {
 	if o := outcomeOf(resp); s.log.Attempts <= s.rule.Retry.Attempts && s.rule.Retry.Retriable(o) && p.hasTime() && x.Repeatable() {
 		status := resp.Status
 		kept := abandon(x)
 		s.busy.Store(nil)
 		if kept {
-			s.up.put(up)
+			s.up.Put(up)
 		} else {
 			up.Close()
 		}
@@ -480,7 +482,7 @@ func (s *session) respond(p *plan, x exchange, up *upstream, resp *http1.Respons
 	case tunnel:
 		return up, outcome, nil
 	default:
-		s.up.put(up)
+		s.up.Put(up)
 	}
 	return nil, outcome, nil
 }

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/mistnet/mistnet/waypoint/upstream"
+
 	"go.uber.org/zap"
 
 	"github.com/mistnet/mistnet/internal/authz"
@@ -185,13 +187,13 @@ func (t *tunnel) authorizeTo(v *view, service string, port uint16, http *authz.H
 
 // authorizeLead decides whether a rule may lead to another service what it was asked for. Who writes rules in the namespace of that service
 // may. Those of others are not to bring anybody past its policies: its pods let this waypoint in, which stands before them.
-func (t *tunnel) authorizeLead(v *view, rule *route.Rule, to clusterKey, http *authz.HTTP) verdict {
-	if rule.Route == nil || to.service == t.to.service {
+func (t *tunnel) authorizeLead(v *view, rule *route.Rule, to upstream.ClusterKey, http *authz.HTTP) verdict {
+	if rule.Route == nil || to.Service == t.to.service {
 		return verdict{ok: true}
 	}
-	svc := v.Service(to.service)
+	svc := v.Service(to.Service)
 	if svc == nil || svc.Namespace == rule.Route.Namespace || !t.state.serves(v, svc) {
 		return verdict{ok: true}
 	}
-	return t.authorizeTo(v, to.service, to.port, http)
+	return t.authorizeTo(v, to.Service, to.Port, http)
 }

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/mistnet/mistnet/waypoint/upstream"
+
 	"github.com/mistnet/mistnet/internal/hbone"
 	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/waypoint/http1"
@@ -25,20 +27,20 @@ const (
 
 // mirrors sends copies of requests and throws the responses away.
 type mirrors struct {
-	up    *upstreams
+	up    *upstream.Pool
 	queue chan mirrored
 }
 
 // mirrored is a copy of a request on its way.
 type mirrored struct {
 	text   []byte // as it goes over the wire
-	to     pick
+	to     upstream.Pick
 	header hbone.Header
 	http2  bool
 	pool   *mesh.ConnectionPool
 }
 
-func newMirrors(up *upstreams) *mirrors {
+func newMirrors(up *upstream.Pool) *mirrors {
 	return &mirrors{up: up, queue: make(chan mirrored, mirrorQueue)} // a burst; longer queues only make copies late
 }
 
@@ -72,30 +74,30 @@ func (m *mirrors) send(ctx context.Context, c mirrored) {
 	if err != nil {
 		return
 	}
-	stop := context.AfterFunc(ctx, up.hangUp)
-	c.to.begin()
+	stop := context.AfterFunc(ctx, up.HangUp)
+	c.to.Begin()
 	err = discard(up, q)
-	c.to.end()
+	c.to.End()
 	if !stop() || err != nil {
 		up.Close()
 		return
 	}
-	m.up.put(up)
+	m.up.Put(up)
 }
 
-func (m *mirrors) connect(ctx context.Context, c mirrored) (*upstream, error) {
+func (m *mirrors) connect(ctx context.Context, c mirrored) (*upstream.Conn, error) {
 	if c.http2 {
-		return m.up.stream(ctx, c.to, c.header, c.pool, connectTimeout)
+		return m.up.Stream(ctx, c.to, c.header, c.pool, upstream.ConnectTimeout)
 	}
-	if up := m.up.kept(&c.to, false); up != nil {
+	if up := m.up.Kept(&c.to, false); up != nil {
 		return up, nil
 	}
-	return m.up.connect(ctx, c.to, c.header)
+	return m.up.Connect(ctx, c.to, c.header)
 }
 
 // discard sends a request and reads its response.
-func discard(up *upstream, q *http1.Request) error {
-	far := up.far()
+func discard(up *upstream.Conn, q *http1.Request) error {
+	far := up.Far()
 	if err := far.Begin(q, nil); err != nil {
 		return err
 	}
@@ -161,10 +163,10 @@ func (s *session) mirrorTo(p *plan, m *route.Mirror) (mirrored, bool) {
 	if t == nil {
 		return mirrored{}, false
 	}
-	var search search
-	search.begin(s.up, t, &s.client, s.to.addr, "")
-	to, ok := search.next(s.up, time.Now())
-	return mirrored{to: to, http2: s.http2(t.app, t.settings.Pool), pool: t.settings.Pool}, ok
+	var search upstream.Search
+	search.Begin(s.up, t, &s.client, s.to.addr, "")
+	to, ok := search.Next(s.up, time.Now())
+	return mirrored{to: to, http2: s.http2(t.App, t.Settings.Pool), pool: t.Settings.Pool}, ok
 }
 
 // copied is the request as it will go out, or nil: its body is still coming, or longer than what can be read twice.

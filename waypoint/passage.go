@@ -4,6 +4,8 @@ import (
 	"context"
 	"sync"
 
+	"github.com/mistnet/mistnet/waypoint/upstream"
+
 	"github.com/mistnet/mistnet/internal/authz"
 	"github.com/mistnet/mistnet/waypoint/route"
 )
@@ -16,7 +18,7 @@ type passage struct {
 
 	// Where a rule led it.
 	rule *route.Rule
-	to   clusterKey
+	to   upstream.ClusterKey
 	led  *authz.HTTP // the request as it arrived there; nil: none
 }
 
@@ -41,7 +43,7 @@ func (ps *passages) enter(ctx context.Context, t *tunnel, http *authz.HTTP) (con
 }
 
 // lead notes where a rule led p. The caller looks whether it may still go there.
-func (ps *passages) lead(p *passage, rule *route.Rule, to clusterKey, led *authz.HTTP) {
+func (ps *passages) lead(p *passage, rule *route.Rule, to upstream.ClusterKey, led *authz.HTTP) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	p.rule, p.to, p.led = rule, to, led

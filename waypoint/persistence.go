@@ -6,6 +6,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/mistnet/mistnet/waypoint/upstream"
+
 	"github.com/mistnet/mistnet/internal/mesh"
 )
 
@@ -20,7 +22,7 @@ const defaultSession = "mistnet-session"
 // persist makes the first try go where the client's session is.
 func (s *session) persist(p *mesh.SessionPersistence, now time.Time) {
 	s.stays.of, s.stays.member = p, -1
-	if p == nil || !s.search.balances() {
+	if p == nil || !s.search.Balances() {
 		s.stays.of = nil
 		return
 	}
@@ -34,23 +36,23 @@ func (s *session) persist(p *mesh.SessionPersistence, now time.Time) {
 	if !ok || p.Absolute > 0 && now.Sub(given) >= p.Absolute {
 		return
 	}
-	if m, ok := s.search.prefer(id); ok {
+	if m, ok := s.search.Prefer(id); ok {
 		s.stays.member, s.stays.given = m, given
 	}
 }
 
 // settle tells the client its endpoint, if it does not know.
-func (s *session) settle(to *pick, now time.Time) {
+func (s *session) settle(to *upstream.Pick, now time.Time) {
 	p := s.stays.of
 	if p == nil {
 		return
 	}
-	id, ok := to.known()
+	id, ok := to.Known()
 	if !ok {
 		return
 	}
 	s.stays.value = ""
-	if m := s.stays.member; m >= 0 && s.search.isAt(m, to) {
+	if m := s.stays.member; m >= 0 && s.search.IsAt(m, to) {
 		return
 	}
 	value := strconv.FormatUint(id, 36) + "." + strconv.FormatInt(now.Unix(), 36)

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/mistnet/mistnet/waypoint/upstream"
+
 	"github.com/mistnet/mistnet/waypoint/report"
 
 	"go.uber.org/zap"
@@ -42,17 +44,17 @@ type session struct {
 
 	response *http1.Fields // while they are changed
 	cors     route.CORSDecision
-	search   search
-	held     *cluster // that counts the request; nil: none does
-	cookie   string   // to set; "": none
+	search   upstream.Search
+	held     *upstream.Cluster // that counts the request; nil: none does
+	cookie   string            // to set; "": none
 
 	stays    persistence
-	retrying *cluster // that counts a retry; nil: none does
+	retrying *upstream.Cluster // that counts a retry; nil: none does
 
 	progress progress
 	flight   flight
 
-	busy  atomic.Pointer[upstream] // that is waited for
+	busy  atomic.Pointer[upstream.Conn] // that is waited for
 	cache report.Cache
 	calls report.CallCache
 
@@ -79,11 +81,11 @@ type exchange interface {
 	Abort()
 }
 
-func (s *session) exchangeWith(up *upstream) exchange {
+func (s *session) exchangeWith(up *upstream.Conn) exchange {
 	if s.stream != nil {
-		return s.stream.Exchange(up.far())
+		return s.stream.Exchange(up.Far())
 	}
-	return s.conn.Exchange(up.far())
+	return s.conn.Exchange(up.Far())
 }
 
 // serveNext serves what ReadRequest has returned on a connection of HTTP/1.1, or on one that turns out to be of HTTP/2, and reports
@@ -145,7 +147,7 @@ func (s *session) Serve(st *http2.ServerStream) {
 // hangUp ends the wait for an upstream: the client is gone.
 func (s *session) hangUp() {
 	if up := s.busy.Load(); up != nil {
-		up.hangUp()
+		up.HangUp()
 	}
 }
 
@@ -219,7 +221,7 @@ func replyConnect(err error) reply {
 }
 
 // serve answers one request, from where Begin has left it. It returns the upstream when the two connections are to be joined.
-func (s *session) serve(ctx context.Context) *upstream {
+func (s *session) serve(ctx context.Context) *upstream.Conn {
 	if s.progress < judged {
 		s.flight.refusal = s.judge()
 	}
@@ -271,7 +273,7 @@ func (s *session) judge() *reply {
 	if d := s.authorize(s.view, &s.asked); !d.ok {
 		return replyDenied(d)
 	}
-	if svc := s.view.Service(s.to.service); svc != nil && svc.Dynamic && !svc.Covers(askedHost(s.req.Authority)) {
+	if svc := s.view.Service(s.to.service); svc != nil && svc.Dynamic && !svc.Covers(upstream.HostOf(s.req.Authority)) {
 		return &replyNoRoute
 	}
 	s.rule, s.at = s.view.table.Match(s.to.service, s.to.port, &s.req)
@@ -287,8 +289,8 @@ func (s *session) judge() *reply {
 }
 
 // trespasses refuses what a rule leads to another service whose policies do not let it in, as it would arrive there.
-func (s *session) trespasses(p *plan, to clusterKey) *reply {
-	if s.rule.Route == nil || to.service == s.to.service {
+func (s *session) trespasses(p *plan, to upstream.ClusterKey) *reply {
+	if s.rule.Route == nil || to.Service == s.to.service {
 		return nil
 	}
 	if d := s.authorizeLead(s.view, s.rule, to, s.led(p)); !d.ok {
@@ -381,7 +383,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-func (s *session) redirect(d *route.Redirect) *upstream {
+func (s *session) redirect(d *route.Redirect) *upstream.Conn {
 	s.edits.Reset()
 	s.edits.Set("location", d.Location(s.at, &s.req))
 	s.send(reply{int(d.Status), "", "-", "direct_response"})
@@ -389,7 +391,7 @@ func (s *session) redirect(d *route.Redirect) *upstream {
 }
 
 // answer replies; it returns nil for serve to return.
-func (s *session) answer(r reply) *upstream {
+func (s *session) answer(r reply) *upstream.Conn {
 	s.edits.Reset()
 	s.send(r)
 	return nil
@@ -446,7 +448,7 @@ func (s *session) corsHeaders() {
 // finish ends the record of a request.
 func (s *session) finish(now time.Time) {
 	if s.held != nil {
-		s.held.leave()
+		s.held.Leave()
 		s.held = nil
 	}
 	s.retried()
@@ -454,8 +456,8 @@ func (s *session) finish(now time.Time) {
 		s.log.Received = s.q.Body.Bytes()
 	}
 	s.rep.Request(&s.log, &s.cache, now)
-	s.view, s.rule, s.search = nil, nil, search{} // a session that waits keeps no old view alive
-	clear(s.log.Headers)                          // their strings are somebody's memory
+	s.view, s.rule, s.search = nil, nil, upstream.Search{} // a session that waits keeps no old view alive
+	clear(s.log.Headers)                                   // their strings are somebody's memory
 	s.log = report.Record{}
 	s.progress, s.flight = unbegun, flight{}
 }

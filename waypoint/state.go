@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/mistnet/mistnet/waypoint/upstream"
+
 	"go.uber.org/zap"
 
 	"github.com/mistnet/mistnet/internal/controlplane"
@@ -22,7 +24,7 @@ import (
 
 // view is what every decision reads: the mesh, and what was compiled from it. It never changes.
 type view struct {
-	View
+	upstream.View
 	routes   map[string]*mesh.Route // by key
 	table    *route.Table
 	problems []route.Problem
@@ -52,7 +54,7 @@ func newState(cfg *Config, log *zap.Logger) *state {
 		peers: peer.Finder{Network: cfg.Network, Namespace: cfg.Namespace, TrustDomain: cfg.TrustDomain, Trusted: cfg.trusted()},
 	}
 	s.current.Store(&view{
-		View: NewView(cfg.Namespace), routes: map[string]*mesh.Route{},
+		View: upstream.NewView(cfg.Namespace), routes: map[string]*mesh.Route{},
 	})
 	return s
 }

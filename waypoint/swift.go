@@ -4,6 +4,8 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"github.com/mistnet/mistnet/waypoint/upstream"
+
 	"github.com/mistnet/mistnet/waypoint/http2"
 	"github.com/mistnet/mistnet/waypoint/route"
 )
@@ -33,8 +35,8 @@ type flight struct {
 	status     uint16
 	plan       plan
 	unplanned  *reply
-	to         pick
-	up         *upstream
+	to         upstream.Pick
+	up         *upstream.Conn
 	until      time.Time // when the try must be over; zero: never
 	untilWhole bool      // that is the end of the whole exchange
 	sent       time.Time
@@ -69,7 +71,7 @@ func (s *session) Begin(st *http2.ServerStream) bool {
 	}
 	p := &f.plan
 	f.unplanned = s.plan(p, f.backend)
-	if s.progress = planned; f.unplanned != nil || !p.http2 || p.target != nil && (p.target.bounded() || p.target.service.Dynamic) ||
+	if s.progress = planned; f.unplanned != nil || !p.http2 || p.target != nil && (p.target.Bounded() || p.target.Service.Dynamic) ||
 		len(s.rule.Mirrors)+len(f.backend.Mirrors) > 0 {
 		return false
 	}
@@ -77,7 +79,7 @@ func (s *session) Begin(st *http2.ServerStream) bool {
 	if !s.pick(p, 1, now) { // who tries again finds out for himself
 		return false
 	}
-	if f.up = s.up.streamNow(&f.to); f.up == nil {
+	if f.up = s.up.StreamNow(&f.to); f.up == nil {
 		return false
 	}
 	f.until, f.untilWhole = p.deadline(now)
@@ -119,7 +121,7 @@ func (s *session) Respond(st *http2.ServerStream) bool {
 	s.busy.Store(nil)
 	s.log.Sent = resp.Body.Bytes()
 	s.noteGRPC(resp)
-	s.up.put(f.up)
+	s.up.Put(f.up)
 	s.tried(p, nil, route.Outcome{Status: outcome.Status}, st.Err() != nil)
 	s.finish(now)
 	return true

@@ -6,6 +6,8 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"github.com/mistnet/mistnet/waypoint/upstream"
+
 	"github.com/mistnet/mistnet/waypoint/report"
 
 	"github.com/mistnet/mistnet/internal/relay"
@@ -14,10 +16,10 @@ import (
 
 // course is how a connection goes on.
 type course struct {
-	pick
-	target *target // nil when a workload was asked for
-	search search
-	key    clusterKey // of the target
+	upstream.Pick
+	target *upstream.Target // nil when a workload was asked for
+	search upstream.Search
+	key    upstream.ClusterKey // of the target
 }
 
 // serveTCP carries a connection that is not HTTP. accept gives the client's end once the other is there; refuse is called
@@ -32,34 +34,34 @@ func (t *tunnel) serveTCP(ctx context.Context, accept func() (relay.Conn, error)
 		refuse()
 		return
 	}
-	within := connectTimeout
+	within := upstream.ConnectTimeout
 	if c.target != nil {
 		t.passages.lead(p, r.Route, c.key, nil)
 		p.recheck(t.state.load()) // they may have changed meanwhile
-		within = c.target.connect
+		within = c.target.Connect
 	}
 	dialling, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	if c.target != nil && c.target.bounded() {
-		if err := c.target.cluster.enter(dialling, c.target.settings.Pool); err != nil {
+	if c.target != nil && c.target.Bounded() {
+		if err := c.target.Cluster.Enter(dialling, c.target.Settings.Pool); err != nil {
 			r.Fail("UO", err.Error())
 			refuse()
 			return
 		}
-		defer c.target.cluster.leave()
+		defer c.target.Cluster.Leave()
 	}
-	c.begin()
-	defer c.end()
-	conn, err := t.up.dial(dialling, c.pick, t.header(), "")
-	if err == nil && c.settings != nil && c.settings.Tunnel != nil {
-		conn, err = ask(dialling, conn, c.settings.Tunnel)
+	c.Begin()
+	defer c.End()
+	conn, err := t.up.Dial(dialling, c.Pick, t.header(), "")
+	if err == nil && c.Settings != nil && c.Settings.Tunnel != nil {
+		conn, err = upstream.AskForward(dialling, conn, c.Settings.Tunnel)
 	}
 	if ctx.Err() == nil {
-		result := result{status: 200}
+		result := upstream.Result{Status: 200}
 		if err != nil {
-			result.status, result.local = 0, true
+			result.Status, result.Local = 0, true
 		}
-		c.search.observe(&c.pick, result)
+		c.search.Observe(&c.Pick, result)
 	}
 	if err != nil {
 		r.Fail("UF", err.Error())
@@ -73,7 +75,7 @@ func (t *tunnel) serveTCP(ctx context.Context, accept func() (relay.Conn, error)
 		return
 	}
 	t.rep.Open(r)
-	ctx, stop := lifetime(ctx, c.limits(), &r.Bytes)
+	ctx, stop := lifetime(ctx, c.Limits(), &r.Bytes)
 	defer stop()
 	noteEnd(r, relay.Pump(ctx, down, conn, &r.Bytes))
 }
@@ -111,7 +113,7 @@ func (t *tunnel) courseTCP(ctx context.Context, r *report.Record) *course {
 			return nil
 		}
 		r.Workload, r.Upstream = w, t.to.addr
-		return &course{pick: t.up.workload(v.Self, w, t.to.addr)}
+		return &course{Pick: t.up.Workload(v.Self, w, t.to.addr)}
 	}
 	rule := v.table.MatchStream(t.to.service, t.to.port, &route.Stream{
 		SNI: t.sni, Destination: t.to.addr.Addr(), Source: t.client.Addr.Addr(), Port: t.to.port,
@@ -132,38 +134,38 @@ func (t *tunnel) courseTCP(ctx context.Context, r *report.Record) *course {
 
 func (t *tunnel) pickTCP(ctx context.Context, v *view, b *route.Backend, r *report.Record) *course {
 	key := t.to.cluster(b.Service, &b.Ref)
-	r.Cluster(key.subset, key.port)
+	r.Cluster(key.Subset, key.Port)
 	if d := t.authorizeLead(v, r.Route, key, nil); !d.ok {
 		r.Fail("-", d.details)
 		return nil
 	}
-	r.Service = v.Service(key.service)
+	r.Service = v.Service(key.Service)
 	c := course{target: v.Target(t.up, key), key: key}
 	if c.target == nil {
 		r.Fail("NC", "cluster_not_found")
 		return nil
 	}
 	hash := ""
-	if c.target.hash != nil && c.target.hash.SourceIP {
+	if c.target.Hash != nil && c.target.Hash.SourceIP {
 		hash = t.client.Addr.Addr().String()
 	}
-	c.search.begin(t.up, c.target, &t.client, t.to.addr, hash)
-	if c.target.service.Dynamic {
-		host := askedHost(t.sni)
-		if !c.target.service.Covers(host) {
+	c.search.Begin(t.up, c.target, &t.client, t.to.addr, hash)
+	if c.target.Service.Dynamic {
+		host := upstream.HostOf(t.sni)
+		if !c.target.Service.Covers(host) {
 			r.Fail("NR", "route_not_found")
 			return nil
 		}
-		if err := c.search.locate(ctx, t.up, host); err != nil {
+		if err := c.search.Locate(ctx, t.up, host); err != nil {
 			r.Fail("DF", "dns_resolution_failure{"+err.Error()+"}")
 			return nil
 		}
 	}
 	var ok bool
-	if c.pick, ok = c.search.next(t.up, time.Now()); !ok {
-		r.Fail("UH", c.search.fault().Error())
+	if c.Pick, ok = c.search.Next(t.up, time.Now()); !ok {
+		r.Fail("UH", c.search.Fault().Error())
 		return nil
 	}
-	r.Workload, r.Upstream = c.workload, c.addr()
+	r.Workload, r.Upstream = c.Workload, c.Addr()
 	return &c
 }

@@ -2,7 +2,8 @@
 // that are bound to it, over HBONE, and it decides request by request where they go and whether they may.
 //
 // It learns the mesh, routes and traffic policies from istiod (package xds) and its own certificate from istiod's CA
-// (package identity). Package waypoint/route decides, waypoint/http1 moves bytes; what is here joins the two. It never
+// (package identity). Package waypoint/route decides where a request goes, waypoint/upstream who there answers it, waypoint/http1 and
+// waypoint/http2 move bytes; what is here joins them. It never
 // captures traffic and opens no pod's network namespace: that is ztunnel's.
 package waypoint
 
@@ -10,6 +11,8 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+
+	"github.com/mistnet/mistnet/waypoint/upstream"
 
 	"github.com/mistnet/mistnet/waypoint/report"
 
@@ -39,9 +42,9 @@ type Waypoint struct {
 	state    *state
 	istiod   *controlplane.Client
 	ids      *identity.Manager
-	up       *upstreams
+	up       *upstream.Pool
 	mirrors  *mirrors
-	checks   *checker
+	checks   *upstream.Checker
 	rep      *report.Reporter
 	sessions sessions
 	lot      *parking.Lot // where clients' connections wait for their next request
@@ -58,7 +61,7 @@ func New(cfg *Config, env *daemon.Env) (*Waypoint, error) {
 	w := &Waypoint{cfg: cfg, env: env, log: env.Log, state: newState(cfg, env.Log.Named("state"))}
 	w.normal, _ = parseNormalization(cfg.PathNormalization) // Validate has seen it
 	w.state.changed = w.passages.recheck
-	w.state.published = func() { w.checks.look() }
+	w.state.published = func() { w.checks.Look() }
 	client, err := controlplane.New(&cfg.Config, controlplane.Options{
 		Node: nodeOf(cfg), Apply: w.state.apply, Log: env.Log,
 		// What guards and directs traffic comes before what it can reach.
@@ -69,13 +72,13 @@ func New(cfg *Config, env *daemon.Env) (*Waypoint, error) {
 	}
 	w.istiod, w.ids = client, client.IDs
 	w.memory = memoryOf(cfg)
-	w.up = newUpstreams(upstreamConfig{ID: cfg.identity, Own: cfg.isOwn(), IDs: w.ids, Memory: w.memory}, env.Log.Named("upstream"))
+	w.up = upstream.New(upstream.Config{ID: cfg.identity, Own: cfg.isOwn(), IDs: w.ids, Memory: w.memory}, env.Log.Named("upstream"))
 	w.mirrors = newMirrors(w.up)
 	if w.lot, err = parking.New(); err != nil {
 		return nil, fmt.Errorf("make the lot of idle connections: %w", err)
 	}
 	from, _ := netip.ParseAddr(cfg.InstanceIP) // "": it is not known
-	w.checks = newChecker(w.up, from, w.state.concerns, env.Log.Named("health"))
+	w.checks = upstream.NewChecker(w.up, from, w.state.concerns, env.Log.Named("health"))
 	w.rep = report.New(reportOf(cfg, env), env.Log.Named("access"))
 	w.server = &hbone.Server{TLS: w.ids.ServerConfig(cfg.identity()), Handle: w.connect, Memory: w.memory, Log: env.Log.Named("hbone")}
 	env.Registry.MustRegister(w.rep, w.checks)
@@ -104,12 +107,12 @@ func (w *Waypoint) Run(ctx context.Context) error {
 		return err
 	}
 	g.Go(func() error { return w.istiod.Run(gctx) })
-	g.Go(func() error { w.up.run(gctx); return nil })
+	g.Go(func() error { w.up.Run(gctx); return nil })
 	if w.memory != nil {
 		g.Go(func() error { w.memory.Run(gctx, w.log.Named("memory")); return nil })
 	}
 	g.Go(func() error { w.mirrors.run(gctx); return nil })
-	g.Go(func() error { w.checks.run(ctx); return nil }) // ends when draining begins
+	g.Go(func() error { w.checks.Run(ctx); return nil }) // ends when draining begins
 	g.Go(func() error {
 		defer stopServing()
 		return w.serve(ctx, gctx)

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/mistnet/mistnet/waypoint/upstream"
+
 	"github.com/mistnet/mistnet/internal/relay"
 	"github.com/mistnet/mistnet/waypoint/http1"
 )
@@ -24,10 +26,10 @@ var replyKeyless = reply{400, "Sec-WebSocket-Key is not 16 bytes in base64", "DP
 const settingsTimeout = 2 * time.Second
 
 // extended reports whether an upstream of HTTP/2 takes extended CONNECT.
-func extended(ctx context.Context, up *upstream) bool {
+func extended(ctx context.Context, up *upstream.Conn) bool {
 	ctx, cancel := context.WithTimeout(ctx, settingsTimeout)
 	defer cancel()
-	return up.stream.Extended(ctx)
+	return up.Stream.Extended(ctx)
 }
 
 // handshake is what a WebSocket's two ends prove to each other in HTTP/1.1 (RFC 6455, 4) and leave out in HTTP/2 (RFC 8441, 5.1).
@@ -38,12 +40,12 @@ type handshake struct {
 }
 
 // shake edits a request that asks for a WebSocket as its upstream's version wants it.
-func (s *session) shake(up *upstream) {
+func (s *session) shake(up *upstream.Conn) {
 	s.shaken = handshake{}
-	if !strings.EqualFold(s.q.Upgrade, "websocket") || (s.stream != nil) == (up.stream != nil) {
+	if !strings.EqualFold(s.q.Upgrade, "websocket") || (s.stream != nil) == (up.Stream != nil) {
 		return
 	}
-	if up.stream != nil {
+	if up.Stream != nil {
 		s.shaken.due = true
 		s.edits.Remove("sec-websocket-key")
 		return
@@ -94,8 +96,8 @@ func (s *session) keyless() bool {
 }
 
 // join carries bytes both ways once client and upstream have left HTTP, for as long as policies allow what the request began.
-func (s *session) join(ctx context.Context, up *upstream) {
-	defer up.to.active.Add(-1)
+func (s *session) join(ctx context.Context, up *upstream.Conn) {
+	defer up.End()
 	ctx, p := s.passages.enter(ctx, s.tunnel, &s.asked)
 	defer s.passages.leave(p)
 	if way := &s.flight.plan; way.target != nil {
@@ -108,9 +110,9 @@ func (s *session) join(ctx context.Context, up *upstream) {
 	} else {
 		down = s.conn.Raw()
 	}
-	if up.stream != nil {
+	if up.Stream != nil {
 		defer up.Close()
-		far = up.stream.Tunnel()
+		far = up.Stream.Tunnel()
 	} else {
 		far = up.Raw()
 	}

@@ -128,6 +128,7 @@ var places = []place{
 	{"waypoint/parking", programs, false},
 	{"waypoint/peer", programs, false},
 	{"waypoint/report", programs, false},
+	{"waypoint/upstream", programs, false},
 	{"istiod/translate", decisions, true},
 	{"istiod/index", decisions, true},
 	{"istiod/gateway", decisions, true},

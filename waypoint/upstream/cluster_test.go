@@ -1,4 +1,4 @@
-package waypoint
+package upstream
 
 import (
 	"math"
@@ -14,7 +14,7 @@ func hosts(n int, since time.Time) *members {
 	m := &members{set: &lb.Set{}}
 	for range n {
 		h := &host{since: since}
-		h.pick.host = h
+		h.Pick.host = h
 		m.hosts = append(m.hosts, h)
 	}
 	return m
@@ -47,10 +47,10 @@ func TestEjections(t *testing.T) {
 	now := time.Unix(1000, 0)
 	two := uint32(2)
 	d := &mesh.OutlierDetection{Consecutive5xx: &two, BaseEjection: 30 * time.Second, Interval: 10 * time.Second, MaxEjected: 20}
-	c, m := &cluster{}, hosts(10, now)
+	c, m := &Cluster{}, hosts(10, now)
 	fail := func(i, times int) time.Duration {
 		for range times {
-			c.observe(d, m, m.hosts[i], result{status: 500}, now)
+			c.observe(d, m, m.hosts[i], Result{Status: 500}, now)
 		}
 		return max(0, time.Unix(0, m.hosts[i].until.Load()).Sub(now))
 	}
@@ -61,7 +61,7 @@ func TestEjections(t *testing.T) {
 	if got := fail(0, 1); got != 0 {
 		t.Errorf("after one failure it is out for %v", got)
 	}
-	c.observe(d, m, m.hosts[0], result{status: 200}, now)
+	c.observe(d, m, m.hosts[0], Result{Status: 200}, now)
 	if got := fail(0, 1); got != 0 {
 		t.Errorf("after failures with a success between them it is out for %v", got)
 	}

@@ -1,4 +1,4 @@
-package waypoint
+package upstream
 
 import (
 	"container/heap"
@@ -41,16 +41,16 @@ type checkDump struct {
 }
 
 // vitalsOf are those of the members of a target, by their place.
-func (u *upstreams) vitalsOf(t *target, hosts []*host) []*vitals {
-	key := vitalsKey{service: t.service.Key(), port: t.port}
-	if t.settings.Health.Port != 0 {
+func (u *Pool) vitalsOf(t *Target, hosts []*host) []*vitals {
+	key := vitalsKey{service: t.Service.Key(), port: t.port}
+	if t.Settings.Health.Port != 0 {
 		key.port = 0
 	}
 	out := make([]*vitals, len(hosts))
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for i, h := range hosts {
-		key.uid = h.workload.UID
+		key.uid = h.Workload.UID
 		if u.vitals[key] == nil {
 			u.vitals[key] = new(vitals)
 		}
@@ -60,7 +60,7 @@ func (u *upstreams) vitalsOf(t *target, hosts []*host) []*vitals {
 }
 
 // keepVitals remembers those that are being asked for, and forgets those of endpoints that are gone.
-func (u *upstreams) keepVitals(want map[vitalsKey]asked, gone func(vitalsKey) bool) {
+func (u *Pool) keepVitals(want map[vitalsKey]asked, gone func(vitalsKey) bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for key, a := range want {
@@ -75,7 +75,7 @@ func (u *upstreams) keepVitals(want map[vitalsKey]asked, gone func(vitalsKey) bo
 
 // asked is an endpoint to be asked. It never changes.
 type asked struct {
-	to      pick
+	to      Pick
 	how     *mesh.HealthCheck
 	service *mesh.Service
 	http2   bool // instead of HTTP/1.1
@@ -85,7 +85,7 @@ type asked struct {
 // like reports whether it is the same to ask a or b.
 func (a *asked) like(b *asked) bool {
 	return a.to.endpoint.key == b.to.endpoint.key && a.service == b.service && a.http2 == b.http2 && a.vitals == b.vitals &&
-		*a.to.settings == *b.to.settings
+		*a.to.Settings == *b.to.Settings
 }
 
 // check is an endpoint that is asked again and again.
@@ -105,10 +105,10 @@ type outcome struct {
 	err error // nil: the endpoint is well
 }
 
-// checker asks endpoints whether they are well, as policies say. The goroutine that runs it knows when whom to ask, and owns what
+// Checker asks endpoints whether they are well, as policies say. The goroutine that runs it knows when whom to ask, and owns what
 // has no lock; each check under way is another goroutine, of which there are only so many.
-type checker struct {
-	up   *upstreams
+type Checker struct {
+	up   *Pool
 	log  *zap.Logger
 	want func() map[vitalsKey]asked          // whom to ask now
 	ask  func(context.Context, *asked) error // once
@@ -123,25 +123,25 @@ type checker struct {
 	checkCounts
 }
 
-// newChecker makes one that sends from an address, for the services that now tells of.
-func newChecker(up *upstreams, from netip.Addr, now func() (v *View, concerns func(*mesh.Service) bool), log *zap.Logger) *checker {
+// NewChecker makes one that sends from an address, for the services that now tells of.
+func NewChecker(up *Pool, from netip.Addr, now func() (v *View, concerns func(*mesh.Service) bool), log *zap.Logger) *Checker {
 	w := wanting{now: now, up: up, from: netip.AddrPortFrom(from, 0)}
-	c := &checker{up: up, log: log, want: w.all, ask: up.ask}
+	c := &Checker{up: up, log: log, want: w.all, ask: up.ask}
 	c.wake, c.done = make(chan struct{}, 1), make(chan outcome, maxChecks)
 	c.checks, c.checkCounts = make(map[vitalsKey]*check), newCheckCounts()
 	return c
 }
 
-// look makes the checker find out whom to ask. It never waits.
-func (c *checker) look() {
+// Look makes the checker find out whom to ask. It never waits.
+func (c *Checker) Look() {
 	select {
 	case c.wake <- struct{}{}:
 	default: // it will, anyway
 	}
 }
 
-// run asks until ctx is done. What was found out until then holds on.
-func (c *checker) run(ctx context.Context) {
+// Run asks until ctx is done. What was found out until then holds on.
+func (c *Checker) Run(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer c.work.Wait()
 	defer cancel()
@@ -176,7 +176,7 @@ func (c *checker) run(ctx context.Context) {
 }
 
 // start begins the checks that are due, as long as there is room.
-func (c *checker) start(ctx context.Context, now time.Time) {
+func (c *Checker) start(ctx context.Context, now time.Time) {
 	for c.active < maxChecks && len(c.queue) > 0 && !c.queue[0].due.After(now) {
 		k := heap.Pop(&c.queue).(*check)
 		ctx, cancel := context.WithTimeout(ctx, k.how.Timeout)
@@ -190,7 +190,7 @@ func (c *checker) start(ctx context.Context, now time.Time) {
 }
 
 // settle takes a result in, and has the endpoint asked again in time.
-func (c *checker) settle(o outcome, now time.Time) {
+func (c *Checker) settle(o outcome, now time.Time) {
 	c.active--
 	k := o.of
 	if k.cancel = nil; k.gone {
@@ -223,11 +223,11 @@ func (c *checker) settle(o outcome, now time.Time) {
 }
 
 // turn takes an endpoint out, because of err, or back.
-func (c *checker) turn(k *check, err error) {
+func (c *Checker) turn(k *check, err error) {
 	if k.vitals.failing.Swap(err != nil) == (err != nil) {
 		return
 	}
-	log := c.log.With(zap.String("dst.service", k.service.Hostname), zap.String("dst.workload", k.to.workload.Name),
+	log := c.log.With(zap.String("dst.service", k.service.Hostname), zap.String("dst.workload", k.to.Workload.Name),
 		zap.Stringer("dst.addr", k.to.endpoint.key.addr))
 	if err != nil {
 		c.up.failing.Add(1)
@@ -241,7 +241,7 @@ func (c *checker) turn(k *check, err error) {
 }
 
 // refresh compares whom it asks with whom to ask.
-func (c *checker) refresh(now time.Time) {
+func (c *Checker) refresh(now time.Time) {
 	want := c.want()
 	for key, k := range c.checks {
 		a, ok := want[key]
@@ -307,14 +307,14 @@ func (q *checkQueue) Pop() any {
 // wanting finds out whom to ask: the endpoints of services that concern this waypoint, where a policy says so.
 type wanting struct {
 	now  func() (v *View, concerns func(*mesh.Service) bool)
-	up   *upstreams
+	up   *Pool
 	from netip.AddrPort    // whom a PROXY header names
-	last map[*cluster]bool // whose endpoints are asked
+	last map[*Cluster]bool // whose endpoints are asked
 }
 
 func (w *wanting) all() map[vitalsKey]asked {
 	v, concerns := w.now()
-	out, clusters := make(map[vitalsKey]asked), make(map[*cluster]bool)
+	out, clusters := make(map[vitalsKey]asked), make(map[*Cluster]bool)
 	for _, p := range v.Traffic {
 		if p.Settings.Health == nil || p.Invalid != "" {
 			continue
@@ -324,11 +324,11 @@ func (w *wanting) all() map[vitalsKey]asked {
 			continue
 		}
 		for _, port := range svc.Ports {
-			t := v.Target(w.up, clusterKey{service: svc.Key(), port: port.ServicePort})
+			t := v.Target(w.up, ClusterKey{Service: svc.Key(), Port: port.ServicePort})
 			if t == nil {
 				continue
 			}
-			clusters[t.cluster] = true
+			clusters[t.Cluster] = true
 			w.members(out, t)
 		}
 	}
@@ -351,14 +351,14 @@ func (w *wanting) all() map[vitalsKey]asked {
 }
 
 // members adds those of a target.
-func (w *wanting) members(out map[vitalsKey]asked, t *target) {
-	how := t.settings.Health
-	m := t.members(w.up, len(t.service.VIPs) == 0 || t.service.VIPs[0].Prefix.Addr().Is4())
+func (w *wanting) members(out map[vitalsKey]asked, t *Target) {
+	how := t.Settings.Health
+	m := t.members(w.up, len(t.Service.VIPs) == 0 || t.Service.VIPs[0].Prefix.Addr().Is4())
 	for i, h := range m.hosts {
-		key := vitalsKey{t.service.Key(), h.workload.UID, t.port}
-		a := asked{to: h.pick, how: how, service: t.service, vitals: m.vitals[i]}
-		a.to.settings = &t.settings
-		if a.http2 = t.app == mesh.AppHTTP2 || t.app == mesh.AppGRPC; how.Port != 0 {
+		key := vitalsKey{t.Service.Key(), h.Workload.UID, t.port}
+		a := asked{to: h.Pick, how: how, service: t.Service, vitals: m.vitals[i]}
+		a.to.Settings = &t.Settings
+		if a.http2 = t.App == mesh.AppHTTP2 || t.App == mesh.AppGRPC; how.Port != 0 {
 			key.port, a.http2 = 0, false
 			at := h.endpoint.key
 			at.addr = netip.AddrPortFrom(at.addr.Addr(), how.Port)

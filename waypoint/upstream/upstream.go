@@ -1,4 +1,10 @@
-package waypoint
+// Package upstream is the other side of a waypoint: the endpoints that requests and connections go to. A [View] says what the mesh knows
+// of services, a [Target] is one of their ports, a [Search] finds an endpoint of it by balancing, locality, outlier detection and health
+// checks, and a [Pool] has the connections, plain, tunnelled or with TLS of their own, kept and shared as traffic policies bound them.
+//
+// It hides how endpoints are reached and how they fare. It knows no rules and no requests: what may go where, and what is tried again, is
+// decided by who asks.
+package upstream
 
 import (
 	"context"
@@ -25,14 +31,16 @@ import (
 	"github.com/mistnet/mistnet/waypoint/http2"
 )
 
+// ConnectTimeout is how long it may take to connect when no traffic policy says otherwise.
+const ConnectTimeout = 10 * time.Second
+
 const (
-	connectTimeout = 10 * time.Second // when no traffic policy says otherwise
-	idleTimeout    = time.Minute      // of a kept connection: most servers keep theirs longer
-	maxIdle        = 256              // connections kept per endpoint
+	idleTimeout = time.Minute // of a kept connection: most servers keep theirs longer
+	maxIdle     = 256         // connections kept per endpoint
 )
 
-// upstreams are the endpoints this waypoint speaks to, with their connections and how busy they are.
-type upstreams struct {
+// Pool has the endpoints this waypoint speaks to, with their connections and how busy they are.
+type Pool struct {
 	id    func() mesh.Identity
 	own   func(netip.AddrPort) bool // the waypoint's own, where no client has any business
 	ids   *identity.Manager
@@ -47,7 +55,7 @@ type upstreams struct {
 
 	mu        sync.Mutex
 	endpoints map[endpointKey]*endpoint
-	clusters  map[clusterKey]*cluster
+	clusters  map[ClusterKey]*Cluster
 	vitals    map[vitalsKey]*vitals
 	closed    bool
 
@@ -69,117 +77,122 @@ type endpointKey struct {
 	client netip.AddrPort // whose connections these are, where the application is told; else all share them
 }
 
-// endpoint is one of them. mu of upstreams guards idle and shared.
+// endpoint is one of them. mu of Pool guards idle and shared.
 type endpoint struct {
 	key    endpointKey
 	active atomic.Int64 // requests and connections under way
-	idle   []*upstream  // the one used last at the end
+	idle   []*Conn      // the one used last at the end
 	shared shared
 }
 
-// upstream is an HTTP/1.1 connection to an endpoint, or one stream of a connection that others use, too.
-type upstream struct {
+// Conn is an HTTP/1.1 connection to an endpoint, or one stream of a connection that others use, too.
+type Conn struct {
 	*http1.ClientConn
 	conn   net.Conn
 	to     *endpoint
-	reused bool
+	Reused bool
 	since  time.Time // idle
 	until  time.Time // it may be, then
 	served uint32    // exchanges
 	pool   *mesh.ConnectionPool
 
-	stream *http2.ClientStream // instead of ClientConn and conn
+	Stream *http2.ClientStream // instead of ClientConn and conn
 	use    uint32              // of the stream
 }
 
-// far is what an exchange sends to.
-func (up *upstream) far() http1.Upstream {
-	if up.stream != nil {
-		return up.stream
+// Far is what an exchange sends to.
+func (up *Conn) Far() http1.Upstream {
+	if up.Stream != nil {
+		return up.Stream
 	}
 	return up.ClientConn
 }
 
 // SetDeadline bounds the exchange; zero takes the bound away.
-func (up *upstream) SetDeadline(t time.Time) {
-	if up.stream != nil {
-		up.stream.SetDeadline(t)
+func (up *Conn) SetDeadline(t time.Time) {
+	if up.Stream != nil {
+		up.Stream.SetDeadline(t)
 		return
 	}
 	up.ClientConn.SetDeadline(t)
 }
 
 // Close ends what is there. Nothing of it is looked at any more.
-func (up *upstream) Close() {
-	if up.stream != nil {
-		up.stream.Free()
+func (up *Conn) Close() {
+	if up.Stream != nil {
+		up.Stream.Free()
 		return
 	}
 	_ = up.ClientConn.Close()
 }
 
-// hangUp makes whoever waits for the upstream return. Safe to call at any time from any goroutine.
-func (up *upstream) hangUp() {
-	if up.stream != nil {
-		up.stream.Cancel(up.use)
+// End is the end of what Begin counted where the connection was picked.
+func (up *Conn) End() { up.to.active.Add(-1) }
+
+// HangUp makes whoever waits for the upstream return. Safe to call at any time from any goroutine.
+func (up *Conn) HangUp() {
+	if up.Stream != nil {
+		up.Stream.Cancel(up.use)
 		return
 	}
 	_ = up.conn.Close()
 }
 
-// pick is where a try goes.
-type pick struct {
+// Pick is where a try goes.
+type Pick struct {
 	endpoint *endpoint
-	workload *mesh.Workload // nil: an address outside the mesh's knowledge
+	Workload *mesh.Workload // nil: an address outside the mesh's knowledge
 	expect   []mesh.Identity
 	host     *host          // as a member of its cluster; nil: it is none
 	self     *mesh.Workload // the waypoint's own pod, where the endpoint is known by name
 
-	settings *mesh.TrafficSettings // what is said of its service; nil: nothing
+	Settings *mesh.TrafficSettings // what is said of its service; nil: nothing
 	from     netip.AddrPort        // the client
 	dialled  netip.AddrPort        // by the client
 }
 
-// addr is the endpoint's; invalid where that is known by its name only.
-func (p *pick) addr() netip.AddrPort { return p.endpoint.key.addr }
+// Addr is the endpoint's; invalid where that is known by its name only.
+func (p *Pick) Addr() netip.AddrPort { return p.endpoint.key.addr }
 
-// begin counts a request or connection as under way there, end counts it as over: balancing goes by that.
-func (p *pick) begin() { p.endpoint.active.Add(1) }
+// Begin counts a request or connection as under way there: balancing goes by that.
+func (p *Pick) Begin() { p.endpoint.active.Add(1) }
 
-func (p *pick) end() { p.endpoint.active.Add(-1) }
+// End is the end of what Begin counted.
+func (p *Pick) End() { p.endpoint.active.Add(-1) }
 
-// known is the number by which clients know the endpoint; false: they cannot.
-func (p *pick) known() (id uint64, ok bool) {
+// Known is the number by which clients know the endpoint; false: they cannot.
+func (p *Pick) Known() (id uint64, ok bool) {
 	if p.host == nil {
 		return 0, false
 	}
 	return p.host.id, true
 }
 
-// limits is what bounds connections to it; nil: nothing does.
-func (p *pick) limits() *mesh.ConnectionPool {
-	if p.settings == nil {
+// Limits is what bounds connections to it; nil: nothing does.
+func (p *Pick) Limits() *mesh.ConnectionPool {
+	if p.Settings == nil {
 		return nil
 	}
-	return p.settings.Pool
+	return p.Settings.Pool
 }
 
-// upstreamConfig is what they need.
-type upstreamConfig struct {
+// Config is what a Pool needs.
+type Config struct {
 	ID     func() mesh.Identity      // by which this waypoint is known to endpoints
 	Own    func(netip.AddrPort) bool // the waypoint's own, where no client has any business
 	IDs    *identity.Manager
 	Memory *memlimit.Budget // of connections; nil: no bound
 }
 
-func newUpstreams(cfg upstreamConfig, log *zap.Logger) *upstreams {
-	u := &upstreams{id: cfg.ID, own: cfg.Own, ids: cfg.IDs, mem: cfg.Memory, log: log, endpoints: make(map[endpointKey]*endpoint),
-		clusters: make(map[clusterKey]*cluster), vitals: make(map[vitalsKey]*vitals)}
+// New returns a pool that is to be run.
+func New(cfg Config, log *zap.Logger) *Pool {
+	u := &Pool{id: cfg.ID, own: cfg.Own, ids: cfg.IDs, mem: cfg.Memory, log: log, endpoints: make(map[endpointKey]*endpoint),
+		clusters: make(map[ClusterKey]*Cluster), vitals: make(map[vitalsKey]*vitals)}
 	u.ctx, u.cancel = context.WithCancel(context.Background())
 	u.names = newNames()
 	u.pool = hbone.NewPool(hbone.PoolConfig{
 		Dial: func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
-			return (&net.Dialer{Timeout: connectTimeout}).DialContext(ctx, "tcp", addr.String())
+			return (&net.Dialer{Timeout: ConnectTimeout}).DialContext(ctx, "tcp", addr.String())
 		},
 		TLS: u.tls, Memory: cfg.Memory, Log: log,
 	})
@@ -187,7 +200,7 @@ func newUpstreams(cfg upstreamConfig, log *zap.Logger) *upstreams {
 }
 
 // tls is the handshake configuration of a new tunnel.
-func (u *upstreams) tls(ctx context.Context, to hbone.Target) (*tls.Config, error) {
+func (u *Pool) tls(ctx context.Context, to hbone.Target) (*tls.Config, error) {
 	svid, err := u.ids.SVID(ctx, to.Local)
 	if err != nil {
 		return nil, err
@@ -195,13 +208,13 @@ func (u *upstreams) tls(ctx context.Context, to hbone.Target) (*tls.Config, erro
 	return identity.ClientConfig(svid, to.Expect), nil
 }
 
-// workload is a workload that was asked for by its own address.
-func (u *upstreams) workload(self, w *mesh.Workload, addr netip.AddrPort) pick {
+// Workload is a workload that was asked for by its own address.
+func (u *Pool) Workload(self, w *mesh.Workload, addr netip.AddrPort) Pick {
 	return u.to(self, endpointKey{addr: addr}, w, nil)
 }
 
-func (u *upstreams) to(self *mesh.Workload, key endpointKey, w *mesh.Workload, sans []mesh.Identity) pick {
-	p := pick{workload: w}
+func (u *Pool) to(self *mesh.Workload, key endpointKey, w *mesh.Workload, sans []mesh.Identity) Pick {
+	p := Pick{Workload: w}
 	if w.Protocol == mesh.ProtocolHBONE && !captured(self) {
 		key.tunnel, key.id = true, w.Identity()
 		p.expect = append([]mesh.Identity{key.id}, sans...)
@@ -216,7 +229,7 @@ func captured(self *mesh.Workload) bool {
 	return self != nil && self.Protocol == mesh.ProtocolHBONE && !self.NativeTunnel
 }
 
-func (u *upstreams) endpoint(key endpointKey) *endpoint {
+func (u *Pool) endpoint(key endpointKey) *endpoint {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	e := u.endpoints[key]
@@ -236,9 +249,9 @@ const freshFor = time.Second
 // to say more than was asked for.
 const unseenFor = 100 * time.Millisecond
 
-// kept returns a connection to an endpoint that waits to be used again, or nil. once says that the request must not be sent
+// Kept returns a connection to an endpoint that waits to be used again, or nil. once says that the request must not be sent
 // twice.
-func (u *upstreams) kept(p *pick, once bool) *upstream {
+func (u *Pool) Kept(p *Pick, once bool) *Conn {
 	for {
 		up := u.take(p.endpoint)
 		if up == nil {
@@ -255,16 +268,16 @@ func (u *upstreams) kept(p *pick, once bool) *upstream {
 	}
 }
 
-// connect makes a connection for requests.
-func (u *upstreams) connect(ctx context.Context, p pick, h hbone.Header) (*upstream, error) {
-	conn, err := u.dial(ctx, p, h, "")
+// Connect makes a connection for requests.
+func (u *Pool) Connect(ctx context.Context, p Pick, h hbone.Header) (*Conn, error) {
+	conn, err := u.Dial(ctx, p, h, "")
 	if err != nil {
 		return nil, err
 	}
-	return &upstream{ClientConn: http1.NewClientConn(conn, http1.Config{}), conn: conn, to: p.endpoint, pool: p.limits()}, nil
+	return &Conn{ClientConn: http1.NewClientConn(conn, http1.Config{}), conn: conn, to: p.endpoint, pool: p.Limits()}, nil
 }
 
-func (u *upstreams) take(e *endpoint) *upstream {
+func (u *Pool) take(e *endpoint) *Conn {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if there := u.endpoints[e.key]; there != nil {
@@ -280,15 +293,15 @@ func (u *upstreams) take(e *endpoint) *upstream {
 	return up
 }
 
-// put keeps a connection for the next request, if it can carry one.
-func (u *upstreams) put(up *upstream) {
+// Put keeps a connection for the next request, if it can carry one.
+func (u *Pool) Put(up *Conn) {
 	up.served++
-	if up.stream != nil || !up.Reusable() || draining(up.conn) || up.pool != nil && up.pool.MaxPerConnection > 0 && up.served >= up.pool.MaxPerConnection {
+	if up.Stream != nil || !up.Reusable() || draining(up.conn) || up.pool != nil && up.pool.MaxPerConnection > 0 && up.served >= up.pool.MaxPerConnection {
 		up.Close()
 		return
 	}
 	up.SetDeadline(time.Time{})
-	up.reused = true
+	up.Reused = true
 	up.since = time.Now()
 	up.until = up.since.Add(idleFor(up.pool))
 	u.mu.Lock()
@@ -319,14 +332,14 @@ func idleFor(p *mesh.ConnectionPool) time.Duration {
 	return *p.HTTPIdleTimeout
 }
 
-// dial connects to an endpoint. protocol is what is to be agreed on in TLS that is begun with the application; "": nothing.
-func (u *upstreams) dial(ctx context.Context, p pick, h hbone.Header, protocol string) (relay.Conn, error) {
+// Dial connects to an endpoint. protocol is what is to be agreed on in TLS that is begun with the application; "": nothing.
+func (u *Pool) Dial(ctx context.Context, p Pick, h hbone.Header, protocol string) (relay.Conn, error) {
 	conn, err := u.reach(ctx, p, h)
 	if err != nil {
 		return nil, err
 	}
-	if p.settings != nil && p.settings.ProxyProtocol != mesh.ProxyProtocolNone {
-		if err := announce(conn, p.settings.ProxyProtocol, p.from, p.dialled); err != nil {
+	if p.Settings != nil && p.Settings.ProxyProtocol != mesh.ProxyProtocolNone {
+		if err := announce(conn, p.Settings.ProxyProtocol, p.from, p.dialled); err != nil {
 			_ = conn.Close()
 			return nil, err
 		}
@@ -338,7 +351,7 @@ func (u *upstreams) dial(ctx context.Context, p pick, h hbone.Header, protocol s
 }
 
 // reach makes the connection that carries everything else.
-func (u *upstreams) reach(ctx context.Context, p pick, h hbone.Header) (relay.Conn, error) {
+func (u *Pool) reach(ctx context.Context, p Pick, h hbone.Header) (relay.Conn, error) {
 	key := &p.endpoint.key
 	addr := key.addr
 	if key.host != "" {
@@ -366,7 +379,7 @@ func (u *upstreams) reach(ctx context.Context, p pick, h hbone.Header) (relay.Co
 		return s, nil
 	}
 	d := net.Dialer{}
-	if pool := p.limits(); pool != nil && pool.Keepalive != nil {
+	if pool := p.Limits(); pool != nil && pool.Keepalive != nil {
 		k := pool.Keepalive
 		d.KeepAliveConfig = net.KeepAliveConfig{Enable: true, Idle: k.Time, Interval: k.Interval, Count: int(k.Probes)}
 	}
@@ -427,8 +440,8 @@ func isSeen(conn net.Conn) bool {
 	return false
 }
 
-// run drops connections that were not used for long, until ctx is done, then all.
-func (u *upstreams) run(ctx context.Context) {
+// Run drops connections that were not used for long, until ctx is done, then all.
+func (u *Pool) Run(ctx context.Context) {
 	tick := time.NewTicker(idleTimeout / 4)
 	defer tick.Stop()
 	for {
@@ -450,12 +463,12 @@ func (u *upstreams) run(ctx context.Context) {
 }
 
 // sweep closes what has been idle for too long, and forgets endpoints and clusters that nothing is left of.
-func (u *upstreams) sweep(now time.Time) {
-	var old []*upstream
+func (u *Pool) sweep(now time.Time) {
+	var old []*Conn
 	var unused []sharedConn
 	u.mu.Lock()
 	for key, e := range u.endpoints {
-		var kept []*upstream
+		var kept []*Conn
 		for _, up := range e.idle {
 			if up.until.Before(now) || draining(up.conn) {
 				old = append(old, up)

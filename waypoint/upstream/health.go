@@ -1,4 +1,4 @@
-package waypoint
+package upstream
 
 import (
 	"slices"
@@ -23,29 +23,30 @@ const (
 	defaultInterval    = 10 * time.Second
 )
 
-// result is how a try went, to outlier detection.
-type result struct {
-	status uint16 // 0: there was no response
-	local  bool   // there was no connection, or no response in time
+// Result is how a try went, to outlier detection.
+type Result struct {
+	Status uint16 // 0: there was no response
+	Local  bool   // there was no connection, or no response in time
 }
 
-func resultOf(o route.Outcome) result {
+// ResultOf is the result of a request's try.
+func ResultOf(o route.Outcome) Result {
 	if o.Reset == route.ResetNone {
-		return result{status: o.Status}
+		return Result{Status: o.Status}
 	}
-	return result{local: o.Reset != route.ResetProtocol}
+	return Result{Local: o.Reset != route.ResetProtocol}
 }
 
-// observe counts how a try went, where a policy watches.
-func (s *search) observe(to *pick, r result) {
-	if to.host == nil || s.target.settings.Outliers == nil {
+// Observe counts how a try went, where a policy watches.
+func (s *Search) Observe(to *Pick, r Result) {
+	if to.host == nil || s.target.Settings.Outliers == nil {
 		return
 	}
-	s.target.cluster.observe(s.target.settings.Outliers, s.members, to.host, r, time.Now())
+	s.target.Cluster.observe(s.target.Settings.Outliers, s.members, to.host, r, time.Now())
 }
 
 // observe counts a result of a member, and ejects it if it has failed too often.
-func (c *cluster) observe(d *mesh.OutlierDetection, m *members, h *host, r result, now time.Time) {
+func (c *Cluster) observe(d *mesh.OutlierDetection, m *members, h *host, r Result, now time.Time) {
 	failed, gateway := failure(d, r)
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -63,7 +64,7 @@ func (c *cluster) observe(d *mesh.OutlierDetection, m *members, h *host, r resul
 		return most > 0 && *n >= most
 	}
 	var eject bool
-	if d.SplitLocal && r.local {
+	if d.SplitLocal && r.Local {
 		eject = count(&o.local, true, d.ConsecutiveLocal, defaultConsecutive)
 	} else {
 		o.local = 0
@@ -96,16 +97,16 @@ func (c *cluster) observe(d *mesh.OutlierDetection, m *members, h *host, r resul
 }
 
 // failure says whether a result counts, and whether as that of a gateway, too. What failed here counts as 503.
-func failure(d *mesh.OutlierDetection, r result) (failed, gateway bool) {
-	if r.status == 0 {
+func failure(d *mesh.OutlierDetection, r Result) (failed, gateway bool) {
+	if r.Status == 0 {
 		return true, true
 	}
 	if len(d.ErrorCodes) > 0 {
-		failed = slices.Contains(d.ErrorCodes, r.status)
+		failed = slices.Contains(d.ErrorCodes, r.Status)
 	} else {
-		failed = r.status >= 500
+		failed = r.Status >= 500
 	}
-	return failed, r.status >= 502 && r.status <= 504
+	return failed, r.Status >= 502 && r.Status <= 504
 }
 
 // mayEject: one endpoint always may be, more only up to a part of all.

@@ -1,4 +1,4 @@
-package waypoint
+package upstream
 
 import (
 	"bytes"
@@ -29,7 +29,7 @@ const (
 
 // ask asks an endpoint once whether it is well, on a connection of its own that goes the way requests go. The error says why it is
 // not.
-func (u *upstreams) ask(ctx context.Context, a *asked) error {
+func (u *Pool) ask(ctx context.Context, a *asked) error {
 	err := u.askOnce(ctx, a)
 	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return fmt.Errorf("no answer within %s", a.how.Timeout)
@@ -37,14 +37,14 @@ func (u *upstreams) ask(ctx context.Context, a *asked) error {
 	return err
 }
 
-func (u *upstreams) askOnce(ctx context.Context, a *asked) error {
+func (u *Pool) askOnce(ctx context.Context, a *asked) error {
 	protocol := ""
 	if a.http2 {
 		protocol = "h2"
 	}
-	conn, err := u.dial(ctx, a.to, hbone.Header{}, protocol)
-	if err == nil && a.how.Protocol == mesh.HealthTCP && a.to.settings.Tunnel != nil {
-		conn, err = ask(ctx, conn, a.to.settings.Tunnel)
+	conn, err := u.Dial(ctx, a.to, hbone.Header{}, protocol)
+	if err == nil && a.how.Protocol == mesh.HealthTCP && a.to.Settings.Tunnel != nil {
+		conn, err = AskForward(ctx, conn, a.to.Settings.Tunnel)
 	}
 	if err != nil {
 		return err

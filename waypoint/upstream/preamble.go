@@ -1,4 +1,4 @@
-package waypoint
+package upstream
 
 import (
 	"bufio"
@@ -32,10 +32,10 @@ func announce(conn net.Conn, version mesh.ProxyProtocol, from, to netip.AddrPort
 	return nil
 }
 
-// ask asks a forward proxy, at the other end of conn, for a connection to t (RFC 9110, 9.3.6). It owns conn: it is closed
+// AskForward asks a forward proxy, at the other end of conn, for a connection to t (RFC 9110, 9.3.6). It owns conn: it is closed
 // when that is refused.
-func ask(ctx context.Context, conn relay.Conn, t *mesh.ForwardTunnel) (relay.Conn, error) {
-	rest, err := askForward(ctx, conn, t)
+func AskForward(ctx context.Context, conn relay.Conn, t *mesh.ForwardTunnel) (relay.Conn, error) {
+	rest, err := connectForward(ctx, conn, t)
 	if err != nil {
 		_ = conn.Close()
 		return nil, fmt.Errorf("ask the forward proxy for %s: %w", t.TargetHost, err)
@@ -46,7 +46,7 @@ func ask(ctx context.Context, conn relay.Conn, t *mesh.ForwardTunnel) (relay.Con
 	return &relay.Peeked{Conn: conn, Head: rest}, nil
 }
 
-func askForward(ctx context.Context, conn relay.Conn, t *mesh.ForwardTunnel) (rest []byte, err error) {
+func connectForward(ctx context.Context, conn relay.Conn, t *mesh.ForwardTunnel) (rest []byte, err error) {
 	if t.Post {
 		return nil, errors.New("POST is not spoken here")
 	}

@@ -1,4 +1,4 @@
-package waypoint
+package upstream
 
 import (
 	"sync"
@@ -50,11 +50,11 @@ func (v *View) secret(t *mesh.UpstreamTLS) (c *mesh.Credential, ok bool) {
 // targets are those of one view that were asked for.
 type targets struct {
 	mu    sync.RWMutex
-	known map[clusterKey]*target // nil: there is no such service or subset, or it must not be talked to
+	known map[ClusterKey]*Target // nil: there is no such service or subset, or it must not be talked to
 }
 
 // Target is a port of a service, by its key, or of a subset of it; nil when there is none, or nothing may be sent to it.
-func (v *View) Target(u *upstreams, key clusterKey) *target {
+func (v *View) Target(u *Pool, key ClusterKey) *Target {
 	v.targets.mu.RLock()
 	t, ok := v.targets.known[key]
 	v.targets.mu.RUnlock()
@@ -62,20 +62,20 @@ func (v *View) Target(u *upstreams, key clusterKey) *target {
 		return t
 	}
 	t = v.resolve(u, key)
-	if v.Service(key.service) == nil {
+	if v.Service(key.Service) == nil {
 		return nil // names that requests make up are not to fill memory
 	}
 	v.targets.mu.Lock()
 	defer v.targets.mu.Unlock()
 	if v.targets.known == nil {
-		v.targets.known = make(map[clusterKey]*target)
+		v.targets.known = make(map[ClusterKey]*Target)
 	}
 	v.targets.known[key] = t
 	return t
 }
 
-func (v *View) resolve(u *upstreams, key clusterKey) *target {
-	svc := v.Service(key.service)
+func (v *View) resolve(u *Pool, key ClusterKey) *Target {
+	svc := v.Service(key.Service)
 	if svc == nil || v.Self == nil {
 		return nil
 	}
@@ -83,7 +83,7 @@ func (v *View) resolve(u *upstreams, key clusterKey) *target {
 	if policy != nil && policy.Invalid != "" {
 		return nil
 	}
-	settings, ok := policy.For(key.subset, key.port)
+	settings, ok := policy.For(key.Subset, key.Port)
 	if !ok {
 		return nil
 	}
@@ -92,19 +92,19 @@ func (v *View) resolve(u *upstreams, key clusterKey) *target {
 	if !ok {
 		return nil
 	}
-	t := &target{service: svc, settings: settings, tls: tls, secret: secret, hash: hashOf(settings.Balancer), connect: connectTimeout,
-		cluster: u.cluster(key), port: key.port, self: v.Self, endpoints: v.Endpoints(key.service),
+	t := &Target{Service: svc, Settings: settings, tls: tls, secret: secret, Hash: hashOf(settings.Balancer), Connect: ConnectTimeout,
+		Cluster: u.cluster(key), port: key.Port, self: v.Self, endpoints: v.Endpoints(key.Service),
 		mesh: v.Snapshot}
-	p, _ := svc.Port(key.port)
-	t.app = p.App
+	p, _ := svc.Port(key.Port)
+	t.App = p.App
 	if settings.Pool != nil {
-		t.shared.MaxRequests = settings.Pool.MaxRequests
+		t.Shared.MaxRequests = settings.Pool.MaxRequests
 		if settings.Pool.ConnectTimeout > 0 {
-			t.connect = settings.Pool.ConnectTimeout
+			t.Connect = settings.Pool.ConnectTimeout
 		}
 	}
-	if policy != nil && key.subset != "" {
-		t.labels = policy.Subset(key.subset).Labels
+	if policy != nil && key.Subset != "" {
+		t.labels = policy.Subset(key.Subset).Labels
 	}
 	return t
 }

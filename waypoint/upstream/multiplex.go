@@ -1,4 +1,4 @@
-package waypoint
+package upstream
 
 import (
 	"context"
@@ -13,7 +13,7 @@ import (
 	"github.com/mistnet/mistnet/waypoint/http2"
 )
 
-// shared are the HTTP/2 connections to an endpoint, each of which carries many requests. mu of upstreams guards it.
+// shared are the HTTP/2 connections to an endpoint, each of which carries many requests. mu of Pool guards it.
 type shared struct {
 	conns []sharedConn
 	dial  *dialing // nil: nobody is dialling
@@ -50,7 +50,7 @@ type dialing struct {
 }
 
 // http2Config bounds a connection, by what a pool's settings say of HTTP/2 and the memory of all.
-func (u *upstreams) http2Config(p *mesh.ConnectionPool) http2.Config {
+func (u *Pool) http2Config(p *mesh.ConnectionPool) http2.Config {
 	if p == nil {
 		return http2.Config{Memory: u.mem}
 	}
@@ -60,15 +60,15 @@ func (u *upstreams) http2Config(p *mesh.ConnectionPool) http2.Config {
 	}
 }
 
-// stream opens a stream to an endpoint, on a connection with room or a new one.
-func (u *upstreams) stream(ctx context.Context, to pick, h hbone.Header, pool *mesh.ConnectionPool, within time.Duration) (*upstream, error) {
+// Stream opens a stream to an endpoint, on a connection with room or a new one.
+func (u *Pool) Stream(ctx context.Context, to Pick, h hbone.Header, pool *mesh.ConnectionPool, within time.Duration) (*Conn, error) {
 	for reused := true; ; reused = false {
 		st, d, err := u.streamOr(ctx, to, h, pool, within)
 		if err != nil {
 			return nil, err
 		}
 		if st != nil {
-			return &upstream{stream: st, use: st.Use(), to: to.endpoint, reused: reused}, nil
+			return &Conn{Stream: st, use: st.Use(), to: to.endpoint, Reused: reused}, nil
 		}
 		select {
 		case <-d.done:
@@ -81,8 +81,8 @@ func (u *upstreams) stream(ctx context.Context, to pick, h hbone.Header, pool *m
 	}
 }
 
-// streamNow opens a stream on a connection that is there and has room, or returns nil.
-func (u *upstreams) streamNow(p *pick) *upstream {
+// StreamNow opens a stream on a connection that is there and has room, or returns nil.
+func (u *Pool) StreamNow(p *Pick) *Conn {
 	e := p.endpoint
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -94,11 +94,11 @@ func (u *upstreams) streamNow(p *pick) *upstream {
 	if st == nil {
 		return nil
 	}
-	return &upstream{stream: st, use: st.Use(), to: e, reused: true}
+	return &Conn{Stream: st, use: st.Use(), to: e, Reused: true}
 }
 
 // streamOr opens a stream on a connection that is there, or returns the attempt to wait for.
-func (u *upstreams) streamOr(ctx context.Context, to pick, h hbone.Header, pool *mesh.ConnectionPool, within time.Duration) (*http2.ClientStream, *dialing, error) {
+func (u *Pool) streamOr(ctx context.Context, to Pick, h hbone.Header, pool *mesh.ConnectionPool, within time.Duration) (*http2.ClientStream, *dialing, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.registered(&to)
@@ -125,8 +125,8 @@ func (u *upstreams) streamOr(ctx context.Context, to pick, h hbone.Header, pool 
 }
 
 // share connects, and then serves the connection until it ends.
-func (u *upstreams) share(ctx context.Context, to pick, h hbone.Header, cfg http2.Config, d *dialing) {
-	conn, err := u.dial(ctx, to, h, "h2")
+func (u *Pool) share(ctx context.Context, to Pick, h hbone.Header, cfg http2.Config, d *dialing) {
+	conn, err := u.Dial(ctx, to, h, "h2")
 	var c *http2.ClientConn
 	s := &to.endpoint.shared
 	u.mu.Lock()
@@ -148,7 +148,7 @@ func (u *upstreams) share(ctx context.Context, to pick, h hbone.Header, cfg http
 }
 
 // carry serves a connection of an endpoint until it ends.
-func (u *upstreams) carry(e *endpoint, c *http2.ClientConn) {
+func (u *Pool) carry(e *endpoint, c *http2.ClientConn) {
 	if err := c.Run(); err != nil {
 		u.log.Debug("connection ended", zap.Stringer("dst.addr", e.key.addr), zap.Error(err))
 	}
@@ -160,9 +160,9 @@ func (u *upstreams) carry(e *endpoint, c *http2.ClientConn) {
 	}
 }
 
-// alone opens a stream on a connection that is made for it and carries no other, so that nobody else's requests can end it.
-func (u *upstreams) alone(ctx context.Context, to pick, h hbone.Header, pool *mesh.ConnectionPool) (*upstream, error) {
-	conn, err := u.dial(ctx, to, h, "h2")
+// Alone opens a stream on a connection that is made for it and carries no other, so that nobody else's requests can end it.
+func (u *Pool) Alone(ctx context.Context, to Pick, h hbone.Header, pool *mesh.ConnectionPool) (*Conn, error) {
+	conn, err := u.Dial(ctx, to, h, "h2")
 	if err != nil {
 		return nil, err
 	}
@@ -176,7 +176,7 @@ func (u *upstreams) alone(ctx context.Context, to pick, h hbone.Header, pool *me
 		c.Close()
 		return nil, net.ErrClosed
 	}
-	up := &upstream{stream: st, use: st.Use(), to: to.endpoint}
+	up := &Conn{Stream: st, use: st.Use(), to: to.endpoint}
 	u.registered(&to)
 	e := to.endpoint
 	e.shared.conns = append(e.shared.conns, sharedConn{c, tunnelOf(conn)}) // closeShared is to find it
@@ -184,8 +184,8 @@ func (u *upstreams) alone(ctx context.Context, to pick, h hbone.Header, pool *me
 	return up, nil
 }
 
-// registered makes the endpoint of a pick the one that others find. mu of upstreams is held.
-func (u *upstreams) registered(to *pick) {
+// registered makes the endpoint of a pick the one that others find. mu of Pool is held.
+func (u *Pool) registered(to *Pick) {
 	if there := u.endpoints[to.endpoint.key]; there != nil {
 		to.endpoint = there
 		return
@@ -193,7 +193,7 @@ func (u *upstreams) registered(to *pick) {
 	u.endpoints[to.endpoint.key] = to.endpoint // it was forgotten meanwhile
 }
 
-// unused are the connections without a stream since before then, and those that may carry no other. mu of upstreams is held.
+// unused are the connections without a stream since before then, and those that may carry no other. mu of Pool is held.
 func (s *shared) unused(then time.Time) (old []sharedConn) {
 	for _, c := range s.conns {
 		if since, idle := c.Idle(); idle && since.Before(then) || c.draining() {
@@ -204,7 +204,7 @@ func (s *shared) unused(then time.Time) (old []sharedConn) {
 }
 
 // closeShared closes every shared connection, busy or not.
-func (u *upstreams) closeShared() {
+func (u *Pool) closeShared() {
 	var all []sharedConn
 	u.mu.Lock()
 	for _, e := range u.endpoints {

@@ -1,4 +1,4 @@
-package waypoint
+package upstream
 
 import (
 	"cmp"
@@ -13,18 +13,18 @@ import (
 	"github.com/mistnet/mistnet/internal/mesh"
 )
 
-// errOverflow refuses what is beyond the bounds of a traffic policy.
-var errOverflow = errors.New("overflow")
+// ErrOverflow refuses what is beyond the bounds of a traffic policy.
+var ErrOverflow = errors.New("overflow")
 
-// clusterKey is a port of a service, or of a subset of it: what is balanced, bounded and watched together.
-type clusterKey struct {
-	service string
-	subset  string
-	port    uint16
+// ClusterKey is a port of a service, or of a subset of it: what is balanced, bounded and watched together.
+type ClusterKey struct {
+	Service string
+	Subset  string
+	Port    uint16
 }
 
-// cluster is what outlasts views of one: who its members are and how they do, and what is under way to it.
-type cluster struct {
+// Cluster is what outlasts views of one: who its members are and how they do, and what is under way to it.
+type Cluster struct {
 	members [2]atomic.Pointer[members] // by the family that clients dialled: IPv6, IPv4
 	turn    atomic.Uint64              // of round robin
 	used    atomic.Bool                // since the last look at whether it is
@@ -39,19 +39,19 @@ type cluster struct {
 	retried  rate
 }
 
-func (u *upstreams) cluster(key clusterKey) *cluster {
+func (u *Pool) cluster(key ClusterKey) *Cluster {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	c := u.clusters[key]
 	if c == nil {
-		c = &cluster{}
+		c = &Cluster{}
 		u.clusters[key] = c
 	}
 	return c
 }
 
 // forgettable reports that nothing is lost with a cluster that is not used.
-func (c *cluster) forgettable(now time.Time) bool {
+func (c *Cluster) forgettable(now time.Time) bool {
 	if c.used.Swap(false) || c.checked.Load() {
 		return false
 	}
@@ -65,15 +65,15 @@ func (c *cluster) forgettable(now time.Time) bool {
 	return c.active == 0 && len(c.waiting) == 0 && c.retries == 0
 }
 
-// bounded reports whether a policy has a bound that depends on what is under way.
-func (t *target) bounded() bool {
-	s := &t.settings
+// Bounded reports whether the policy has a bound that depends on what is under way.
+func (t *Target) Bounded() bool {
+	s := &t.Settings
 	return s.RetryBudget != nil || s.Pool != nil && (s.Pool.MaxConnections > 0 || s.Pool.MaxRequests > 0)
 }
 
-// enter begins a request or connection; leave ends it. It waits, if it may, until a connection is free: HTTP/1.1 carries one
+// Enter begins a request or connection; Leave ends it. It waits, if it may, until a connection is free: HTTP/1.1 carries one
 // request on each. p may be nil.
-func (c *cluster) enter(ctx context.Context, p *mesh.ConnectionPool) error {
+func (c *Cluster) Enter(ctx context.Context, p *mesh.ConnectionPool) error {
 	var none mesh.ConnectionPool
 	if p == nil {
 		p = &none
@@ -81,7 +81,7 @@ func (c *cluster) enter(ctx context.Context, p *mesh.ConnectionPool) error {
 	c.mu.Lock()
 	if p.MaxRequests > 0 && c.active+uint32(len(c.waiting)) >= p.MaxRequests {
 		c.mu.Unlock()
-		return errOverflow
+		return ErrOverflow
 	}
 	if p.MaxConnections == 0 || c.active < p.MaxConnections {
 		c.active++
@@ -90,7 +90,7 @@ func (c *cluster) enter(ctx context.Context, p *mesh.ConnectionPool) error {
 	}
 	if p.MaxPending > 0 && uint32(len(c.waiting)) >= p.MaxPending {
 		c.mu.Unlock()
-		return errOverflow
+		return ErrOverflow
 	}
 	turn := make(chan struct{})
 	c.waiting = append(c.waiting, turn)
@@ -107,12 +107,13 @@ func (c *cluster) enter(ctx context.Context, p *mesh.ConnectionPool) error {
 	}
 	c.mu.Unlock()
 	if i < 0 { // its turn came meanwhile
-		c.leave()
+		c.Leave()
 	}
 	return ctx.Err()
 }
 
-func (c *cluster) leave() {
+// Leave ends what Enter began: whoever waits longest has his turn.
+func (c *Cluster) Leave() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.waiting) > 0 {
@@ -129,8 +130,8 @@ const (
 	defaultRetryConcurrency = 3
 )
 
-// begun counts a request for a retry budget.
-func (c *cluster) begun(b *mesh.RetryBudget, now time.Time) {
+// Begun counts a request for a retry budget.
+func (c *Cluster) Begun(b *mesh.RetryBudget, now time.Time) {
 	if b == nil || b.Interval == 0 {
 		return
 	}
@@ -139,8 +140,8 @@ func (c *cluster) begun(b *mesh.RetryBudget, now time.Time) {
 	c.requests.add(now, b.Interval)
 }
 
-// retry begins a retry, if the policy has room for one; retryOver ends it. A budget stands instead of maxRetries.
-func (c *cluster) retry(s *mesh.TrafficSettings, now time.Time) bool {
+// Retry begins a retry, if the policy has room for one; RetryOver ends it. A budget stands instead of maxRetries.
+func (c *Cluster) Retry(s *mesh.TrafficSettings, now time.Time) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch b := s.RetryBudget; {
@@ -153,14 +154,15 @@ func (c *cluster) retry(s *mesh.TrafficSettings, now time.Time) bool {
 	return true
 }
 
-func (c *cluster) retryOver() {
+// RetryOver ends what Retry began.
+func (c *Cluster) RetryOver() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.retries--
 }
 
 // within spends one retry of a budget: a part of the requests, and a few in any case.
-func (c *cluster) within(b *mesh.RetryBudget, now time.Time) bool {
+func (c *Cluster) within(b *mesh.RetryBudget, now time.Time) bool {
 	part := float64(defaultRetryPercent) / 100
 	if b.Percent.Denominator > 0 {
 		part = float64(b.Percent.Numerator) / float64(b.Percent.Denominator)
@@ -227,8 +229,8 @@ func (r *rate) count(now time.Time, interval time.Duration) float64 {
 	return n
 }
 
-// clusterDump is a cluster as /config_dump shows it.
-type clusterDump struct {
+// ClusterDump is a cluster as /config_dump shows it.
+type ClusterDump struct {
 	Service   string       `json:"service"`
 	Subset    string       `json:"subset,omitempty"`
 	Port      uint16       `json:"port"`
@@ -246,14 +248,14 @@ type memberDump struct {
 	Check        *checkDump `json:"healthCheck,omitempty"`
 }
 
-// dump is every cluster that is in use, in order.
-func (u *upstreams) dump(now time.Time) []clusterDump {
+// Dump is every cluster that is in use, in order.
+func (u *Pool) Dump(now time.Time) []ClusterDump {
 	u.mu.Lock()
 	clusters := maps.Clone(u.clusters)
 	u.mu.Unlock()
-	all := make([]clusterDump, 0, len(clusters))
+	all := make([]ClusterDump, 0, len(clusters))
 	for key, c := range clusters {
-		d := clusterDump{Service: key.service, Subset: key.subset, Port: key.port, Endpoints: []memberDump{}}
+		d := ClusterDump{Service: key.Service, Subset: key.Subset, Port: key.Port, Endpoints: []memberDump{}}
 		c.mu.Lock()
 		d.Active, d.Waiting, d.Retries = c.active, len(c.waiting), c.retries
 		c.mu.Unlock()
@@ -263,7 +265,7 @@ func (u *upstreams) dump(now time.Time) []clusterDump {
 				continue
 			}
 			for i, h := range m.hosts {
-				e := memberDump{Workload: h.workload.UID, Address: h.endpoint.key.addr.String(), Active: h.endpoint.active.Load()}
+				e := memberDump{Workload: h.Workload.UID, Address: h.endpoint.key.addr.String(), Active: h.endpoint.active.Load()}
 				if until := time.Unix(0, h.until.Load()).UTC(); until.After(now) {
 					e.EjectedUntil = &until
 				}
@@ -275,7 +277,7 @@ func (u *upstreams) dump(now time.Time) []clusterDump {
 		}
 		all = append(all, d)
 	}
-	slices.SortFunc(all, func(a, b clusterDump) int {
+	slices.SortFunc(all, func(a, b ClusterDump) int {
 		return cmp.Or(cmp.Compare(a.Service, b.Service), cmp.Compare(a.Port, b.Port), cmp.Compare(a.Subset, b.Subset))
 	})
 	return all

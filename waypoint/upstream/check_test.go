@@ -1,4 +1,4 @@
-package waypoint
+package upstream
 
 import (
 	"context"
@@ -17,7 +17,7 @@ import (
 
 // asking is a checker whose endpoints answer what a test says.
 type asking struct {
-	*checker
+	*Checker
 	known   map[vitalsKey]*vitals
 	mu      sync.Mutex
 	all     map[vitalsKey]asked
@@ -33,8 +33,8 @@ type asking struct {
 // newAsking asks n endpoints of a service, called e0 and so on.
 func newAsking(t *testing.T, n int, how *mesh.HealthCheck) *asking {
 	a := &asking{known: make(map[vitalsKey]*vitals), sick: make(map[string]bool), asked: make(map[string][]time.Duration), start: time.Now()}
-	a.checker = newChecker(&upstreams{}, netip.Addr{}, nil, zap.NewNop())
-	a.checker.ask = a.answer
+	a.Checker = NewChecker(&Pool{}, netip.Addr{}, nil, zap.NewNop())
+	a.Checker.ask = a.answer
 	a.want = func() map[vitalsKey]asked {
 		a.mu.Lock()
 		defer a.mu.Unlock()
@@ -43,7 +43,7 @@ func newAsking(t *testing.T, n int, how *mesh.HealthCheck) *asking {
 	a.wants(n, how, 0)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
-	go func() { defer close(done); a.run(ctx) }()
+	go func() { defer close(done); a.Run(ctx) }()
 	a.stop = func() { cancel(); <-done }
 	return a
 }
@@ -59,7 +59,7 @@ func (a *asking) wants(n int, how *mesh.HealthCheck, generation uint16) {
 		if a.known[key] == nil {
 			a.known[key] = new(vitals)
 		}
-		all[key] = asked{how: how, service: svc, vitals: a.known[key], to: pick{settings: settings, workload: &mesh.Workload{Name: name, UID: name},
+		all[key] = asked{how: how, service: svc, vitals: a.known[key], to: Pick{Settings: settings, Workload: &mesh.Workload{Name: name, UID: name},
 			endpoint: &endpoint{key: endpointKey{addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(generation), byte(i >> 8), byte(i)}), 80)}}}}
 	}
 	a.mu.Lock()
@@ -68,7 +68,7 @@ func (a *asking) wants(n int, how *mesh.HealthCheck, generation uint16) {
 }
 
 func (a *asking) answer(ctx context.Context, k *asked) error {
-	name := k.to.workload.Name
+	name := k.to.Workload.Name
 	a.mu.Lock()
 	a.asked[name] = append(a.asked[name], time.Since(a.start))
 	a.current++
@@ -216,13 +216,13 @@ func TestCheckerFollowsWhatItIsTold(t *testing.T) {
 		before := len(a.times("e0"))
 		a.set("e0", false)
 		a.wants(1, how(time.Hour, time.Second, 1, 1), 0) // the same endpoint, asked in another way
-		a.look()
+		a.Look()
 		time.Sleep(checksEvery)
 		if !a.out(t) && len(a.times("e0")) == before { // what was due stays so, and may have been due just now
 			t.Error("it is back before it was asked")
 		}
 		a.wants(1, how(time.Hour, time.Second, 1, 1), 1) // another endpoint
-		a.look()
+		a.Look()
 		time.Sleep(checksEvery)
 		if a.out(t) {
 			t.Error("another endpoint pays for the first one's failures")
@@ -232,10 +232,10 @@ func TestCheckerFollowsWhatItIsTold(t *testing.T) {
 		a.mu.Unlock()
 		a.set("e0", true)
 		a.wants(1, how(time.Second, time.Second, 1, 1), 1)
-		a.look()
+		a.Look()
 		time.Sleep(1500 * time.Millisecond)
 		a.wants(0, nil, 0) // most likely while it is asked
-		a.look()
+		a.Look()
 		time.Sleep(checksEvery)
 		synctest.Wait()
 		n := len(a.times("e0"))

@@ -1,4 +1,4 @@
-package waypoint
+package upstream
 
 import (
 	"math"
@@ -13,17 +13,17 @@ import (
 	"github.com/mistnet/mistnet/waypoint/peer"
 )
 
-// target is one port of a service, or of a subset of it, as a view says to talk to it. It never changes.
-type target struct {
-	service  *mesh.Service
-	settings mesh.TrafficSettings
+// Target is one port of a service, or of a subset of it, as a view says to talk to it. It never changes.
+type Target struct {
+	Service  *mesh.Service
+	Settings mesh.TrafficSettings
 	tls      *mesh.UpstreamTLS // to begin with the application; nil: none
 	secret   *mesh.Credential  // for that; nil: none
-	hash     *mesh.ConsistentHash
-	connect  time.Duration       // for a connection to be made
-	app      mesh.AppProtocol    // of the port
-	shared   mesh.ConnectionPool // what bounds requests that share a connection
-	cluster  *cluster
+	Hash     *mesh.ConsistentHash
+	Connect  time.Duration       // for a connection to be made
+	App      mesh.AppProtocol    // of the port
+	Shared   mesh.ConnectionPool // what bounds requests that share a connection
+	Cluster  *Cluster
 
 	labels    map[string]string // of the subset
 	port      uint16
@@ -56,7 +56,7 @@ type members struct {
 
 // host is an endpoint as a member of a cluster.
 type host struct {
-	pick
+	Pick
 	id    uint64       // by which clients know it
 	since time.Time    // it is known
 	until atomic.Int64 // it is ejected, in nanoseconds since 1970
@@ -108,23 +108,23 @@ func (m *members) worry(until int64) {
 }
 
 // fits reports whether the members are what a target needs.
-func (m *members) fits(t *target) bool {
-	return m != nil && m.service == t.service && m.settings == t.settings && m.secret == t.secret && m.self == t.self &&
+func (m *members) fits(t *Target) bool {
+	return m != nil && m.service == t.Service && m.settings == t.Settings && m.secret == t.secret && m.self == t.self &&
 		len(m.endpoints) == len(t.endpoints) &&
 		(len(m.endpoints) == 0 || &m.endpoints[0] == &t.endpoints[0])
 }
 
 // members are the endpoints to pick from, for clients that dialled an address of that family.
-func (t *target) members(u *upstreams, ipv4 bool) *members {
-	at := &t.cluster.members[0]
+func (t *Target) members(u *Pool, ipv4 bool) *members {
+	at := &t.Cluster.members[0]
 	if ipv4 {
-		at = &t.cluster.members[1]
+		at = &t.Cluster.members[1]
 	}
 	if m := at.Load(); m.fits(t) {
 		return m
 	}
-	t.cluster.mu.Lock()
-	defer t.cluster.mu.Unlock()
+	t.Cluster.mu.Lock()
+	defer t.Cluster.mu.Unlock()
 	if m := at.Load(); m.fits(t) {
 		return m
 	}
@@ -134,33 +134,33 @@ func (t *target) members(u *upstreams, ipv4 bool) *members {
 }
 
 // gather makes the members. The mutex of the cluster is held. An endpoint that was a member before goes on as it did.
-func (t *target) gather(u *upstreams, ipv4 bool, now time.Time) *members {
-	m := &members{service: t.service, settings: t.settings, secret: t.secret, self: t.self, endpoints: t.endpoints}
-	if b := t.settings.Balancer; b != nil && b.Warmup != nil && b.Warmup.Duration > 0 {
+func (t *Target) gather(u *Pool, ipv4 bool, now time.Time) *members {
+	m := &members{service: t.Service, settings: t.Settings, secret: t.secret, self: t.self, endpoints: t.endpoints}
+	if b := t.Settings.Balancer; b != nil && b.Warmup != nil && b.Warmup.Duration > 0 {
 		m.warmup = b.Warmup
 	}
 	dst := netip.IPv6Unspecified()
 	if ipv4 {
 		dst = netip.IPv4Unspecified()
 	}
-	r := lb.Request{Service: t.service, Endpoints: t.endpoints, From: t.self, Dst: netip.AddrPortFrom(dst, t.port), Labels: t.labels}
+	r := lb.Request{Service: t.Service, Endpoints: t.endpoints, From: t.self, Dst: netip.AddrPortFrom(dst, t.port), Labels: t.labels}
 	elsewhere := func(ep mesh.Endpoint) bool { return ep.Workload.Network != t.self.Network } // gateways are not spoken to
 	if slices.ContainsFunc(r.Endpoints, elsewhere) {
 		r.Endpoints = slices.DeleteFunc(slices.Clone(r.Endpoints), elsewhere)
 	}
-	how := lb.Preference{Ejects: t.settings.Outliers != nil, Hashing: hashing(t.settings.Balancer)}
-	if b := t.settings.Balancer; b != nil {
+	how := lb.Preference{Ejects: t.Settings.Outliers != nil, Hashing: hashing(t.Settings.Balancer)}
+	if b := t.Settings.Balancer; b != nil {
 		how.Locality = b.Locality
 	}
-	if l := how.Locality; t.settings.Health != nil && l != nil && len(l.Failover)+len(l.FailoverPriority) > 0 {
+	if l := how.Locality; t.Settings.Health != nil && l != nil && len(l.Failover)+len(l.FailoverPriority) > 0 {
 		how.Ejects = true // what was asked for has something to act on; by itself a check prefers nobody
 	}
 	before := make(map[string]*host)
-	for i := range t.cluster.members {
-		if old := t.cluster.members[i].Load(); old != nil {
+	for i := range t.Cluster.members {
+		if old := t.Cluster.members[i].Load(); old != nil {
 			how.Like = append(how.Like, old.set)
 			for _, h := range old.hosts {
-				before[h.workload.UID] = h
+				before[h.Workload.UID] = h
 			}
 		}
 	}
@@ -168,13 +168,13 @@ func (t *target) gather(u *upstreams, ipv4 bool, now time.Time) *members {
 	m.byID = make(map[uint64]int32, len(m.set.Members))
 	for i := range m.set.Members {
 		p := u.member(t, &m.set.Members[i])
-		h := before[p.workload.UID]
+		h := before[p.Workload.UID]
 		if h == nil {
-			h = &host{pick: p, id: sessionID(p.workload.UID), since: now}
-			h.pick.host = h
+			h = &host{Pick: p, id: sessionID(p.Workload.UID), since: now}
+			h.Pick.host = h
 		} else if h.endpoint.key != p.endpoint.key {
-			h = &host{pick: p, id: h.id, since: h.since} // as new: it is reached in another way
-			h.pick.host = h
+			h = &host{Pick: p, id: h.id, since: h.since} // as new: it is reached in another way
+			h.Pick.host = h
 		}
 		m.hosts, m.byID[h.id] = append(m.hosts, h), int32(i)
 		m.worry(h.until.Load())
@@ -182,78 +182,78 @@ func (t *target) gather(u *upstreams, ipv4 bool, now time.Time) *members {
 			m.worry(h.since.Add(m.warmup.Duration).UnixNano())
 		}
 	}
-	if t.settings.Health != nil {
+	if t.Settings.Health != nil {
 		m.vitals, m.failing = u.vitalsOf(t, m.hosts), &u.failing
 	}
 	return m
 }
 
 // member is how a member of a target's set is reached.
-func (u *upstreams) member(t *target, c *lb.Choice) pick {
+func (u *Pool) member(t *Target, c *lb.Choice) Pick {
 	key := endpointKey{addr: netip.AddrPortFrom(c.Addr, c.Port)}
 	t.origin(&key)
 	if !c.Addr.IsValid() {
 		key.host = c.Endpoint.Workload.Hostname
 	}
-	p := u.to(t.self, key, c.Endpoint.Workload, t.service.SANs)
+	p := u.to(t.self, key, c.Endpoint.Workload, t.Service.SANs)
 	p.self = t.self
 	return p
 }
 
 // origin puts into key what TLS is to be begun with.
-func (t *target) origin(key *endpointKey) {
+func (t *Target) origin(key *endpointKey) {
 	if t.tls != nil {
-		key.tls, key.secret, key.name = t.tls, t.secret, t.service.Hostname
+		key.tls, key.secret, key.name = t.tls, t.secret, t.Service.Hostname
 	}
 }
 
-// search is one search for an endpoint: a request's, with its retries, or a connection's.
-type search struct {
+// Search is one search for an endpoint: a request's, with its retries, or a connection's.
+type Search struct {
 	way     lb.Way
 	members *members // nil: the original destination is the only one
 	tried   [4]int32 // room for way.Tried
 	first   int32    // the member to try first, and one more; 0: none
 
-	target  *target
+	target  *Target
 	at      located        // where the target is resolved dynamically
 	from    netip.AddrPort // the client
 	dialled netip.AddrPort // by the client
 }
 
-// begin prepares for picks from a target on behalf of a client. key is what to hash; "": nothing.
-func (s *search) begin(u *upstreams, t *target, c *peer.Client, dialled netip.AddrPort, key string) {
-	*s = search{target: t, from: c.Addr, dialled: dialled}
-	if !t.cluster.used.Load() {
-		t.cluster.used.Store(true)
+// Begin prepares for picks from a target on behalf of a client. key is what to hash; "": nothing.
+func (s *Search) Begin(u *Pool, t *Target, c *peer.Client, dialled netip.AddrPort, key string) {
+	*s = Search{target: t, from: c.Addr, dialled: dialled}
+	if !t.Cluster.used.Load() {
+		t.Cluster.used.Store(true)
 	}
-	if t.service.LB.Mode == mesh.LBPassthrough || t.service.Dynamic {
+	if t.Service.LB.Mode == mesh.LBPassthrough || t.Service.Dynamic {
 		return
 	}
 	s.members = t.members(u, dialled.Addr().Is4())
 	s.way = lb.Way{Pick: rand.Uint64N, Key: key, Tried: s.tried[:0]}
-	if b := t.settings.Balancer; b != nil && b.Algorithm != mesh.BalancerPassthrough {
+	if b := t.Settings.Balancer; b != nil && b.Algorithm != mesh.BalancerPassthrough {
 		s.way.Algorithm = b.Algorithm
 	}
-	if o := t.settings.Outliers; o != nil {
+	if o := t.Settings.Outliers; o != nil {
 		s.way.MinHealthy = o.MinHealthy
 	}
 	if s.way.Algorithm == mesh.BalancerRoundRobin {
-		s.way.Turn = t.cluster.turn.Add(1) - 1
+		s.way.Turn = t.Cluster.turn.Add(1) - 1
 	}
-	if s.way.Key == "" && t.service.LB.Sticky {
+	if s.way.Key == "" && t.Service.LB.Sticky {
 		if s.way.Key = c.Addr.Addr().String(); c.Workload != nil {
 			s.way.Key = c.Workload.UID
 		}
 	}
 }
 
-// next picks an endpoint; ok is false when there is none.
-func (s *search) next(u *upstreams, now time.Time) (p pick, ok bool) {
+// Next picks an endpoint; ok is false when there is none.
+func (s *Search) Next(u *Pool, now time.Time) (p Pick, ok bool) {
 	t := s.target
 	switch {
-	case t.service.Dynamic && len(s.at.addrs) == 0: // nobody said whom he means
-		return pick{}, false
-	case t.service.Dynamic:
+	case t.Service.Dynamic && len(s.at.addrs) == 0: // nobody said whom he means
+		return Pick{}, false
+	case t.Service.Dynamic:
 		p = s.at.next(u, t)
 	case s.members == nil:
 		key := endpointKey{addr: netip.AddrPortFrom(s.dialled.Addr(), t.port)}
@@ -266,13 +266,13 @@ func (s *search) next(u *upstreams, now time.Time) (p pick, ok bool) {
 			i = s.members.set.Choose(s.members, &s.way)
 		}
 		if i < 0 {
-			return pick{}, false
+			return Pick{}, false
 		}
 		s.way.Tried = append(s.way.Tried, int32(i))
-		p = s.members.hosts[i].pick
+		p = s.members.hosts[i].Pick
 	}
-	p.settings, p.from, p.dialled = &t.settings, s.from, s.dialled
-	if t.settings.ProxyProtocol != mesh.ProxyProtocolNone {
+	p.Settings, p.from, p.dialled = &t.Settings, s.from, s.dialled
+	if t.Settings.ProxyProtocol != mesh.ProxyProtocolNone {
 		key := p.endpoint.key
 		key.client = s.from
 		p.endpoint = u.endpoint(key)
@@ -280,36 +280,36 @@ func (s *search) next(u *upstreams, now time.Time) (p pick, ok bool) {
 	return p, true
 }
 
-// again lets the next pick be any endpoint.
-func (s *search) again() { s.way.Tried = s.way.Tried[:0] }
+// Again lets the next pick be any endpoint.
+func (s *Search) Again() { s.way.Tried = s.way.Tried[:0] }
 
-// fault is why there is no endpoint.
-func (s *search) fault() error {
+// Fault is why there is no endpoint.
+func (s *Search) Fault() error {
 	if s.members == nil || s.members.set.Fault == 0 {
 		return lb.NoHealthyEndpoints
 	}
 	return s.members.set.Fault
 }
 
-// balances reports whether there is a choice between endpoints that clients can know.
-func (s *search) balances() bool { return s.members != nil }
+// Balances reports whether there is a choice between endpoints that clients can know.
+func (s *Search) Balances() bool { return s.members != nil }
 
-// prefer makes the next pick the member that clients know by id, and returns its place; false: there is none.
-func (s *search) prefer(id uint64) (place int32, ok bool) {
+// Prefer makes the next pick the member that clients know by id, and returns its place; false: there is none.
+func (s *Search) Prefer(id uint64) (place int32, ok bool) {
 	if place, ok = s.members.byID[id]; ok {
 		s.first = place + 1
 	}
 	return place, ok
 }
 
-// isAt reports whether p is the member at that place.
-func (s *search) isAt(place int32, p *pick) bool { return s.members.hosts[place] == p.host }
+// IsAt reports whether p is the member at that place.
+func (s *Search) IsAt(place int32, p *Pick) bool { return s.members.hosts[place] == p.host }
 
-// otherTiers makes later picks leave the priorities of those that were tried, if there are others.
-func (s *search) otherTiers(yes bool) { s.way.OtherTiers = yes }
+// OtherTiers makes later picks leave the priorities of those that were tried, if there are others.
+func (s *Search) OtherTiers(yes bool) { s.way.OtherTiers = yes }
 
-// keyed reports whether picks follow from who asks.
-func (s *search) keyed() bool { return s.way.Key != "" }
+// Keyed reports whether picks follow from who asks.
+func (s *Search) Keyed() bool { return s.way.Key != "" }
 
 // hashing is how what clients are told apart by is mapped to endpoints.
 func hashing(b *mesh.Balancer) lb.Hashing {

@@ -1,4 +1,4 @@
-package waypoint
+package upstream
 
 import (
 	"cmp"
@@ -26,8 +26,8 @@ const (
 	maxHostname = 253              // RFC 1035, 3.1, as text
 )
 
-// errNames refuses a lookup that would be one too many.
-var errNames = errors.New("too many names are being asked for")
+// ErrNames refuses a lookup that would be one too many.
+var ErrNames = errors.New("too many names are being asked for")
 
 // names remembers what names stand for, for a short while, and never more of them than it may.
 type names struct {
@@ -74,7 +74,7 @@ func (n *names) begin(work func(func(context.Context)) bool, name string) (*look
 		return l, nil
 	}
 	if n.under >= maxLookups || l == nil && len(n.known) >= maxNames && !n.forget(now) {
-		return nil, errNames
+		return nil, ErrNames
 	}
 	l = &lookedUp{done: make(chan struct{})}
 	if !work(func(ctx context.Context) { n.ask(ctx, name, l) }) {
@@ -115,9 +115,9 @@ func (n *names) ask(ctx context.Context, name string, l *lookedUp) {
 	close(l.done)
 }
 
-// askedHost is the host that an authority or a server name means, as names compare: in lower case, without port and without the dot at
+// HostOf is the host that an authority or a server name means, as names compare: in lower case, without port and without the dot at
 // its end. "" when it is no name of a host, as no address is.
-func askedHost(authority string) string {
+func HostOf(authority string) string {
 	host := authority
 	if h, port, err := net.SplitHostPort(authority); err == nil {
 		for _, c := range port {
@@ -156,14 +156,14 @@ func (e *hiddenError) Error() string {
 	return "resolve " + e.name + ": it has no address but of the mesh itself, of this machine or its link"
 }
 
-// locate finds out where a host is that a client asked for, where the target is whatever clients ask for. It waits for DNS.
-func (s *search) locate(ctx context.Context, u *upstreams, name string) (err error) {
+// Locate finds out where a host is that a client asked for, where the target is whatever clients ask for. It waits for DNS.
+func (s *Search) Locate(ctx context.Context, u *Pool, name string) (err error) {
 	s.at, err = s.target.locate(ctx, u, name)
 	return err
 }
 
 // locate finds out where a host is, in the order in which its addresses are to be tried.
-func (t *target) locate(ctx context.Context, u *upstreams, name string) (located, error) {
+func (t *Target) locate(ctx context.Context, u *Pool, name string) (located, error) {
 	all, err := u.names.resolve(ctx, u.goOn, name)
 	if err != nil {
 		return located{}, err
@@ -192,7 +192,7 @@ var metadata = []netip.Addr{
 
 // mayReach reports whether clients may be sent to an address that a name they chose stands for: none of the mesh's own, which would be
 // reached past the rules there are for it, of this machine's or its link's, and none that means many.
-func (t *target) mayReach(u *upstreams, addr netip.Addr) bool {
+func (t *Target) mayReach(u *Pool, addr netip.Addr) bool {
 	if translated.Contains(addr) {
 		b := addr.As16()
 		addr = netip.AddrFrom4([4]byte(b[12:]))
@@ -215,23 +215,23 @@ func (t *target) mayReach(u *upstreams, addr netip.Addr) bool {
 }
 
 // endPort is where the hosts of a service that is resolved dynamically listen.
-func (t *target) endPort() uint16 {
-	p, _ := t.service.Port(t.port)
+func (t *Target) endPort() uint16 {
+	p, _ := t.Service.Port(t.port)
 	return cmp.Or(p.TargetPort, t.port)
 }
 
 // next is the endpoint to try now. They come round.
-func (l *located) next(u *upstreams, t *target) pick {
+func (l *located) next(u *Pool, t *Target) Pick {
 	key := endpointKey{addr: netip.AddrPortFrom(l.addrs[l.tried%len(l.addrs)], t.endPort())}
 	l.tried++
 	if t.origin(&key); key.tls != nil {
 		key.name = l.name
 	}
-	return pick{endpoint: u.endpoint(key), self: t.self}
+	return Pick{endpoint: u.endpoint(key), self: t.self}
 }
 
 // goOn runs what no client waits for alone, until this waypoint ends. False: it does.
-func (u *upstreams) goOn(work func(context.Context)) bool {
+func (u *Pool) goOn(work func(context.Context)) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.closed {
