@@ -2,9 +2,9 @@
 // that are bound to it, over HBONE, and it decides request by request where they go and whether they may.
 //
 // It learns the mesh, routes and traffic policies from istiod (package xds) and its own certificate from istiod's CA
-// (package identity). Package waypoint/route decides where a request goes, waypoint/upstream who there answers it, waypoint/http1 and
-// waypoint/http2 move bytes; what is here joins them. It never
-// captures traffic and opens no pod's network namespace: that is ztunnel's.
+// (package identity). Package waypoint/route decides where a request goes, waypoint/upstream who there answers it,
+// waypoint/http1 and waypoint/http2 move bytes; what is here joins them. It never captures traffic and opens no pod's network
+// namespace: that is ztunnel's.
 package waypoint
 
 import (
