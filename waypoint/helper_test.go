@@ -254,10 +254,16 @@ func (l *lab) service(name, vip string, app mesh.AppProtocol, servers ...netip.A
 // routes publishes rules of the service cart, in this order.
 func (l *lab) routes(kind mesh.RouteKind, rules ...mesh.HTTPRule) {
 	l.t.Helper()
+	l.routesOf("cart", kind, rules...)
+}
+
+// routesOf publishes rules of a service, in this order.
+func (l *lab) routesOf(service string, kind mesh.RouteKind, rules ...mesh.HTTPRule) {
+	l.t.Helper()
 	for i := range rules {
 		r := &mesh.Route{
-			Kind: kind, Namespace: "shop", Name: "cart", Protocol: mesh.RouteHTTP, Rule: uint32(i), HTTP: &rules[i],
-			Created: time.Unix(1, 0).UTC(), Parents: []mesh.RouteParent{{Namespace: "shop", Hostname: "cart.shop.svc.cluster.local"}},
+			Kind: kind, Namespace: "shop", Name: service, Protocol: mesh.RouteHTTP, Rule: uint32(i), HTTP: &rules[i],
+			Created: time.Unix(1, 0).UTC(), Parents: []mesh.RouteParent{{Namespace: "shop", Hostname: service + ".shop.svc.cluster.local"}},
 		}
 		body, err := wds.EncodeRoute(r)
 		if err != nil {
@@ -293,6 +299,24 @@ func (l *lab) eventually(what string, ok func() bool) {
 			l.t.Fatalf("%s: not within a minute\n%s", what, l.log)
 		}
 	}
+}
+
+// unused reports whether nothing is under way to any endpoint: what was is over for the waypoint, too.
+func (l *lab) unused() bool {
+	var dump struct {
+		Clusters []struct{ Endpoints []struct{ Active int64 } }
+	}
+	if json.Unmarshal([]byte(l.page(":15000/config_dump")), &dump) != nil {
+		return false
+	}
+	for _, c := range dump.Clusters {
+		for _, e := range c.Endpoints {
+			if e.Active != 0 {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // known waits until the waypoint knows a service.

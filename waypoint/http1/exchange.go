@@ -60,13 +60,14 @@ func (x *Exchange) Send(e *Edits) error {
 	return nil
 }
 
-// send is the upload. It owns the downstream's reader and the upstream's writer while it runs.
+// send is the upload. It owns the downstream's reader and the upstream's writer while it runs: once it has said that it is done, both
+// may be another exchange's.
 func (x *Exchange) send(b *Body, done chan<- error) {
 	err := x.up.SendBody(b)
-	done <- err
 	if err != nil && decides(err) {
-		_ = x.up.Close() // the upstream must see that the request is cut, and Receive return; its error is known
+		_ = x.up.Close() // the upstream must see that the request is cut, and Receive return
 	}
+	done <- err
 }
 
 // decides reports whether the failure of an upload ends the exchange. It does not if the upstream closed the connection:
