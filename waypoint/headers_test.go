@@ -234,3 +234,55 @@ func TestHeadersOfOwnAnswers(t *testing.T) {
 		}
 	}
 }
+
+// TestHeadersInSeveralLines: whichever version of HTTP they come by, rules see lines as Envoy shows them to its own.
+func TestHeadersInSeveralLines(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, nil)
+	l.service("cart", "10.9.0.1", mesh.AppHTTP1, named(t, "cart"))
+	l.known("cart")
+	rule := func(status uint16, without bool, name, value string) mesh.HTTPRule {
+		m := mesh.HTTPMatch{Headers: []mesh.NamedMatch{{Name: name, Match: mesh.StringMatch{Kind: mesh.MatchExact, Value: value}}}}
+		if without {
+			m.Headers, m.WithoutHeaders = []mesh.NamedMatch{{Name: name, Match: mesh.StringMatch{Kind: mesh.MatchPresence}}}, m.Headers
+		}
+		return mesh.HTTPRule{Matches: []mesh.HTTPMatch{m}, Direct: &mesh.DirectResponse{Status: status}}
+	}
+	l.routes(mesh.KindVirtualService, rule(201, false, "x-user", "ann"), rule(202, false, "x-user", "bob,ann"), rule(203, false, "via", "bob"),
+		rule(204, false, "via", "ann,bob"), rule(205, false, "cookie", "b=2"), rule(206, false, "cookie", "a=1; b=2"),
+		rule(207, true, "x-not", "ann"), mesh.HTTPRule{Direct: &mesh.DirectResponse{Status: 299}})
+	for _, c := range []struct {
+		name     string
+		values   []string
+		one, two int // by HTTP/1.1 and HTTP/2
+	}{
+		{"X-User", []string{"bob", "ann"}, 201, 201},
+		{"X-User", []string{"ann", "bob"}, 201, 201},
+		{"X-User", []string{"bob,ann"}, 202, 202},
+		{"X-User", []string{"bob", "eve"}, 299, 299},
+		{"Via", []string{"bob"}, 203, 203},
+		{"Via", []string{"ann", "bob"}, 204, 204},
+		{"Via", []string{"bob", "ann"}, 299, 299},
+		{"Cookie", []string{"a=1", "b=2"}, 205, 206},
+		{"Cookie", []string{"a=1; b=2"}, 206, 206},
+		{"X-Not", []string{"eve", "bob"}, 207, 207},
+		{"X-Not", []string{"eve", "ann"}, 299, 299},
+		{"X-Not", []string{"eve,ann"}, 207, 207},
+	} {
+		for want, client := range map[*int]*http.Client{&c.one: l.client, &c.two: l.client2()} {
+			req, err := http.NewRequestWithContext(t.Context(), "GET", cart+"/", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header[c.name] = c.values
+			resp, err := client.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			if resp.StatusCode != *want {
+				t.Errorf("%s: %s %q is answered %d, want %d", resp.Proto, c.name, c.values, resp.StatusCode, *want)
+			}
+		}
+	}
+}

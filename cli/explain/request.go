@@ -103,6 +103,14 @@ func (h headers) Value(name string) (string, bool) {
 	return v, ok
 }
 
+// Next implements route.Header: a question has each header once.
+func (h headers) Next(name string, from int) (string, int) {
+	if v, ok := h[name]; ok && from == 0 {
+		return v, 1
+	}
+	return "", -1
+}
+
 // teller puts a decision into words.
 type teller struct {
 	svc    *mesh.Service

@@ -115,6 +115,25 @@ func (f *Fields) Line(name string, i int) (string, bool) {
 	return "", false
 }
 
+// Next returns the value of the first field of that name, in any case, from the i-th field on, and the index behind it; -1 when there
+// is none.
+func (f *Fields) Next(name string, i int) (value string, next int) {
+	id := nameOf(name)
+	if id != other {
+		if f.count[id] == 0 {
+			return "", -1
+		}
+		i = max(i, int(f.first[id]))
+	}
+	for ; i < len(f.list); i++ {
+		if f.is(i, id, name) {
+			_, value = f.At(i)
+			return value, i + 1
+		}
+	}
+	return "", -1
+}
+
 func (f *Fields) is(i int, id name, s string) bool {
 	x := &f.list[i]
 	return x.name == id && (id != other || same(f.text[x.line:x.nameEnd], s))

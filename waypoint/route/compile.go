@@ -308,10 +308,12 @@ func compileMatch(m *mesh.HTTPMatch, kind mesh.RouteKind) (out compiledMatch, er
 			if err != nil {
 				continue
 			}
+			joined := false
 			if f.header {
 				n.Name = strings.ToLower(n.Name)
+				joined = oneValue(n.Name)
 			}
-			*f.to = append(*f.to, field{n.Name, t})
+			*f.to = append(*f.to, field{n.Name, t, joined})
 		}
 	}
 	return out, errors.Join(errs...)

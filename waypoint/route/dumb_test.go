@@ -18,7 +18,7 @@ import (
 	"github.com/mistnet/mistnet/waypoint/route"
 )
 
-// headers is route.Header out of a map.
+// headers is route.Header out of a map: several lines of one name are parted by a new line.
 type headers map[string]string
 
 // Fill knows of a request its headers only.
@@ -34,7 +34,19 @@ func (h headers) Fill(f *accesslog.Format) string {
 	return b.String()
 }
 
-func (h headers) Value(name string) (string, bool) { v, ok := h[name]; return v, ok }
+func (h headers) Value(name string) (string, bool) {
+	v, ok := h[name]
+	return strings.ReplaceAll(v, "\n", ","), ok
+}
+
+func (h headers) Next(name string, from int) (string, int) {
+	v, ok := h[name]
+	if !ok || from > len(v) {
+		return "", -1
+	}
+	line, _, _ := strings.Cut(v[from:], "\n")
+	return line, from + len(line) + 1
+}
 
 // candidate is one match of one route below a service, as the dumb matcher sees it.
 type candidate struct {
@@ -145,12 +157,12 @@ func (c candidate) holds(r *route.Request) bool {
 		delete(h, "host")
 	}
 	for _, n := range m.Headers {
-		if v, ok := h[n.Name]; !ok || !dumbText(n.Match, v) {
+		if v, ok := h[n.Name]; !ok || !dumbLines(n.Match, v) {
 			return false
 		}
 	}
 	for _, n := range m.WithoutHeaders {
-		if v, ok := h[n.Name]; (ok || n.Match.Kind != mesh.MatchPresence) && dumbText(n.Match, v) {
+		if v, ok := h[n.Name]; (ok || n.Match.Kind != mesh.MatchPresence) && dumbLines(n.Match, v) {
 			return false
 		}
 	}
@@ -199,6 +211,11 @@ func dumbPath(m mesh.PathMatch, p string) bool {
 		return whole(v, p)
 	}
 	return true
+}
+
+// dumbLines is for headers of which any line will do.
+func dumbLines(m mesh.StringMatch, v string) bool {
+	return slices.ContainsFunc(strings.Split(v, "\n"), func(line string) bool { return dumbText(m, line) })
 }
 
 func dumbText(m mesh.StringMatch, v string) bool {
@@ -333,7 +350,7 @@ func (g gen) request() *route.Request {
 	}
 	for _, name := range []string{"x", "y", "z"} {
 		if g.one(2) {
-			r.Header.(headers)[name] = pick(g, "", "a", "ab", "b", "a b")
+			r.Header.(headers)[name] = pick(g, "", "a", "ab", "b", "a b", "a\nb", "b\n", "\nab\na")
 		}
 	}
 	r.RawQuery = pick(g, "", "x=a", "x=a&y=b", "y=a+b&x", "%78=a%20b&x=b", "z=")

@@ -27,8 +27,9 @@ type label struct{ key, value string }
 
 // field is a test on a header or query parameter.
 type field struct {
-	name string
-	text text
+	name   string
+	text   text
+	joined bool // of a header: see oneValue
 }
 
 func (c *conditions) match(r *Request) bool {
@@ -48,15 +49,15 @@ func (c *conditions) match(r *Request) bool {
 		}
 	}
 	for i := range c.headers {
-		f := &c.headers[i]
-		if v, ok := r.header(f.name); !ok || !f.text.match(v) {
+		if there, matched := r.lines(&c.headers[i]); !there || !matched {
 			return false
 		}
 	}
 	for i := range c.without {
 		f := &c.without[i]
 		// A missing header reads as "" unless presence is asked for: .* excludes even requests without it.
-		if v, ok := r.header(f.name); (ok || f.text.kind != mesh.MatchPresence) && f.text.match(v) {
+		there, matched := r.lines(f)
+		if matched || !there && f.text.kind != mesh.MatchPresence && f.text.match("") {
 			return false
 		}
 	}

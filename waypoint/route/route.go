@@ -21,6 +21,9 @@ type Request struct {
 type Header interface {
 	// Value returns the values of a header, its name in lower case, joined with ",", and whether there is any.
 	Value(name string) (string, bool)
+	// Next returns the first line of a header, its name in lower case, from a position on (0: the beginning), and the position
+	// behind it; -1 when there is none.
+	Next(name string, from int) (value string, next int)
 }
 
 // Table holds the rules of all services. It is immutable; nil knows none.

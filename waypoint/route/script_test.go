@@ -136,7 +136,10 @@ func readRequest(d *meshtest.Directive, first int) *route.Request {
 	h := headers{}
 	for line := range strings.Lines(d.Input) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
-		h[name] = strings.TrimSpace(value)
+		if value = strings.TrimSpace(value); h[name] != "" {
+			value = h[name] + "\n" + value
+		}
+		h[name] = value
 	}
 	r.Header = h
 	return r
