@@ -76,7 +76,9 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 			cmd.Env = append(cmd.Env, variable+"=1")
 		}
 	}
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGINT) }
+	// In a group of their own, the tests end together and when they are told to, and what they leave is taken down.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) }
 	cmd.Stderr = os.Stderr
 	events, err := cmd.StdoutPipe()
 	if err != nil {
@@ -89,6 +91,10 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	err = c.read(events, out)
 	if e := cmd.Wait(); err == nil {
 		err = e
+	}
+	if ctx.Err() != nil {
+		fmt.Fprintln(out, "e2e: interrupted, taking down what the tests have started")
+		return errors.Join(err, lab.Sweep(context.WithoutCancel(ctx), ""))
 	}
 	fmt.Fprintf(out, "e2e: %d passed, %d failed\n", c.passed, c.failed)
 	if err == nil && c.passed == 0 {
