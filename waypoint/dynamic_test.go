@@ -5,12 +5,14 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -255,8 +257,9 @@ func (l *lab) traffic53(hostname string, s mesh.TrafficSettings) {
 	}
 	l.publish(mesh.TypeTrafficPolicy, xds.Resource{Name: p.Key(), Body: body})
 	l.eventually("traffic policy known", func() bool {
-		_, after, _ := strings.Cut(l.page(":15000/config_dump"), `"trafficPolicies"`)
-		return strings.Contains(after, hostname)
+		var dump struct{ TrafficPolicies []struct{ Hostname string } } // clusters name the host, too, once it was asked
+		return json.Unmarshal([]byte(l.page(":15000/config_dump")), &dump) == nil && slices.ContainsFunc(dump.TrafficPolicies,
+			func(p struct{ Hostname string }) bool { return p.Hostname == hostname })
 	})
 }
 

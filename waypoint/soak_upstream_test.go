@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
@@ -38,8 +39,27 @@ func moodOf(target string) mood {
 
 func (m mood) target() string { return fmt.Sprintf("/%s?mood=%s&n=%d", m.id, m.what, m.n) }
 
-// text is a body of the request or the response.
+// text is the body of the response.
 func (m mood) text() string { return strings.Repeat(m.id+" ", 1+m.n%64) }
+
+// body is that of the request, about n bytes if n is large.
+func (m mood) body() string { return strings.Repeat(m.text(), max(1, m.n/len(m.text()))) }
+
+// What a waypoint surely keeps of a request's body to send it again, and more than it may.
+const (
+	surelyKept = 59 << 10
+	notKept    = 70 << 10
+)
+
+// lengthen makes some bodies long: most of those no longer than what can be sent again.
+func (m *mood) lengthen() {
+	switch rand.IntN(30) {
+	case 0, 1, 2:
+		m.n = rand.IntN(surelyKept)
+	case 3:
+		m.n = notKept + rand.IntN(notKept)
+	}
+}
 
 // soakApps are the applications of a soak, with what they own.
 type soakApps struct {
@@ -156,8 +176,8 @@ func (a *soakApps) one(conn *net.TCPConn) {
 		if err != nil {
 			return
 		}
-		if len(body) > 0 && string(body) != m.text() {
-			a.t.Errorf("%s is asked with a body of %q", q.RequestURI, body)
+		if len(body) > 0 && string(body) != m.body() {
+			a.t.Errorf("%s is asked with a body of %d bytes, %.80q", q.RequestURI, len(body), body)
 		}
 		switch m.what {
 		case "never":
@@ -249,7 +269,12 @@ func (a *soakApps) two(conn *net.TCPConn) {
 			}
 		case *xhttp2.DataFrame:
 			if n := f.Header().Length; n > 0 {
-				c.write(func() { _ = c.fr.WriteWindowUpdate(0, n) })
+				c.write(func() {
+					_ = c.fr.WriteWindowUpdate(0, n)
+					if _, ok := c.asks[id]; ok && !f.StreamEnded() {
+						_ = c.fr.WriteWindowUpdate(id, n)
+					}
+				})
 			}
 			if _, ok := c.asks[id]; ok {
 				c.got[id] += string(f.Data())
@@ -293,8 +318,8 @@ func (c *app2conn) whole(id uint32, work *sync.WaitGroup) {
 	if !ok {
 		return
 	}
-	if body := c.got[id]; body != "" && body != m.text() {
-		c.t.Errorf("%s is asked with a body of %q", m.target(), body)
+	if body := c.got[id]; body != "" && body != m.body() {
+		c.t.Errorf("%s is asked with a body of %d bytes, %.80q", m.target(), len(body), body)
 	}
 	delete(c.asks, id)
 	delete(c.got, id)
