@@ -22,8 +22,7 @@ func (s *session) requestEdits(p *plan, until time.Time) {
 		e.Set("x-forwarded-client-cert", s.certificate)
 	}
 	e.Set("x-envoy-attempt-count", strconv.Itoa(int(s.log.Attempts)))
-	if !until.IsZero() {
-		left := time.Until(until)
+	if left := p.left(until); left > 0 {
 		e.Set("x-envoy-expected-rq-timeout-ms", strconv.FormatInt(max(left.Milliseconds(), 1), 10))
 		if s.req.GRPC { // also what the rule says, and what other tries have used up
 			var b [9]byte

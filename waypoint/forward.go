@@ -25,13 +25,13 @@ type plan struct {
 	target  *upstream.Target // nil when a workload was asked for
 	direct  *mesh.Workload   // the workload
 	self    *mesh.Workload   // this waypoint's own pod
-	whole   time.Time        // when all must be over; zero: never
-	try     time.Duration    // for each try; 0: none
 	path    string
 	host    string
 	name    string // of the host that the client asked for, where that is to be found
 	http2   bool   // to the endpoint
 	either  bool   // HTTP/1.1 is tried, for HTTP/2 has no way to ask for what the client wants
+
+	patience
 }
 
 // forward sends the request to a backend, again if need be, and its response to the client.
@@ -81,9 +81,9 @@ func (s *session) locate(ctx context.Context, p *plan) *reply {
 	if p.target == nil || !p.target.Service.Dynamic {
 		return nil
 	}
-	if !p.whole.IsZero() {
+	if until := p.waits(); !until.IsZero() {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(ctx, p.whole)
+		ctx, cancel = context.WithDeadline(ctx, until)
 		defer cancel()
 	}
 	switch err := s.search.Locate(ctx, s.up, p.name); {
@@ -108,9 +108,9 @@ func (s *session) admitted(ctx context.Context, p *plan) *reply {
 	if !p.target.Bounded() {
 		return nil
 	}
-	if !p.whole.IsZero() {
+	if until := p.waits(); !until.IsZero() {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(ctx, p.whole)
+		ctx, cancel = context.WithDeadline(ctx, until)
 		defer cancel()
 	}
 	pool := p.target.Settings.Pool
@@ -135,7 +135,7 @@ func (s *session) again(ctx context.Context, p *plan, attempt uint32) bool {
 		return false
 	}
 	pause := s.rule.Retry.Backoff(attempt, rand.Uint32())
-	if !p.whole.IsZero() && time.Until(p.whole) <= pause {
+	if whole := p.ends(); !whole.IsZero() && time.Until(whole) <= pause {
 		return false
 	}
 	if p.target != nil {
@@ -162,9 +162,13 @@ func (s *session) plan(p *plan, b *route.Backend) *reply {
 	}
 	v := s.view
 	p.backend = b
+	if p.began = s.log.Start; s.flight.fault.Delay > 0 {
+		p.began = time.Now() // it is no part of what the rule gives the application
+	}
 	whole, try := s.rule.Timeouts(s.grpcTimeout())
-	if p.try = try; whole > 0 {
-		p.whole = s.log.Start.Add(whole)
+	p.timeout, p.try = whole, try
+	if p.timed() && (s.req.GRPC || s.here()) {
+		p.arrived(p.began)
 	}
 	if p.path, p.host = s.rule.Rewrite(b, s.at, &s.req); p.path != s.req.Path && s.normal.climbs(p.path) {
 		return &replyClimbs
@@ -299,10 +303,10 @@ func (s *session) exchange(ctx context.Context, p *plan, to upstream.Pick) (*ups
 	for n := 0; ; n++ {
 		var err error
 		if s.progress < launched {
+			if n == 0 { // else the time of the try goes on
+				f.until, f.untilWhole = s.deadline(p, time.Now())
+			}
 			if s.progress < connected {
-				if n == 0 { // else the time of the try goes on
-					f.until, f.untilWhole = p.deadline(time.Now())
-				}
 				if f.up, err = s.connect(ctx, p, to, n, f.until); err != nil {
 					return s.unconnected(err, f.until, f.untilWhole)
 				}
@@ -311,7 +315,7 @@ func (s *session) exchange(ctx context.Context, p *plan, to upstream.Pick) (*ups
 			err = f.x.Send(&s.edits)
 		}
 		s.progress = picked // what comes next is done anew
-		up, x, whole := f.up, f.x, f.untilWhole
+		up, x := f.up, f.x
 		var resp *http1.Response
 		if err == nil {
 			resp, err = x.Receive()
@@ -329,7 +333,7 @@ func (s *session) exchange(ctx context.Context, p *plan, to upstream.Pick) (*ups
 			if p.either && (e.Reason == http1.UpstreamBroken || e.Reason == http1.UpstreamClosed || e.Reason == http1.UpstreamCut) {
 				return nil, route.Outcome{Reset: route.ResetProtocol, Sent: true}, &replyNoExtended
 			}
-			return s.failed(e, whole)
+			return s.failed(e, f.untilWhole)
 		}
 		if !s.shaken.answered(resp) {
 			s.busy.Store(nil)
@@ -351,6 +355,7 @@ func (s *session) address(ctx context.Context, p *plan, now time.Time) {
 	f.up.SetDeadline(f.until)
 	f.sent = now
 	f.x = s.exchangeWith(f.up)
+	s.watchUpload(p, f.up)
 	s.countRequests()
 	s.requestEdits(p, f.until)
 	s.note(accesslog.Request, &s.q.Fields, &s.edits)
@@ -394,17 +399,6 @@ func (s *session) connect(ctx context.Context, p *plan, to upstream.Pick, n int,
 		p.http2, p.either = false, true
 	}
 	return s.up.Connect(ctx, to, s.header())
-}
-
-// deadline is when a try that begins now must be over; zero: never. whole says that it is the end of the exchange.
-func (p *plan) deadline(now time.Time) (until time.Time, whole bool) {
-	until, whole = p.whole, true
-	if p.try > 0 {
-		if t := now.Add(p.try); until.IsZero() || t.Before(until) {
-			return t, false
-		}
-	}
-	return until, whole
 }
 
 func (s *session) unconnected(err error, until time.Time, whole bool) (*upstream.Conn, route.Outcome, *reply) {
@@ -466,9 +460,7 @@ func (s *session) respond(p *plan, x exchange, up *upstream.Conn, resp *http1.Re
 		}
 		return nil, o, &reply{status, "", "URX", "via_upstream"}
 	}
-	if up.SetDeadline(p.whole); resp.Tunnel {
-		up.SetDeadline(time.Time{}) // what follows has no end of its own
-	}
+	p.respond(up, resp.Tunnel) // what follows a switch of protocols has no end of its own
 	s.answered(p, resp, time.Since(sent))
 	tunnel, outcome := resp.Tunnel, route.Outcome{Status: uint16(resp.Status)}
 	err := x.Respond(&s.edits)
@@ -505,9 +497,6 @@ func abandon(x exchange) bool {
 	x.Abort()
 	return false
 }
-
-// hasTime reports whether the exchange may still go on.
-func (p *plan) hasTime() bool { return p.whole.IsZero() || time.Now().Before(p.whole) }
 
 // asError is what the engine says of a failure.
 func asError(err error) *http1.Error {

@@ -79,6 +79,7 @@ type exchange interface {
 	Respond(e *http1.Edits) error
 	Repeatable() bool
 	Abort()
+	OnSent(f func())
 }
 
 func (s *session) exchangeWith(up *upstream.Conn) exchange {

@@ -82,9 +82,9 @@ func (s *session) Begin(st *http2.ServerStream) bool {
 	if f.up = s.up.StreamNow(&f.to); f.up == nil {
 		return false
 	}
-	f.until, f.untilWhole = p.deadline(now)
+	f.until, f.untilWhole = s.deadline(p, now)
 	s.progress = connected
-	if st.Err() != nil {
+	if st.Err() != nil || p.timed() && !p.came {
 		return false
 	}
 	s.address(st, p, now)

@@ -48,7 +48,18 @@ func (c *ClientConn) Doubtful() bool {
 
 // SetDeadline bounds the exchange in progress, or the next one: the wait for the response and for its body. The zero
 // time takes the bound away.
-func (c *ClientConn) SetDeadline(t time.Time) { c.in.until = t }
+func (c *ClientConn) SetDeadline(t time.Time) {
+	c.in.until = t
+	c.in.late.until.Store(nil)
+}
+
+// Hasten is SetDeadline from another goroutine, while the exchange is in progress: it holds for the wait that is under way, too. The zero
+// time changes nothing.
+func (c *ClientConn) Hasten(t time.Time) {
+	if !t.IsZero() {
+		c.in.hasten(t)
+	}
+}
 
 // Close closes the connection.
 func (c *ClientConn) Close() error {
@@ -83,7 +94,7 @@ func (c *ClientConn) SendBody(b *Body) error { return c.out.body(b, b.kind) }
 // ReadResponse reads the next response head, be it an interim one. The response is valid until the next call.
 func (c *ClientConn) ReadResponse() (*Response, error) {
 	c.in.window = 0
-	c.in.arm(c.in.until)
+	c.in.arm(c.in.limit())
 	if err := c.resp.read(&c.in, &c.cfg, c.method, c.ask); err != nil {
 		c.broken.Store(true)
 		return nil, err
@@ -97,6 +108,10 @@ func (c *ClientConn) End() {
 	c.busy, c.sent = !c.resp.Body.Done(), false
 	if c.resp.close || c.resp.Tunnel {
 		c.broken.Store(true)
+	}
+	if c.in.late.moved.Load() {
+		c.in.late.until.Store(nil)
+		c.in.arm(time.Time{}) // the connection's deadline is over with the exchange's
 	}
 	c.out.rest()
 	c.in.rest()

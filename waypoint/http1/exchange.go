@@ -16,6 +16,7 @@ type Exchange struct {
 	up     Upstream
 	upload chan error // of the goroutine that sends the body; nil: none runs
 	fault  error      // what ended the upload
+	onSent func()     // nil: nobody asks
 	resp   *Response
 }
 
@@ -53,6 +54,7 @@ func (x *Exchange) Send(e *Edits) error {
 		if x.fault = x.up.SendBody(&q.Body); x.fault != nil && decides(x.fault) {
 			return x.end(x.fault)
 		}
+		x.sent()
 		return nil // if it was closed, it may have responded before
 	}
 	x.upload = make(chan error, 1)
@@ -66,8 +68,20 @@ func (x *Exchange) send(b *Body, done chan<- error) {
 	err := x.up.SendBody(b)
 	if err != nil && decides(err) {
 		_ = x.up.Close() // the upstream must see that the request is cut, and Receive return
+	} else {
+		x.sent()
 	}
 	done <- err
+}
+
+// OnSent has f called, on whichever goroutine, when nothing more of the request is to come: once, unless the exchange fails before. It is to
+// be asked for before Send. When Receive has failed, or Respond has returned, f is not running any more.
+func (x *Exchange) OnSent(f func()) { x.onSent = f }
+
+func (x *Exchange) sent() {
+	if x.onSent != nil {
+		x.onSent()
+	}
 }
 
 // decides reports whether the failure of an upload ends the exchange. It does not if the upstream closed the connection:

@@ -34,6 +34,7 @@ type reader struct {
 
 	deadline time.Time     // as set on the connection; zero: none
 	until    time.Time     // no deadline of a body goes beyond; zero: none
+	late     lateLimit     // the same, from another goroutine
 	window   time.Duration // of a body: least bytes must come in each; 0: no deadline of its own
 	least    int
 	came     int           // bytes since the window began
@@ -49,11 +50,40 @@ func (r *reader) buffered() []byte { return r.buf[r.r:r.w] }
 
 // arm sets the deadline unless it is set already.
 func (r *reader) arm(t time.Time) {
-	if r.deadline.Equal(t) {
+	moved := r.late.moved.Load()
+	if r.deadline.Equal(t) && !moved {
 		return
 	}
+	if moved {
+		r.late.moved.Store(false)
+	}
 	r.deadline = t
-	_ = r.conn.SetReadDeadline(t) // fails on a closed connection only, which the next read tells
+	_ = r.conn.SetReadDeadline(t)                                                   // fails on a closed connection only, which the next read tells
+	if late := r.late.until.Load(); late != nil && (t.IsZero() || late.Before(t)) { // it came meanwhile
+		r.deadline = *late
+		_ = r.conn.SetReadDeadline(*late)
+	}
+}
+
+// lateLimit is a limit that is found out while another goroutine reads.
+type lateLimit struct {
+	until atomic.Pointer[time.Time] // nil: there is none
+	moved atomic.Bool               // the connection's deadline may not be the reader's any more
+}
+
+// hasten bounds all reads, from outside of the goroutine that reads, also the one that is under way.
+func (r *reader) hasten(t time.Time) {
+	r.late.until.Store(&t)
+	r.late.moved.Store(true)
+	_ = r.conn.SetReadDeadline(t) // as above
+}
+
+// limit is what no deadline goes beyond; zero: none.
+func (r *reader) limit() time.Time {
+	if late := r.late.until.Load(); late != nil {
+		return *late
+	}
+	return r.until
 }
 
 // forReading borrows a slab to read into. It is so much shorter that what fills it can be written as one chunk from a slab of
@@ -161,8 +191,8 @@ func (r *reader) fill() error {
 func (r *reader) openWindow(now time.Time) {
 	r.came, r.waited = 0, 0
 	t := now.Add(r.window)
-	if !r.until.IsZero() && r.until.Before(t) {
-		t = r.until
+	if until := r.limit(); !until.IsZero() && until.Before(t) {
+		t = until
 	}
 	r.arm(t)
 }
@@ -172,7 +202,7 @@ func (r *reader) openWindow(now time.Time) {
 // clock is read only after a first bad window.
 func (r *reader) closeWindow() error {
 	now := time.Now()
-	if !r.until.IsZero() && !now.Before(r.until) {
+	if until := r.limit(); !until.IsZero() && !now.Before(until) {
 		return os.ErrDeadlineExceeded
 	}
 	if r.came >= r.least {

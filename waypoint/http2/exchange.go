@@ -15,6 +15,7 @@ type Exchange struct {
 	upload    chan error // of the goroutine that sends the body
 	uploading bool       // there is one
 	fault     error      // what ended the upload
+	onSent    func()     // nil: nobody asks
 	resp      *http1.Response
 
 	// Of one without a goroutine.
@@ -60,6 +61,7 @@ func (x *Exchange) Send(e *http1.Edits) error {
 		if x.fault = x.up.SendBody(b); x.fault != nil && decides(x.fault) {
 			return x.end(x.fault)
 		}
+		x.sent()
 		return nil // if it was closed, it may have responded before
 	}
 	if x.upload == nil {
@@ -75,8 +77,20 @@ func (x *Exchange) send(b *http1.Body) {
 	err := x.up.SendBody(b)
 	if err != nil && decides(err) {
 		_ = x.up.Close() // the upstream must see that the request is cut, and Receive return; its error is known
+	} else {
+		x.sent()
 	}
 	x.upload <- err
+}
+
+// OnSent has f called, on whichever goroutine, when nothing more of the request is to come: once, unless the exchange fails before. It is to
+// be asked for before Send. When Receive has failed, or Respond has returned, f is not running any more.
+func (x *Exchange) OnSent(f func()) { x.onSent = f }
+
+func (x *Exchange) sent() {
+	if x.onSent != nil {
+		x.onSent()
+	}
 }
 
 // decides reports whether the failure of an upload ends the exchange. It does not if the upstream closed: it may have

@@ -263,7 +263,7 @@ func (s *stream) Next() ([]byte, bool, error) {
 			return p, last, nil
 		}
 		over, halted := s.gotEnd, s.halted
-		if until.IsZero() {
+		if until.IsZero() || s.srv == nil { // of a response it may be found out meanwhile
 			until = s.readUntilLocked()
 		}
 		c.mu.Unlock()

@@ -117,6 +117,15 @@ func (up *Conn) SetDeadline(t time.Time) {
 	up.ClientConn.SetDeadline(t)
 }
 
+// Hasten is SetDeadline while another goroutine waits for the response. The zero time changes nothing.
+func (up *Conn) Hasten(t time.Time) {
+	if up.Stream != nil {
+		up.Stream.Hasten(t)
+		return
+	}
+	up.ClientConn.Hasten(t)
+}
+
 // Close ends what is there. Nothing of it is looked at any more.
 func (up *Conn) Close() {
 	if up.Stream != nil {
