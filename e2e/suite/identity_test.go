@@ -2,10 +2,12 @@ package suite_test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -264,14 +266,15 @@ func (s *space) within(limit time.Duration, what string, fn func() error) {
 	}
 }
 
-// ztunnelOn names the ztunnel of a node.
+// ztunnelOn names the ztunnel of a node; one that an upgrade has replaced may still be going.
 func ztunnelOn(s *space, node string) string {
 	s.Helper()
 	pods, err := cluster.Client().CoreV1().Pods("istio-system").List(s.Context(),
 		metav1.ListOptions{LabelSelector: "app=ztunnel", FieldSelector: "spec.nodeName=" + node})
 	s.must(err)
-	if len(pods.Items) != 1 {
-		s.Fatalf("%s runs %d ztunnels", node, len(pods.Items))
+	stay := slices.DeleteFunc(pods.Items, func(p corev1.Pod) bool { return p.DeletionTimestamp != nil })
+	if len(stay) != 1 {
+		s.Fatalf("%s runs %d ztunnels", node, len(stay))
 	}
-	return pods.Items[0].Name
+	return stay[0].Name
 }

@@ -1,7 +1,10 @@
 package http1
 
 import (
+	"crypto/tls"
+	"errors"
 	"net"
+	"os"
 	"sync/atomic"
 	"time"
 )
@@ -106,7 +109,7 @@ func (c *ClientConn) ReadResponse() (*Response, error) {
 // End implements Upstream: the exchange is over on both sides.
 func (c *ClientConn) End() {
 	c.busy, c.sent = !c.resp.Body.Done(), false
-	if c.resp.close || c.resp.Tunnel {
+	if c.resp.close || c.resp.Tunnel || !c.busy && c.hides() {
 		c.broken.Store(true)
 	}
 	if c.in.late.moved.Load() {
@@ -115,6 +118,19 @@ func (c *ClientConn) End() {
 	}
 	c.out.rest()
 	c.in.rest()
+}
+
+// hides reports whether more has come inside of TLS than was asked for. It was read together with what was, and lies where nobody who
+// looks at the socket finds it.
+func (c *ClientConn) hides() bool {
+	t, ok := c.conn.(*tls.Conn)
+	if !ok {
+		return false
+	}
+	c.in.arm(past) // nothing more is read from the socket
+	var b [1]byte
+	n, err := t.Read(b[:])
+	return n > 0 || !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 // Drop implements Upstream.
