@@ -34,19 +34,24 @@ func (s *session) requestEdits(p *plan, until time.Time) {
 	}
 	if p.path != s.q.Path {
 		if p.path != s.req.Path {
-			e.Set("x-envoy-original-path", s.q.Target)
+			e.Set("x-envoy-original-path", s.withQuery(s.req.Path))
 		}
-		target := p.path
-		if s.q.Query {
-			target += "?" + s.q.RawQuery
-		}
-		e.SetTarget(target)
+		e.SetTarget(s.withQuery(p.path))
 	}
 	if p.host != s.q.Authority {
+		e.Set("x-envoy-original-host", s.q.Authority)
 		e.Set("host", p.host)
 	}
 	p.backend.Request.Apply((*requestHeaders)(s))
 	s.rule.Request.Apply((*requestHeaders)(s))
+}
+
+// withQuery is a path with the request's query.
+func (s *session) withQuery(path string) string {
+	if !s.q.Query {
+		return path
+	}
+	return path + "?" + s.q.RawQuery
 }
 
 // responseEdits are the changes to the response, whose fields are f.
@@ -63,11 +68,11 @@ func (s *session) responseEdits(p *plan, f *http1.Fields, took time.Duration) {
 	if s.stays.value != "" {
 		e.Add(cmp.Or(s.stays.of.Header, "set-cookie"), s.stays.value)
 	}
-	s.corsHeaders()
 	s.response = f
 	p.backend.Response.Apply((*responseHeaders)(s))
 	s.rule.Response.Apply((*responseHeaders)(s))
 	s.response = nil
+	s.corsHeaders() // the rule's policy has the last word, as in answers of our own
 }
 
 // replyEdits are the changes of the rule to an answer that the waypoint gives itself; those of a rule that cannot be understood are

@@ -34,6 +34,7 @@ func TestHeadersOfAWaypoint(t *testing.T) {
 			Rewrite: &mesh.Rewrite{Path: mesh.PathEdit{Kind: mesh.ReplacePrefix, Value: "/new"}},
 			Timeout: 7 * time.Second, Backends: []mesh.Backend{to("cart", 1)},
 		},
+		mesh.HTTPRule{Matches: prefix("/host"), Rewrite: &mesh.Rewrite{Authority: "else.example"}, Backends: []mesh.Backend{to("cart", 1)}},
 		mesh.HTTPRule{Backends: []mesh.Backend{to("cart", 1)}})
 	spoofed := []string{
 		"X-Forwarded-Client-Cert", "URI=spiffe://forged", "X-Envoy-Peer-Metadata", "x", "X-Envoy-Peer-Metadata-Id", "x",
@@ -57,7 +58,9 @@ func TestHeadersOfAWaypoint(t *testing.T) {
 			"X-Envoy-Attempt-Count": "1", "X-Mine": "",
 		}, "/a"},
 		{"rewritten", "/old/x?q=1", nil, map[string]string{"X-Envoy-Original-Path": "/old/x?q=1", "X-Envoy-Expected-Rq-Timeout-Ms": "*"}, "/new/x?q=1"},
-		{"normalised before it is matched", "//old/./x", nil, map[string]string{"X-Envoy-Original-Path": "//old/./x"}, "/new/x"},
+		{"normalised before it is matched", "//old/./x", nil, map[string]string{"X-Envoy-Original-Path": "/old/x"}, "/new/x"},
+		{"an id that is none", "/a", []string{"X-Request-Id", ""}, map[string]string{"X-Request-Id": "*"}, "/a"},
+		{"another host", "/host", []string{"X-Envoy-Original-Host", "mine"}, map[string]string{"X-Envoy-Original-Host": "10.9.0.1"}, "/host"},
 		{"only normalised", "/b//c", nil, map[string]string{"X-Envoy-Original-Path": ""}, "/b/c"},
 	} {
 		resp, _ := l.get("http://10.9.0.1"+c.path, c.headers...)
@@ -283,6 +286,34 @@ func TestHeadersInSeveralLines(t *testing.T) {
 			if resp.StatusCode != *want {
 				t.Errorf("%s: %s %q is answered %d, want %d", resp.Proto, c.name, c.values, resp.StatusCode, *want)
 			}
+		}
+	}
+}
+
+// TestRulesLeaveTheConnectionAlone: what a rule says of headers between neighbours harms neither of them, and the policy for other origins
+// has the last word about its own.
+func TestRulesLeaveTheConnectionAlone(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, nil)
+	l.service("cart", "10.9.0.1", mesh.AppHTTP1, named(t, "cart"))
+	l.known("cart")
+	ours := []mesh.Header{{Name: "connection", Value: "close"}, {Name: "te", Value: "trailers"}, {Name: "content-length", Value: "9"}, {Name: "x-ok", Value: "yes"}}
+	both := mesh.HeaderEdits{Request: mesh.HeaderOps{Set: ours, Add: ours}, Response: mesh.HeaderOps{Set: ours, Add: ours}}
+	l.routes(mesh.KindVirtualService,
+		mesh.HTTPRule{Matches: prefix("/direct"), Headers: both, Direct: &mesh.DirectResponse{Status: 200, Body: []byte("cart /direct")}},
+		mesh.HTTPRule{
+			Matches: prefix("/cors"), CORS: &mesh.CORS{AllowOrigins: []mesh.StringMatch{{Kind: mesh.MatchExact, Value: "http://a"}}},
+			Headers:  mesh.HeaderEdits{Response: mesh.HeaderOps{Set: []mesh.Header{{Name: "access-control-allow-origin", Value: "*"}, {Name: "x-ok", Value: "yes,yes"}}}},
+			Backends: []mesh.Backend{to("cart", 1)},
+		},
+		mesh.HTTPRule{Headers: both, Backends: []mesh.Backend{to("cart", 1)}})
+	for _, path := range []string{"/", "/direct", "/cors"} {
+		resp, body := l.get("http://10.9.0.1"+path, "Origin", "http://a")
+		if resp.StatusCode != 200 || body != "cart "+path || resp.Close || strings.Join(resp.Header.Values("X-Ok"), ",") != "yes,yes" {
+			t.Errorf("GET %s = %d %q %v, want 200, the connection kept and what the rule sets otherwise", path, resp.StatusCode, body, resp.Header)
+		}
+		if got := resp.Header.Get("Access-Control-Allow-Origin"); path == "/cors" && got != "http://a" {
+			t.Errorf("GET %s: origin %q may read it, want http://a", path, got)
 		}
 	}
 }

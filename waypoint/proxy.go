@@ -334,7 +334,7 @@ func (s *session) describe() {
 	s.log.ForwardedFor, _ = q.Value("x-forwarded-for")
 	s.log.GRPC = s.req.GRPC
 	var ok bool
-	if s.log.RequestID, ok = q.Value("x-request-id"); !ok {
+	if s.log.RequestID, ok = q.Value("x-request-id"); !ok || s.log.RequestID == "" {
 		s.log.RequestID = newRequestID()
 	}
 	s.note(accesslog.Request, &q.Fields, nil)

@@ -415,6 +415,16 @@ func IsHeaderName(name string) bool {
 	return name != ""
 }
 
+// IsConnectionHeader reports whether a header, its name in lower case, is between two neighbours: about their connection, or about where a
+// message on it ends (RFC 9110, 7.6.1; RFC 9112, 6). Who passes a message on writes his own, and rules have no say in it.
+func IsConnectionHeader(name string) bool {
+	switch name {
+	case "connection", "content-length", "expect", "http2-settings", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade":
+		return true
+	}
+	return false
+}
+
 // IsHeaderValue reports whether a header may have that value: no control character but the tab (RFC 9110, 5.5).
 func IsHeaderValue(value string) bool {
 	for i := range len(value) {

@@ -203,13 +203,16 @@ func headerOps(n *ruleNotes, at string, ops *networkingapi.Headers_HeaderOperati
 
 func isAuthority(h mesh.Header) bool { return h.Name == "host" || h.Name == ":authority" }
 
-// settableHeader refuses the rule for what cannot be a line of a header. authority: host and :authority may be set.
+// settableHeader refuses the rule for what cannot be a line of a header, and leaves out what is the connection's. authority: host and
+// :authority may be set.
 func settableHeader(n *ruleNotes, field string, h mesh.Header, authority bool) bool {
 	switch {
 	case isAuthority(h) && !authority, !isAuthority(h) && !mesh.IsHeaderName(h.Name):
 		n.refuse(field, "%q cannot be set", h.Name)
 	case !mesh.IsHeaderValue(h.Value):
 		n.refuse(field, "the value of %q holds a control character", h.Name)
+	case mesh.IsConnectionHeader(h.Name):
+		n.note(Ignored, field, "%q stays as it is: it is between neighbours", h.Name)
 	default:
 		return true
 	}

@@ -188,7 +188,7 @@ func (b *Builder) EndResponse(p *Response, method string, src Source, over bool)
 		kind, size = bodyNone, 0
 	case err != nil:
 		return fail(UpstreamBroken, err)
-	case p.Status < 100 || p.Status > 599 || p.Status == 101:
+	case p.Status < 100 || p.Status > 999 || p.Status == 101:
 		return failf(UpstreamBroken, "status %s", strconv.Itoa(p.Status))
 	case kind == bodyChunked, over && size > 0 && !none:
 		return failf(UpstreamBroken, "a length that the body cannot have")

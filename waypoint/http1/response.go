@@ -73,7 +73,7 @@ func (p *Response) line(s string) bool {
 		return false
 	}
 	n, ok := decimal(s[status : status+3])
-	if !ok || n < 100 || n > 599 || len(s) > status+3 && s[status+3] != ' ' {
+	if !ok || n < 100 || len(s) > status+3 && s[status+3] != ' ' {
 		return false
 	}
 	p.Status, p.HTTP10 = int(n), s[7] == '0'

@@ -45,6 +45,16 @@ func TestRequestsArePassedOn(t *testing.T) {
 			want: "OPTIONS * HTTP/1.1\r\nHost: cart.shop\r\n\r\n",
 		},
 		{
+			name: "what may have a body and has none says so",
+			sent: "POST / HTTP/1.1\r\nHost: a\r\n\r\n",
+			want: "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
+		},
+		{
+			name: "others need not",
+			sent: "DELETE / HTTP/1.1\r\nHost: a\r\n\r\n",
+			want: "DELETE / HTTP/1.1\r\nHost: a\r\n\r\n",
+		},
+		{
 			name: "CONNECT",
 			sent: "CONNECT cart.shop:443 HTTP/1.1\r\nHost: x\r\n\r\n",
 			want: "CONNECT cart.shop:443 HTTP/1.1\r\nHost: cart.shop:443\r\n\r\n",

@@ -269,6 +269,9 @@ func (w *writer) requestHead(q *Request, e *Edits) error {
 	b = appendField(b, "Host", host)
 	b = e.fields(b, &q.Fields)
 	b = appendFraming(b, q.Body.kind, q.Body.size)
+	if q.Body.kind == bodyNone && q.Upgrade == "" && meansBody(q.Method) {
+		b = append(b, "Content-Length: 0\r\n"...) // or some applications answer 411 (RFC 9110, 8.6)
+	}
 	switch {
 	case q.Upgrade != "":
 		b = append(b, "Connection: Upgrade\r\n"...)
@@ -279,6 +282,9 @@ func (w *writer) requestHead(q *Request, e *Edits) error {
 	w.buf = append(b, crlf...)
 	return nil
 }
+
+// meansBody reports whether a body means something in a request of that method.
+func meansBody(method string) bool { return method == "POST" || method == "PUT" || method == "PATCH" }
 
 // responseHead appends the head of a response as the client is to see it, edited, and returns how its body ends.
 func (w *writer) responseHead(p *Response, q *Request, e *Edits, last bool) (framing, error) {

@@ -251,7 +251,7 @@ func (s *headSink) first() {
 			}
 			n = n*10 + int(c-'0')
 		}
-		if len(s.status) != 3 || n < 100 || n > 599 {
+		if len(s.status) != 3 || n < 100 {
 			s.fault("no status")
 			n = 0
 		}

@@ -59,7 +59,7 @@ func (l *HeaderLine) value(h EditableHeader) string {
 	return h.Fill(l.Format)
 }
 
-// compileHeaders also returns the authority that setting the host header of a request asks for.
+// compileHeaders leaves out what is the connection's. It also returns the authority that setting the host header of a request asks for.
 func compileHeaders(ops mesh.HeaderOps, request bool) (o HeaderOps, authority string, err error) {
 	for _, name := range ops.Remove {
 		name = strings.ToLower(name)
@@ -77,6 +77,9 @@ func compileHeaders(ops mesh.HeaderOps, request bool) (o HeaderOps, authority st
 			authority = h.Value
 			continue
 		}
+		if mesh.IsConnectionHeader(h.Name) {
+			continue
+		}
 		line, err := compileHeader(h)
 		if err != nil {
 			return o, "", fmt.Errorf("set: %w", err)
@@ -85,6 +88,9 @@ func compileHeaders(ops mesh.HeaderOps, request bool) (o HeaderOps, authority st
 	}
 	for _, h := range ops.Add {
 		h.Name = strings.ToLower(h.Name)
+		if mesh.IsConnectionHeader(h.Name) {
+			continue
+		}
 		line, err := compileHeader(h)
 		if err != nil {
 			return o, "", fmt.Errorf("add: %w", err)

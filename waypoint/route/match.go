@@ -82,6 +82,9 @@ func (r *Request) header(name string) (string, bool) {
 		case ":method":
 			return r.Method, true
 		case ":path":
+			if r.RawQuery != "" {
+				return r.Path + "?" + r.RawQuery, true
+			}
 			return r.Path, true
 		case ":scheme":
 			return r.Scheme, true
