@@ -26,7 +26,7 @@ func (s *session) hashKey(h *mesh.ConsistentHash) string {
 
 // hashCookie is the cookie's value. A client that has none yet is given one, if the policy says for how long.
 func (s *session) hashCookie(c *mesh.HashCookie) string {
-	if value, ok := s.cookieValue(c.Name); ok {
+	if value, _ := s.cookieValue(c.Name); value != "" {
 		return value
 	}
 	if c.TTL == nil {

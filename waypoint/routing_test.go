@@ -356,6 +356,9 @@ func TestHashedRequestsStay(t *testing.T) {
 	if !strings.HasSuffix(cookie, "; Max-Age=3600; Path=/; HttpOnly") || !strings.HasPrefix(cookie, "sid=") {
 		t.Errorf("set-cookie is %q, want sid for an hour", cookie)
 	}
+	if resp, counts := of("http://10.9.0.2/", "Cookie", "sid="); len(counts) < 2 || !strings.HasPrefix(resp.Header.Get("Set-Cookie"), "sid=") {
+		t.Errorf("with an empty cookie: %v and set-cookie %q, want some spread and a new cookie", counts, resp.Header.Get("Set-Cookie"))
+	}
 	pair, _, _ := strings.Cut(cookie, ";")
 	resp, counts = of("http://10.9.0.2/", "Cookie", "other=1; "+pair)
 	if len(counts) != 1 || resp.Header.Get("Set-Cookie") != "" {
