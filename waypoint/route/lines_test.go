@@ -8,6 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/mistnet/mistnet/internal/mesh"
+	"github.com/mistnet/mistnet/internal/meshtest"
 	"github.com/mistnet/mistnet/waypoint/route"
 )
 
@@ -115,6 +116,9 @@ func TestSeveralLinesDoNotAllocate(t *testing.T) {
 	} {
 		for _, name := range []string{"x", "accept"} {
 			if name == "accept" && (m.Kind == mesh.MatchRegex || m.Kind == mesh.MatchSuffix) {
+				continue
+			}
+			if meshtest.Race && m.Kind == mesh.MatchRegex { // the pools of package regexp forget
 				continue
 			}
 			table, r := linesOf(t, name, false, m), withLines(name, lines)
