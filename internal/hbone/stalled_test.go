@@ -73,7 +73,7 @@ func TestStreamsThatNobodyReadsLeaveTheOthersAlone(t *testing.T) {
 				t.Fatalf("only %d bytes were taken: nothing is withheld", taken)
 			}
 			end(release, all)
-			const size = 8 << 20 // far more than what is left to the connection
+			const size = 8 << 20                                   // far more than what is left to the connection
 			_ = other.SetDeadline(time.Now().Add(8 * time.Second)) // less than pings are apart
 			go func() {
 				_, _ = other.Write(make([]byte, size))

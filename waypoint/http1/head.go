@@ -200,6 +200,9 @@ func (r *reader) readHead(f *Fields, lim limits, of section) error {
 	var pos, scan int // offsets from r.r: of the line, and of what was not searched for its end
 	for {
 		b := r.buffered()
+		if !started && len(b) > 0 && b[0] != '\r' && b[0] != '\n' && class[b[0]]&inToken == 0 {
+			return errControl // TLS, for one, which waits for an answer
+		}
 		i := bytes.IndexByte(b[scan:], '\n')
 		if i < 0 {
 			if len(b) >= lim.bytes {
