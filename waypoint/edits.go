@@ -42,6 +42,9 @@ func (s *session) requestEdits(p *plan, until time.Time) {
 		e.Set("x-envoy-original-host", s.q.Authority)
 		e.Set("host", p.host)
 	}
+	if s.web != nil {
+		s.web.request(s.q, e)
+	}
 	p.backend.Request.Apply((*requestHeaders)(s))
 	s.rule.Request.Apply((*requestHeaders)(s))
 }

@@ -420,14 +420,16 @@ func timeoutReply(whole bool) *reply {
 // failed says what the end of an exchange without a response means.
 func (s *session) failed(e *http1.Error, whole bool) (*upstream.Conn, route.Outcome, *reply) {
 	if e.Client() || e.Reason == http1.BadEdit || e.Reason == http1.Overload {
-		flags := "DPE"
+		flags, text := "DPE", ""
 		switch e.Reason {
+		case http1.BadContent:
+			text = "Bad gRPC-web request, invalid base64 data."
 		case http1.ClientClosed:
 			flags = "DC"
 		case http1.Overload:
 			flags = "OM"
 		}
-		return nil, route.Outcome{Reset: route.ResetOverflow}, &reply{e.Status, "", flags, e.Error()}
+		return nil, route.Outcome{Reset: route.ResetOverflow}, &reply{e.Status, text, flags, e.Error()}
 	}
 	outcome := route.Outcome{Sent: true}
 	switch e.Reason {
@@ -463,7 +465,7 @@ func (s *session) respond(p *plan, x exchange, up *upstream.Conn, resp *http1.Re
 	p.respond(up, resp.Tunnel) // what follows a switch of protocols has no end of its own
 	s.answered(p, resp, time.Since(sent))
 	tunnel, outcome := resp.Tunnel, route.Outcome{Status: uint16(resp.Status)}
-	err := x.Respond(&s.edits)
+	err := s.pass(x, resp)
 	s.busy.Store(nil)
 	s.log.Sent = resp.Body.Bytes()
 	s.noteGRPC(resp)
@@ -548,7 +550,7 @@ func (s *session) http2(app mesh.AppProtocol, pool *mesh.ConnectionPool) bool {
 	switch {
 	case pool != nil && pool.UseClientProtocol, app == mesh.AppUnknown && (pool == nil || pool.Upgrade != mesh.H2UpgradeAlways):
 		return s.stream != nil
-	case app == mesh.AppHTTP2, app == mesh.AppGRPC:
+	case app.HTTP2():
 		return true
 	}
 	return pool != nil && pool.Upgrade == mesh.H2UpgradeAlways

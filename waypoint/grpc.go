@@ -18,7 +18,7 @@ const (
 	grpcUnauthenticated  = 16
 )
 
-// isGRPC reports whether a body of that type is one of gRPC. That of gRPC-Web is not: its clients read what HTTP says.
+// isGRPC reports whether a body of that type is one of gRPC. That of gRPC-Web is one only where it is translated.
 func isGRPC(contentType string) bool {
 	rest, ok := strings.CutPrefix(contentType, "application/grpc")
 	return ok && (rest == "" || rest[0] == '+' || rest[0] == ';')

@@ -19,6 +19,7 @@ import (
 
 	"github.com/mistnet/mistnet/internal/accesslog"
 	"github.com/mistnet/mistnet/internal/authz"
+	"github.com/mistnet/mistnet/internal/mesh"
 	"github.com/mistnet/mistnet/waypoint/http1"
 	"github.com/mistnet/mistnet/waypoint/http2"
 	"github.com/mistnet/mistnet/waypoint/route"
@@ -36,6 +37,7 @@ type session struct {
 	view  *view
 	q     *http1.Request
 	req   route.Request
+	web   *webCall   // nil: it is none of gRPC-Web
 	asked authz.HTTP // the same, as policies see it
 	rule  *route.Rule
 	at    route.Matched
@@ -155,7 +157,7 @@ func (s *session) hangUp() {
 // begin starts the record of a request; q is nil when it could not be read.
 func (s *session) begin(q *http1.Request) {
 	s.q, s.rule, s.at, s.cors = q, nil, route.Matched{}, route.CORSDecision{}
-	s.req, s.cookie, s.stays = route.Request{}, "", persistence{}
+	s.req, s.web, s.cookie, s.stays = route.Request{}, nil, "", persistence{}
 	s.asks, s.answers = report.Messages{}, report.Messages{}
 	s.view = s.state.load()
 	s.progress = begun
@@ -329,6 +331,9 @@ func (s *session) describe() {
 		Method: q.Method, Scheme: scheme, Authority: q.Authority, Path: s.normal.normalize(q.Path), RawQuery: q.RawQuery, Header: q,
 		Port: s.to.port, SourceNamespace: s.client.Namespace(), SourceLabels: s.client.Labels(), GRPC: isGRPC(contentType),
 	}
+	if s.to.app == mesh.AppGRPCWeb {
+		s.callWeb(contentType)
+	}
 	s.log.Method, s.log.Target, s.log.Authority = q.Method, q.Target, q.Authority
 	s.log.UserAgent, _ = q.Value("user-agent")
 	s.log.ForwardedFor, _ = q.Value("x-forwarded-for")
@@ -365,6 +370,10 @@ func (s *session) fault(ctx context.Context, f route.Fault) bool {
 	if f.GRPC {
 		s.edits.Reset()
 		s.replyEdits(&r)
+		if s.web != nil {
+			s.sendWeb(r, f.GRPCStatus)
+			return true
+		}
 		s.sendGRPC(r, f.GRPCStatus)
 		return true
 	}
@@ -401,6 +410,10 @@ func (s *session) answer(r reply) *upstream.Conn {
 // send replies with the edits made so far.
 func (s *session) send(r reply) {
 	s.replyEdits(&r)
+	if s.web != nil && r.status != 0 {
+		s.sendWeb(r, grpcStatus(r.status))
+		return
+	}
 	if s.req.GRPC && r.status != 0 {
 		s.sendGRPC(r, grpcStatus(r.status))
 		return
@@ -453,6 +466,10 @@ func (s *session) finish(now time.Time) {
 		s.held = nil
 	}
 	s.retried()
+	if s.web != nil {
+		s.q.Body.Through(nil)
+		s.web = nil
+	}
 	if s.q != nil && s.log.Received == 0 {
 		s.log.Received = s.q.Body.Bytes()
 	}

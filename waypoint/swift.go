@@ -55,7 +55,7 @@ func (s *session) Begin(st *http2.ServerStream) bool {
 	st.OnGone(s.onGone)
 	f := &s.flight
 	f.refusal = s.judge()
-	if s.progress = judged; f.refusal != nil {
+	if s.progress = judged; f.refusal != nil || s.web != nil {
 		return false
 	}
 	f.fault = s.drawFault()

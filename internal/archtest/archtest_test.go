@@ -127,6 +127,7 @@ var places = []place{
 	{"waypoint/http2", programs, false},
 	{"waypoint/parking", programs, false},
 	{"waypoint/peer", programs, false},
+	{"waypoint/grpcweb", programs, false},
 	{"waypoint/report", programs, false},
 	{"waypoint/upstream", programs, false},
 	{"istiod/translate", decisions, true},

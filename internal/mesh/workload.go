@@ -163,4 +163,10 @@ const (
 	AppGRPC
 	AppTCP
 	AppTLS
+
+	// AppGRPCWeb is gRPC that clients may speak as gRPC-Web, too. Istio has no number for it, whose proxies do not look at it.
+	AppGRPCWeb AppProtocol = 100
 )
+
+// HTTP2 reports whether endpoints of such a port are spoken to by HTTP/2.
+func (a AppProtocol) HTTP2() bool { return a == AppHTTP2 || a == AppGRPC || a == AppGRPCWeb }

@@ -300,7 +300,8 @@ func ports(list []*pb.Port) ([]mesh.Port, error) {
 		}
 		p := mesh.Port{ServicePort: service, TargetPort: target}
 		// A protocol of a later version is as good as one nobody declared.
-		if app := m.GetAppProtocol(); app >= pb.AppProtocol_UNKNOWN && app <= pb.AppProtocol_TLS {
+		app := m.GetAppProtocol()
+		if app >= pb.AppProtocol_UNKNOWN && app <= pb.AppProtocol_TLS || app == pb.AppProtocol(mesh.AppGRPCWeb) {
 			p.App = mesh.AppProtocol(app)
 		}
 		ps = append(ps, p)

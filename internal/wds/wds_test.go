@@ -271,7 +271,10 @@ type gen struct{ *rand.Rand }
 func (g gen) name() string  { return "n" + strconv.Itoa(g.IntN(50)) }
 func (g gen) maybe() string { return []string{"", g.name()}[g.IntN(2)] }
 func (g gen) flag() bool    { return g.IntN(2) == 0 }
-func (g gen) port() uint16  { return uint16(g.IntN(1 << 16)) }
+func (g gen) app() mesh.AppProtocol {
+	return []mesh.AppProtocol{mesh.AppUnknown, mesh.AppHTTP1, mesh.AppHTTP2, mesh.AppGRPC, mesh.AppTCP, mesh.AppTLS, mesh.AppGRPCWeb}[g.IntN(7)]
+}
+func (g gen) port() uint16 { return uint16(g.IntN(1 << 16)) }
 
 func (g gen) or(byDefault string) string { return []string{byDefault, g.name()}[g.IntN(2)] }
 
@@ -312,7 +315,7 @@ func (g gen) gateway() mesh.GatewayAddress {
 
 func (g gen) ports() []mesh.Port {
 	return some(g, 3, func() mesh.Port {
-		return mesh.Port{ServicePort: g.port(), TargetPort: g.port(), App: mesh.AppProtocol(g.IntN(6))}
+		return mesh.Port{ServicePort: g.port(), TargetPort: g.port(), App: g.app()}
 	})
 }
 

@@ -108,17 +108,26 @@ func portNumber(n int32) uint16 {
 var appProtocols = map[string]mesh.AppProtocol{
 	"http": mesh.AppHTTP1, "kubernetes.io/ws": mesh.AppHTTP1,
 	"http2": mesh.AppHTTP2, "kubernetes.io/h2c": mesh.AppHTTP2,
-	"grpc": mesh.AppGRPC,
-	"tcp":  mesh.AppTCP, "mongo": mesh.AppTCP, "mysql": mesh.AppTCP, "redis": mesh.AppTCP,
+	"grpc": mesh.AppGRPC, grpcWeb: mesh.AppGRPCWeb,
+	"tcp": mesh.AppTCP, "mongo": mesh.AppTCP, "mysql": mesh.AppTCP, "redis": mesh.AppTCP,
 	"tls": mesh.AppTLS, "https": mesh.AppTLS, "kubernetes.io/wss": mesh.AppTLS,
 }
 
+// grpcWeb is what the appProtocol, or else the name, of a port of gRPC-Web begins with.
+const grpcWeb = "grpc-web"
+
 func appProtocol(p corev1.ServicePort) mesh.AppProtocol {
+	name := strings.ToLower(p.Name)
 	if p.AppProtocol != nil {
-		return appProtocols[strings.ToLower(*p.AppProtocol)]
+		name = strings.ToLower(*p.AppProtocol)
 	}
-	prefix, _, _ := strings.Cut(strings.ToLower(p.Name), "-")
-	return appProtocols[prefix]
+	if strings.HasPrefix(name, grpcWeb) {
+		return mesh.AppGRPCWeb
+	}
+	if p.AppProtocol == nil {
+		name, _, _ = strings.Cut(name, "-")
+	}
+	return appProtocols[name]
 }
 
 // loadBalancing: an internal traffic policy of Local leaves no choice; else the preference of the service, of its

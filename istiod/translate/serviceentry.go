@@ -80,7 +80,7 @@ func isPattern(host string) bool {
 // isAsked reports whether what is spoken on a port says which host is meant.
 func isAsked(app mesh.AppProtocol) bool {
 	switch app {
-	case mesh.AppHTTP1, mesh.AppHTTP2, mesh.AppGRPC, mesh.AppTLS:
+	case mesh.AppHTTP1, mesh.AppHTTP2, mesh.AppGRPC, mesh.AppGRPCWeb, mesh.AppTLS:
 		return true
 	default:
 		return false
@@ -337,7 +337,7 @@ func entryPortFaults(f *faults, se *ServiceEntry) {
 		case strings.EqualFold(p.GetProtocol(), "udp"):
 			f.add(Unsupported, "ports[%d]: left out, the mesh carries TCP only", i)
 		case isDynamic(se) && !isAsked(app):
-			f.add(Invalid, "ports[%d]: left out: with resolution DYNAMIC_DNS protocol is HTTP, HTTP2, GRPC, HTTPS or TLS, which tell whom they are for", i)
+			f.add(Invalid, "ports[%d]: left out: with resolution DYNAMIC_DNS protocol is HTTP, HTTP2, GRPC, GRPC-WEB, HTTPS or TLS, which tell whom they are for", i)
 		case !known && p.GetProtocol() != "":
 			f.add(Unsupported, "ports[%d].protocol: %q is taken for TCP", i, p.GetProtocol())
 		}

@@ -20,6 +20,7 @@ type Body struct {
 	extra int   // bytes of chunk extensions so far
 	err   error // sticky
 	tap   Tap
+	via   *translation // nil: it goes on as it is
 
 	trailers Fields
 }
@@ -62,7 +63,7 @@ const (
 var errChunk = errors.New("a chunk is malformed")
 
 func (b *Body) begin(in *reader, as role, kind framing, size int64) {
-	b.in, b.src, b.role, b.kind, b.size, b.left, b.count, b.extra, b.err = in, nil, as, kind, size, size, 0, 0, nil
+	b.in, b.src, b.role, b.kind, b.size, b.left, b.count, b.extra, b.err, b.via = in, nil, as, kind, size, size, 0, 0, nil, nil
 	b.trailers.reset()
 	if in.forget(); as == ofRequest && kind != bodyNone {
 		in.mark()
@@ -80,18 +81,23 @@ func (b *Body) begin(in *reader, as role, kind framing, size int64) {
 
 // Len is the declared length in bytes: 0 without a body, -1 if only its end will tell.
 func (b *Body) Len() int64 {
-	switch b.kind {
+	switch kind, size := b.framing(); kind {
 	case bodyNone:
 		return 0
 	case bodyLength:
-		return b.size
+		return size
 	default:
 		return -1
 	}
 }
 
 // Bytes is how many bytes of the body were handed out. While an exchange sends the body it must not be asked.
-func (b *Body) Bytes() int64 { return b.count }
+func (b *Body) Bytes() int64 {
+	if b.via != nil && b.role == ofResponse {
+		return b.via.count
+	}
+	return b.count
+}
 
 // Trailers are the fields behind a chunked body once Next returned io.EOF; those that may change the meaning of what
 // was already passed on are left out (RFC 9110, 6.5.1).
@@ -103,13 +109,21 @@ func (b *Body) Trailers() *Fields {
 }
 
 // Done reports whether the body was read to its end.
-func (b *Body) Done() bool { return b.phase == done && b.err == nil }
+func (b *Body) Done() bool { return b.phase == done && b.err == nil && (b.via == nil || b.via.done()) }
 
 // Next returns the next piece, never empty, valid until the next call; io.EOF at the end, or an *Error.
 func (b *Body) Next() ([]byte, error) {
 	if b.err != nil {
 		return nil, b.err
 	}
+	if b.via != nil {
+		return b.translated()
+	}
+	return b.received()
+}
+
+// received is Next of the body as it came.
+func (b *Body) received() ([]byte, error) {
 	if b.src != nil {
 		return b.nextFrom()
 	}
@@ -283,7 +297,7 @@ func (b *Body) Buffer(n int) (bool, error) {
 
 // look reads what is in the buffer, to errWouldWait or its end.
 func (b *Body) look() error {
-	b.in.still, b.tap = true, nil // Buffer restores it
+	b.in.still, b.tap, b.via = true, nil, nil // Buffer restores them
 	defer func() { b.in.still = false }()
 	for {
 		if _, err := b.Next(); err != nil {
@@ -304,7 +318,9 @@ func (b *Body) Rewind() bool {
 	if b.err != nil || !b.in.recall() {
 		return false
 	}
+	via := b.via
 	b.begin(b.in, b.role, b.kind, b.size)
+	b.restart(via)
 	return true
 }
 

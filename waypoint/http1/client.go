@@ -92,7 +92,10 @@ func (c *ClientConn) Begin(q *Request, e *Edits) error {
 }
 
 // SendBody implements Upstream.
-func (c *ClientConn) SendBody(b *Body) error { return c.out.body(b, b.kind) }
+func (c *ClientConn) SendBody(b *Body) error {
+	kind, _ := b.framing()
+	return c.out.body(b, kind)
+}
 
 // ReadResponse reads the next response head, be it an interim one. The response is valid until the next call.
 func (c *ClientConn) ReadResponse() (*Response, error) {

@@ -29,6 +29,7 @@ const (
 	IdleTimeout            // no next request; nothing to reply to
 	HeadTimeout            // a request head took too long: 408
 	BodyTimeout            // a request body stands still: 408
+	BadContent             // a request body that cannot be translated: 400
 	ClientClosed           // the client went away
 	UpstreamBroken         // a response that cannot be trusted: 502
 	UpstreamClosed         // the connection ended before the first byte of a response: 503
@@ -43,7 +44,7 @@ const (
 var reasons = [...]string{
 	"unknown", "bad request line", "bad target", "bad host", "bad field", "bad framing", "bad chunk", "bad trailer", "unknown coding",
 	"head too large", "bad expectation", "unknown protocol", "old version", "bad version", "http2 preface", "idle timeout", "head timeout", "body timeout",
-	"client closed", "upstream broken", "upstream closed", "upstream cut", "upstream timeout", "upstream refused", "upstream reset",
+	"bad content", "client closed", "upstream broken", "upstream closed", "upstream cut", "upstream timeout", "upstream refused", "upstream reset",
 	"bad edit", "overload",
 }
 
@@ -78,7 +79,7 @@ func (e *Error) Client() bool { return e.Reason <= ClientClosed && e.Reason != R
 
 var statusOf = [...]int{
 	BadRequestLine: 400, BadTarget: 400, BadHost: 400, BadField: 400, BadFraming: 400, BadChunk: 400, BadTrailer: 400,
-	UnknownCoding: 501, HeadTooLarge: 431, BadExpect: 417, UnknownProtocol: 501, OldVersion: 426, BadVersion: 505, HeadTimeout: 408, BodyTimeout: 408,
+	UnknownCoding: 501, HeadTooLarge: 431, BadExpect: 417, UnknownProtocol: 501, OldVersion: 426, BadVersion: 505, HeadTimeout: 408, BodyTimeout: 408, BadContent: 400,
 	UpstreamBroken: 502, UpstreamClosed: 503, UpstreamCut: 502, UpstreamTimeout: 504, UpstreamRefused: 503,
 	UpstreamReset: 503, BadEdit: 500, Overload: 503,
 }

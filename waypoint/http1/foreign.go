@@ -48,7 +48,7 @@ func (b *Body) from(src Source, as role, kind framing, size int64, trailers, ove
 	if b.sized && trailers && !over {
 		kind = bodyChunked
 	}
-	b.in, b.src, b.role, b.kind, b.size, b.count, b.err = nil, src, as, kind, size, 0, nil
+	b.in, b.src, b.role, b.kind, b.size, b.count, b.err, b.via = nil, src, as, kind, size, 0, nil, nil
 	b.phase = inData
 	if over {
 		b.phase = done
@@ -84,6 +84,7 @@ func (b *Body) rewindFrom() bool {
 	if b.count > 0 || b.phase != done {
 		b.count, b.phase = 0, inData
 	}
+	b.restart(b.via)
 	return true
 }
 
@@ -136,14 +137,20 @@ func (b *Body) Absent() bool { return b.kind == bodyNone }
 
 // Declared is the length in bytes that the head says the body has, or to HEAD would have.
 func (q *Request) Declared() (int64, bool) {
+	if q.Body.via != nil {
+		return 0, false
+	}
 	return q.Body.size, q.Body.kind == bodyLength || q.Body.src != nil && q.Body.sized
 }
 
 // TrailersWanted reports whether the client says that it reads trailers.
 func (q *Request) TrailersWanted() bool { return q.trailers }
 
+// WantTrailers makes the request say that its client reads trailers, which somebody will who does not say so.
+func (q *Request) WantTrailers() { q.trailers = true }
+
 // Declared is the length in bytes that the head says the body has, or to HEAD would have.
-func (p *Response) Declared() (int64, bool) { return p.size, p.kind == bodyLength }
+func (p *Response) Declared() (int64, bool) { return p.size, p.kind == bodyLength && p.Body.via == nil }
 
 // FieldWriter takes the fields of a head one by one.
 type FieldWriter interface{ Field(name, value string) }

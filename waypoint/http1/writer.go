@@ -123,7 +123,7 @@ func (w *writer) body(b *Body, as framing) error {
 		}
 	}
 	if as == bodyChunked {
-		if err := w.lastChunk(b.Trailers()); err != nil {
+		if err := w.lastChunk(b.Passed()); err != nil {
 			return err
 		}
 	}
@@ -268,8 +268,9 @@ func (w *writer) requestHead(q *Request, e *Edits) error {
 	b = append(b, " HTTP/1.1\r\n"...)
 	b = appendField(b, "Host", host)
 	b = e.fields(b, &q.Fields)
-	b = appendFraming(b, q.Body.kind, q.Body.size)
-	if q.Body.kind == bodyNone && q.Upgrade == "" && meansBody(q.Method) {
+	kind, length := q.Body.framing()
+	b = appendFraming(b, kind, length)
+	if kind == bodyNone && q.Upgrade == "" && meansBody(q.Method) {
 		b = append(b, "Content-Length: 0\r\n"...) // or some applications answer 411 (RFC 9110, 8.6)
 	}
 	switch {
@@ -300,7 +301,7 @@ func (w *writer) responseHead(p *Response, q *Request, e *Edits, last bool) (fra
 	}
 	b := appendStatus(w.buf, p.Status, p.Phrase)
 	b = e.fields(b, &p.Fields)
-	kind := p.Body.kind
+	kind, length := p.Body.framing()
 	switch {
 	case p.Status < 200:
 	case p.Tunnel:
@@ -311,7 +312,7 @@ func (w *writer) responseHead(p *Response, q *Request, e *Edits, last bool) (fra
 			b = appendFraming(b, p.kind, p.size)
 		}
 	case kind == bodyLength:
-		b = appendFraming(b, kind, p.Body.size)
+		b = appendFraming(b, kind, length)
 	case q.HTTP10:
 		kind = bodyToClose
 	default:

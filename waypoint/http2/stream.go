@@ -514,12 +514,12 @@ func (s *stream) body(b *http1.Body) error {
 			return err
 		}
 		done := b.Done()
-		if done && b.Trailers().Len() > 0 {
+		if done && b.Passed().Len() > 0 {
 			if err := s.write(p, false); err != nil {
 				return err
 			}
 			s.enc.b = s.enc.b[:0]
-			(*http1.Edits)(nil).Each(b.Trailers(), &s.enc)
+			(*http1.Edits)(nil).Each(b.Passed(), &s.enc)
 			if err := s.writeHead(true); err != nil {
 				return err
 			}

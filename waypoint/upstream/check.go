@@ -358,7 +358,7 @@ func (w *wanting) members(out map[vitalsKey]asked, t *Target) {
 		key := vitalsKey{t.Service.Key(), h.Workload.UID, t.port}
 		a := asked{to: h.Pick, how: how, service: t.Service, vitals: m.vitals[i]}
 		a.to.Settings = &t.Settings
-		if a.http2 = t.App == mesh.AppHTTP2 || t.App == mesh.AppGRPC; how.Port != 0 {
+		if a.http2 = t.App.HTTP2(); how.Port != 0 {
 			key.port, a.http2 = 0, false
 			at := h.endpoint.key
 			at.addr = netip.AddrPortFrom(at.addr.Addr(), how.Port)
