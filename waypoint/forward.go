@@ -66,12 +66,9 @@ func (s *session) forward(ctx context.Context, b *route.Backend) *upstream.Conn 
 			s.log.Fail("DC", "downstream_remote_disconnect")
 			return nil
 		}
-		s.retried()
-		if attempt > s.rule.Retry.Attempts || !s.rule.Retry.Retriable(outcome) || !s.again(ctx, p, attempt) {
-			if attempt > 1 && outcome.Reset == route.ResetConnect {
-				r.flags += ",URX"
-			}
-			return s.answer(*r)
+		last := *r
+		if !s.flight.claimed && !s.claims(p, outcome, &last.flags) || !s.again(ctx) {
+			return s.answer(last)
 		}
 	}
 }
@@ -129,22 +126,47 @@ func (s *session) admitted(ctx context.Context, p *plan) *reply {
 	return &reply{flags: "DC", details: "downstream_remote_disconnect"}
 }
 
-// again waits before another try. False: there is no time left for one, too many are under way, or the body is gone.
-func (s *session) again(ctx context.Context, p *plan, attempt uint32) bool {
-	if !p.hasTime() || !s.q.Body.Rewind() {
+// claims reserves another try after one that ended so. False: the rule wants none, and flags get what the log says of that; or there is no
+// time left for one.
+func (s *session) claims(p *plan, o route.Outcome, flags *string) bool {
+	attempt := s.log.Attempts
+	switch {
+	case !s.rule.Retry.Retriable(o):
+		return false
+	case attempt > s.rule.Retry.Attempts:
+		if attempt > 1 {
+			*flags = withFlag(*flags, "URX")
+		}
 		return false
 	}
+	s.retried()
 	pause := s.rule.Retry.Backoff(attempt, rand.Uint32())
-	if whole := p.ends(); !whole.IsZero() && time.Until(whole) <= pause {
+	if whole := p.ends(); !p.hasTime() || !whole.IsZero() && time.Until(whole) <= pause {
 		return false
 	}
 	if p.target != nil {
 		if !p.target.Cluster.Retry(&p.target.Settings, time.Now()) {
+			*flags = withFlag(*flags, "UO")
 			return false
 		}
 		s.retrying = p.target.Cluster
 	}
-	return sleep(ctx, pause)
+	s.flight.claimed, s.flight.pause = true, pause
+	return true
+}
+
+// withFlag is the log's flags with another one.
+func withFlag(flags, flag string) string {
+	if flags == "" || flags == "-" {
+		return flag
+	}
+	return flags + "," + flag
+}
+
+// again waits before the try that was claimed. False: the client or the body is gone.
+func (s *session) again(ctx context.Context) bool {
+	s.flight.claimed = false
+	return s.q.Body.Rewind() && sleep(ctx, s.flight.pause)
 }
 
 // retried ends a retry, if it was one.
@@ -451,7 +473,8 @@ func (s *session) failed(e *http1.Error, whole bool) (*upstream.Conn, route.Outc
 
 // respond passes the response on, unless another try is to be made instead.
 func (s *session) respond(p *plan, x exchange, up *upstream.Conn, resp *http1.Response, sent time.Time) (*upstream.Conn, route.Outcome, *reply) {
-	if o := outcomeOf(resp); s.log.Attempts <= s.rule.Retry.Attempts && s.rule.Retry.Retriable(o) && p.hasTime() && x.Repeatable() {
+	flags := "-"
+	if o := outcomeOf(resp); x.Repeatable() && s.claims(p, o, &flags) {
 		status := resp.Status
 		kept := abandon(x)
 		s.busy.Store(nil)
@@ -463,6 +486,7 @@ func (s *session) respond(p *plan, x exchange, up *upstream.Conn, resp *http1.Re
 		return nil, o, &reply{status, "", "URX", "via_upstream"}
 	}
 	p.respond(up, resp.Tunnel) // what follows a switch of protocols has no end of its own
+	s.log.Flags = flags
 	s.answered(p, resp, time.Since(sent))
 	tunnel, outcome := resp.Tunnel, route.Outcome{Status: uint16(resp.Status)}
 	err := s.pass(x, resp)

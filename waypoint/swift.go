@@ -41,6 +41,8 @@ type flight struct {
 	untilWhole bool      // that is the end of the whole exchange
 	sent       time.Time
 	x          exchange
+	claimed    bool          // another try is reserved
+	pause      time.Duration // before it
 }
 
 // Begin implements http2.Handler: all of Serve that comes before the response, if it does not wait. What it decided by chance
