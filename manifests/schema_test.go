@@ -109,7 +109,9 @@ func derive(at string, value any) any {
 			properties[name] = derive(at+"/"+name, part)
 		}
 		// Kubernetes' own structures have fields that the defaults do not name; the API server checks them.
-		open := slices.Contains([]string{"resources", "nodeSelector", "seccompProfile"}, path.Base(at))
+		open := slices.ContainsFunc(strings.Split(at, "/"), func(key string) bool {
+			return slices.Contains([]string{"resources", "nodeSelector", "seccompProfile"}, key)
+		})
 		return map[string]any{"type": "object", "properties": properties, "additionalProperties": open}
 	case []any:
 		return map[string]any{"type": "array"}

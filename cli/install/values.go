@@ -223,6 +223,18 @@ func (c *Charts) known(user map[string]any) error {
 	return nil
 }
 
+// kubernetesOwn says whether path is in a structure of Kubernetes', which has keys that no chart's defaults name: the API
+// server judges them. It is what the charts' schemas leave open as well.
+func kubernetesOwn(path string) bool {
+	for _, key := range strings.Split(path, ".") {
+		switch key {
+		case "resources", "nodeSelector", "seccompProfile":
+			return true
+		}
+	}
+	return false
+}
+
 func knownUnder(path string, got, want any) error {
 	table, isTable := want.(map[string]any)
 	vals, isMap := got.(map[string]any)
@@ -238,6 +250,9 @@ func knownUnder(path string, got, want any) error {
 	}
 	for _, key := range slices.Sorted(maps.Keys(vals)) {
 		sub, ok := table[key]
+		if !ok && kubernetesOwn(path) {
+			continue
+		}
 		if !ok {
 			near := DidYouMean(key, slices.Collect(maps.Keys(table)))
 			if near != "" {
